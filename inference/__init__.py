@@ -1,0 +1,24 @@
+"""Decoders for Hugging Face language models: one object, three doors, lossless where it says so."""
+
+from saccade.inference.decoder import Decoder, Generation
+from saccade.inference.decoders.assisted import AssistedDecoding
+from saccade.inference.decoders.autoregressive import Autoregressive
+from saccade.inference.decoders.prompt_lookup import PromptLookup
+from saccade.inference.decoders.self_speculative import SelfSpeculative
+from saccade.inference.engine.session import Session
+from saccade.inference.sampling import Sampling
+from saccade.inference.statistics import DecodingStats
+from saccade.inference.trees import TokenTree
+
+__all__ = [
+    "AssistedDecoding",
+    "Autoregressive",
+    "Decoder",
+    "DecodingStats",
+    "Generation",
+    "PromptLookup",
+    "Sampling",
+    "SelfSpeculative",
+    "Session",
+    "TokenTree",
+]

@@ -1,0 +1,334 @@
+"""The only file that touches transformers' cache and attention internals.
+
+Everything Saccade needs from inside a Hugging Face model passes through here, so that a new transformers release
+is one file to read. Works on transformers 5.17 to 5.23. Nothing is changed at import; what is changed on a model is
+changed inside a context manager that restores it, also after an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+if TYPE_CHECKING:
+    from saccade.inference.engine.cache import KVCache
+
+ATTENTION_NAME = "saccade"
+
+
+def session_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention over "prefix + token tree" as transformers' attention interface expects it.
+
+    Grouped queries are folded into the query axis, so that key and value heads are never expanded.
+
+    Args:
+        module: The attention module that calls.
+        query: ``[batch, heads, tokens, head_dim]``.
+        key: ``[batch, kv_heads, slots, head_dim]``, the used part of the preallocated cache.
+        value: Like ``key``.
+        attention_mask: ``[batch or 1, 1, tokens, slots]``, true where a token may look, from the session.
+            ``None``: causal when several tokens fill an empty cache, everything visible to a single token.
+        dropout: Ignored; a session never trains.
+        scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
+
+    Returns:
+        ``[batch, tokens, heads, head_dim]`` and ``None`` for the attention weights.
+    """
+    batch, heads, tokens, head_dim = query.shape
+    kv_heads = key.shape[1]
+    groups = heads // kv_heads
+    if attention_mask is None and tokens > 1:
+        out = scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, enable_gqa=groups > 1
+        )
+        return out.transpose(1, 2).contiguous(), None
+    if groups > 1:
+        query = query.reshape(batch, kv_heads, groups * tokens, head_dim)
+        if attention_mask is not None:
+            rows, _, _, slots = attention_mask.shape
+            attention_mask = attention_mask.expand(rows, groups, tokens, slots).reshape(rows, 1, groups * tokens, slots)
+    out = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(batch, heads, tokens, value.shape[-1]).transpose(1, 2).contiguous(), None
+
+
+class _SessionLayer(CacheLayerMixin):
+    """One layer of a session's cache in the shape transformers expects; the storage is the session's."""
+
+    is_sliding = False
+
+    def __init__(self, storage: KVCache, index: int) -> None:
+        super().__init__()
+        self.storage, self.index = storage, index
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the storage allocates itself at its first write."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Writes new states ``[batch, kv_heads, tokens, head_dim]`` at the session's slots."""
+        return self.storage.write(self.index, key_states, value_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys visible in this step, and the offset of the first."""
+        return self.storage.extent, 0
+
+    def get_seq_length(self) -> int:
+        """Slots in use before this step."""
+        return self.storage.start
+
+    def get_max_length(self) -> int:
+        """Capacity in tokens."""
+        return self.storage.capacity
+
+
+def session_cache(storage: KVCache, layers: int) -> Cache:
+    """A transformers ``Cache`` over ``layers`` layers whose storage is the session's preallocated buffers."""
+    return Cache(layers=[_SessionLayer(storage, index) for index in range(layers)])
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the language part of a Hugging Face model."""
+    return model.config.get_text_config(decoder=True)
+
+
+def check_supported(model: nn.Module) -> None:
+    """Refuses models whose cache or attention a session cannot drive exactly.
+
+    Raises:
+        ValueError: Names the property that stands in the way.
+    """
+    name = type(model).__name__
+    if not hasattr(model, "config") or not hasattr(model.config, "get_text_config"):
+        raise ValueError(f"{name} is not a Hugging Face model: pass a model loaded with AutoModelForCausalLM.")
+    config = text_config(model)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(f"{name} is an encoder-decoder: decoders work on decoder-only language models.")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise ValueError(f"{name} does not use transformers' attention interface: its attention cannot be driven.")
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise ValueError(
+            f"{name} has {', '.join(sorted(kinds - {'full_attention'}))} layers: only full attention is supported."
+        )
+    window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "layer_types", None) is None:
+        raise ValueError(f"{name} uses a sliding window of {window}: set config.sliding_window to None.")
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in {"dynamic", "longrope"}:
+        raise ValueError(
+            f"{name} has {rope['rope_type']} rotary scaling, whose frequencies change with the length of the text: "
+            "no cached decoder can be exact with it; use linear, yarn or llama3 scaling."
+        )
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        raise ValueError(f"{name} caps its attention logits: not supported by the session's attention.")
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers of a model, each with the sub-layers ``self_attn`` and ``mlp``.
+
+    Args:
+        model: A Hugging Face causal language model; PEFT wrappers are looked through.
+
+    Raises:
+        ValueError: When the layers are not of the pre-norm form (norm, attention, norm, MLP) that sub-layer skipping
+            knows.
+    """
+    found = [
+        child
+        for child in model.modules()
+        if isinstance(child, nn.ModuleList)
+        and len(child) > 0
+        and all(hasattr(layer, "self_attn") and hasattr(layer, "mlp") for layer in child)
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(model).__name__} has {len(found)} lists of decoder layers with self_attn and mlp, 1 is needed: "
+            "sub-layer skipping knows Llama-, Qwen2- and Qwen3-shaped models."
+        )
+    layers = list(found[0])
+    for index, layer in enumerate(layers):
+        names = {name for name, _ in layer.named_children()}
+        if names != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}:
+            raise ValueError(
+                f"layer {index} of {type(model).__name__} has the parts {', '.join(sorted(names))}: sub-layer skipping "
+                "knows layers of input_layernorm, self_attn, post_attention_layernorm and mlp."
+            )
+    return layers
+
+
+class SublayerSkip:
+    """Lets a model run with some sub-layers skipped, switched on and off without touching its weights.
+
+    A skipped sub-layer is the identity on the residual stream and its norm is not computed (Draft & Verify,
+    arXiv 2309.08168). ``attach()`` installs a forward on every layer that has something to skip; it behaves as the
+    original until ``active()`` is entered.
+
+    Args:
+        model: A Llama-, Qwen2- or Qwen3-shaped causal language model.
+        attention: Indices of the layers whose attention is skipped.
+        mlp: Indices of the layers whose MLP is skipped.
+
+    Raises:
+        ValueError: An index outside the model's layers, or a model of another form.
+    """
+
+    def __init__(self, model: nn.Module, attention: Collection[int], mlp: Collection[int]) -> None:
+        self.layers = decoder_layers(model)
+        for name, indices in (("attention", attention), ("mlp", mlp)):
+            wrong = sorted(index for index in set(indices) if not 0 <= index < len(self.layers))
+            if wrong:
+                raise ValueError(
+                    f"skip.{name} names layer {wrong[0]}, but the model's layers are 0 to {len(self.layers) - 1}: "
+                    "search a skip set for this model."
+                )
+        self.attention, self.mlp = frozenset(attention), frozenset(mlp)
+        self._on = False
+
+    @contextmanager
+    def attach(self) -> Iterator[SublayerSkip]:
+        """Installs the switchable forwards; removes them on the way out, also after an exception."""
+        changed: list[nn.Module] = []
+        try:
+            for index in sorted(self.attention | self.mlp):
+                layer = self.layers[index]
+                if "forward" in vars(layer):
+                    raise ValueError(f"layer {index} has been patched by somebody else: detach that first.")
+                layer.forward = self._forward(layer, index not in self.attention, index not in self.mlp)
+                changed.append(layer)
+            yield self
+        finally:
+            for layer in changed:
+                del layer.forward
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within this context the chosen sub-layers are skipped."""
+        self._on = True
+        try:
+            yield
+        finally:
+            self._on = False
+
+    def _forward(self, layer: nn.Module, keep_attention: bool, keep_mlp: bool) -> Callable[..., Tensor]:
+        original = layer.forward
+
+        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            if not self._on:
+                return original(hidden_states, *args, **kwargs)
+            if keep_attention:
+                normed = layer.input_layernorm(hidden_states)
+                hidden_states = hidden_states + layer.self_attn(normed, *args, **kwargs)[0]
+            if keep_mlp:
+                hidden_states = hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
+            return hidden_states
+
+        return forward
+
+
+@contextmanager
+def skipped_sublayers(model: nn.Module, attention: Collection[int], mlp: Collection[int]) -> Iterator[None]:
+    """Runs the model with the given sub-layers skipped for the length of the context."""
+    with SublayerSkip(model, attention, mlp).attach() as skip, skip.active():
+        yield
+
+
+@contextmanager
+def driven_by_session(model: nn.Module) -> Iterator[None]:
+    """Hands the model's attention to the session and puts it in evaluation mode; restores both on the way out."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION_NAME, session_attention)
+    configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
+    configs = {key: config for key, config in configs.items() if hasattr(config, "_attn_implementation_internal")}
+    before = {key: config._attn_implementation_internal for key, config in configs.items()}
+    training = [part for part in model.modules() if part.training]
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = ATTENTION_NAME
+        for part in training:
+            part.training = False
+        yield
+    finally:
+        for key, config in configs.items():
+            config._attn_implementation_internal = before[key]
+        for part in training:
+            part.training = True
+
+
+def generation_settings(model: nn.Module, config: Any = None) -> dict[str, Any]:
+    """EOS ids and the padding id from a model's (or the given) generation configuration.
+
+    Returns:
+        ``eos`` (tuple of ids, may be empty) and ``pad`` (id or ``None``).
+    """
+    given, config = config is not None, config if config is not None else getattr(model, "generation_config", None)
+    eos = getattr(config, "eos_token_id", None)
+    if eos is None and not given:
+        eos = getattr(text_config(model), "eos_token_id", None)
+    ids = () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
+    return {"eos": ids, "pad": getattr(config, "pad_token_id", None)}
+
+
+_REFUSED = {
+    "num_beams": 1,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "min_p": None,
+    "typical_p": 1.0,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "num_return_sequences": 1,
+    "penalty_alpha": None,
+    "max_time": None,
+    "stop_strings": None,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "guidance_scale": None,
+    "sequence_bias": None,
+    "watermarking_config": None,
+    "top_h": None,
+}
+
+
+def refuse_unsupported_generation(config: Any, logits_processor: Any, stopping_criteria: Any) -> None:
+    """Refuses settings of ``model.generate`` that a speculative decoder would otherwise silently ignore.
+
+    Raises:
+        ValueError: Names the setting and its value.
+    """
+    for name, neutral in _REFUSED.items():
+        value = getattr(config, name, neutral)
+        if value is not None and value != neutral:
+            raise ValueError(f"{name}={value!r} is not supported by Saccade's decoders: leave it at its default.")
+    known = {"TemperatureLogitsWarper", "TopKLogitsWarper", "TopPLogitsWarper"}
+    for processor in logits_processor or []:
+        if type(processor).__name__ not in known:
+            raise ValueError(
+                f"logits processor {type(processor).__name__} is not supported by Saccade's decoders: they know "
+                "temperature, top-k and top-p."
+            )
+    for criterion in stopping_criteria or []:
+        if type(criterion).__name__ not in {"MaxLengthCriteria", "EosTokenCriteria"}:
+            raise ValueError(
+                f"stopping criterion {type(criterion).__name__} is not supported by Saccade's decoders: they stop at "
+                "EOS and at the length limit."
+            )

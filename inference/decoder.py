@@ -1,0 +1,229 @@
+"""The one decoding loop: draft, verify, commit. EOS, limits, streaming, statistics and batching exist here only."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from saccade.inference import compat
+from saccade.inference.drafting.drafter import Drafter, NoDraft, Run
+from saccade.inference.engine.session import Session
+from saccade.inference.request import Request
+from saccade.inference.sampling import Sampling
+from saccade.inference.statistics import DecodingStats, Tally
+from saccade.inference.verification import Draft, Verdict, verify_greedy, verify_sampling
+
+
+@dataclass
+class Generation:
+    """What a decoder returns.
+
+    Args:
+        sequences: ``[batch, prompt + new]`` token ids in the layout of ``model.generate``: prompts padded on the left,
+            new tokens behind them, padded on the right.
+        tokens: The new tokens of every row, EOS included.
+        stats: Statistics of the whole call.
+        per_request: Statistics of every row.
+    """
+
+    sequences: Tensor
+    tokens: list[list[int]]
+    stats: DecodingStats
+    per_request: list[DecodingStats]
+
+
+class Decoder(ABC):
+    """Turns prompts into tokens with some Hugging Face causal language model.
+
+    One object, three doors: ``decoder.generate(model, **inputs)`` returns a :class:`Generation`;
+    ``model.generate(**inputs, custom_generate=decoder)`` returns what ``model.generate`` returns; in YAML it is a
+    ``class_path`` with ``init_args``. Settings are fixed at construction; a call leaves nothing behind on the model.
+    """
+
+    lossless: ClassVar[bool] = True
+    """Whether greedy output equals the target's own and sampled output has the target's distribution."""
+
+    @property
+    def width(self) -> int:
+        """Most tokens that are drafted in a round."""
+        return 0
+
+    @abstractmethod
+    def drafter(self, model: nn.Module, request: Request) -> Drafter:
+        """A fresh proposer for one generation."""
+
+    def skipped(self, model: nn.Module) -> compat.SublayerSkip | None:
+        """Sub-layers of the target that drafting leaves out; most decoders leave out none."""
+        return None
+
+    def verify(self, logits: Tensor, draft: Draft, run: Run) -> list[Verdict]:
+        """Judges a round; the strict rules by default. Relaxed decoders write their own."""
+        if run.sampling is None:
+            return verify_greedy(logits, draft)
+        return verify_sampling(logits, draft, run.sampling, run.streams)
+
+    def generate(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        max_length: int | None = None,
+        sampling: Sampling | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+        pad_token_id: int | None = None,
+        streamer: Any = None,
+        synced: bool = False,
+    ) -> Generation:
+        """Continues every prompt of a batch.
+
+        Args:
+            model: The target, a decoder-only Hugging Face model.
+            input_ids: ``[batch, length]`` token ids.
+            attention_mask: ``[batch, length]``, 0 at padding on either side; ``None`` when there is none.
+            max_new_tokens: Most new tokens of a row, at least 1. Default: the model's generation config, else 20.
+            max_length: Alternative limit: length of ``input_ids`` plus new tokens.
+            sampling: How to draw tokens; ``None`` is greedy.
+            eos_token_id: Ids that end a row; ``None`` takes the model's, ``()`` never stops early.
+            pad_token_id: Id behind finished rows; ``None`` takes the model's, else the first EOS id, else 0.
+            streamer: A transformers streamer (``put``, ``end``), for a batch of one. It is only handed verified tokens.
+            synced: Agree with the other ranks before every forward, as sharded weights (ZeRO-3, FSDP) need.
+
+        Returns:
+            The sequences and their statistics.
+
+        Raises:
+            ValueError: Empty prompt, prompt longer than the context, ids outside the vocabulary, impossible limits,
+                NaN logits, or a model that cannot be driven; the message names the value.
+        """
+        request = Request.read(
+            model, input_ids, attention_mask, max_new_tokens, max_length, eos_token_id, pad_token_id
+        )
+        if streamer is not None:
+            if len(request.prompts) != 1:
+                raise ValueError(f"streamer needs a batch of 1, got {len(request.prompts)}: use stream() for batches.")
+            streamer.put(input_ids.cpu())
+        tally = Tally(request)
+        for round_tokens in self._rounds(model, request, sampling, synced, tally):
+            if streamer is not None and round_tokens[0]:
+                streamer.put(torch.tensor(round_tokens[0]))
+        if streamer is not None:
+            streamer.end()
+        return Generation(request.sequences(tally.tokens), tally.tokens, tally.pooled, tally.rows)
+
+    def stream(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        max_length: int | None = None,
+        sampling: Sampling | None = None,
+        eos_token_id: int | Sequence[int] | None = None,
+    ) -> Iterator[list[list[int]]]:
+        """Like :meth:`generate`, but yields every round's verified tokens, one list (maybe empty) for each row.
+
+        Args:
+            model: As in :meth:`generate`, and so are the other arguments.
+            input_ids: ``[batch, length]``.
+            attention_mask: ``[batch, length]``.
+            max_new_tokens: Most new tokens of a row.
+            max_length: Alternative limit.
+            sampling: How to draw tokens.
+            eos_token_id: Ids that end a row.
+
+        Yields:
+            The new tokens of every row since the last round.
+        """
+        request = Request.read(model, input_ids, attention_mask, max_new_tokens, max_length, eos_token_id, None)
+        yield from self._rounds(model, request, sampling, False, Tally(request))
+
+    def __call__(
+        self,
+        model: nn.Module,
+        input_ids: Tensor,
+        logits_processor: Any = None,
+        stopping_criteria: Any = None,
+        generation_config: Any = None,
+        synced_gpus: bool = False,
+        **model_kwargs: Any,
+    ) -> Tensor | Generation:
+        """The door for ``model.generate(**inputs, custom_generate=decoder)``; transformers calls it.
+
+        Seeds come from torch's global generator, as ``torch.manual_seed`` users expect. Streaming does not reach a
+        ``custom_generate``: use :meth:`generate` or :meth:`stream`.
+
+        Raises:
+            ValueError: A generation setting that would be ignored (beams, penalties, ...), named.
+        """
+        compat.refuse_unsupported_generation(generation_config, logits_processor, stopping_criteria)
+        sampling = None
+        if getattr(generation_config, "do_sample", False):
+            sampling = Sampling(
+                temperature=1.0 if generation_config.temperature is None else generation_config.temperature,
+                top_k=generation_config.top_k or 0,
+                top_p=1.0 if generation_config.top_p is None else generation_config.top_p,
+            )
+        settings = compat.generation_settings(model, generation_config)
+        out = self.generate(
+            model,
+            input_ids,
+            model_kwargs.get("attention_mask"),
+            max_length=getattr(generation_config, "max_length", None),
+            sampling=sampling,
+            eos_token_id=settings["eos"],
+            pad_token_id=settings["pad"],
+            synced=synced_gpus,
+        )
+        return out if getattr(generation_config, "return_dict_in_generate", False) else out.sequences
+
+    def join(self, model: nn.Module) -> None:
+        """For a rank without prompts: takes part in the forwards of the other ranks' ``generate(synced=True)``."""
+        with Session(model, 1, skip=self.skipped(model), synced=True) as session:
+            session.drain()
+
+    def _rounds(
+        self, model: nn.Module, request: Request, sampling: Sampling | None, synced: bool, tally: Tally
+    ) -> Iterator[list[list[int]]]:
+        rows = list(range(len(request.prompts)))
+        capacity = max(len(prompt) for prompt in request.prompts) + request.max_new_tokens + self.width
+        drafter = self.drafter(model, request)
+        streams = [random.Random()] * len(rows) if sampling is None else sampling.streams(len(rows))  # noqa: S311
+        try:
+            with Session(model, capacity, skip=self.skipped(model), synced=synced) as session:
+                tally.start(session, drafter)
+                run = Run(session, [list(prompt) for prompt in request.prompts], sampling, streams)
+                # The prompt's last logits are a round with nothing drafted: the first token is the target's own.
+                draft = NoDraft().draft(run, [])
+                verdicts = self.verify(session.prefill(request.prompts)[:, None], draft, run)
+                tally.first_token()
+                while True:
+                    added = [draft.accepted(row, verdict) for row, verdict in enumerate(verdicts)]
+                    tokens, unfinished = tally.emit(rows, added, draft.counts)
+                    for text, new in zip(run.texts, added, strict=True):
+                        text.extend(new)
+                    drafter.observe(run, draft, verdicts)
+                    yield tokens
+                    if len(unfinished) < len(rows):
+                        if not unfinished:
+                            break
+                        run.keep(unfinished)
+                        drafter.keep(unfinished)
+                        rows = [rows[index] for index in unfinished]
+                    draft = drafter.draft(run, [tally.remaining(row) - 1 for row in rows])
+                    last = session.token_column([text[-1] for text in run.texts])
+                    logits = session.forward(torch.cat([last, draft.tokens.to(last.device)], 1), draft.tree)
+                    verdicts = self.verify(logits, draft, run)
+                    session.commit([verdict.path for verdict in verdicts])
+                session.drain()
+                tally.finish()
+        finally:
+            drafter.close()

@@ -1,0 +1,100 @@
+"""Draft & Verify: the target drafts for itself with some sub-layers skipped (arXiv 2309.08168, ACL 2024)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from saccade.inference import compat
+from saccade.inference.decoder import Decoder
+from saccade.inference.drafting.drafter import Drafter
+from saccade.inference.drafting.layer_skip import LayerSkipDrafter, ThresholdController
+from saccade.inference.request import Request
+from saccade.inference.skip_sets import read_skip_file, spread_skip_set
+
+
+@dataclass
+class SelfSpeculative(Decoder):
+    """Drafts with the target's own weights, attention and MLP sub-layers skipped independently of each other.
+
+    No second model and no second copy of the prompt: the draft reads the target's cache, and the verification
+    overwrites what the draft wrote. Speed is bounded by ``1 / c``, where ``c`` is the cost of a draft forward relative
+    to a full one, so the choice of the skipped sub-layers decides: search them with ``saccade search-layers``.
+
+    Args:
+        skip: Path of a ``skip_layers.json`` written by the search; or ``{"attention": [...], "mlp": [...]}``, layer
+            indices from 0; or ``"auto"``, an even spread over 45 % of the sub-layers with the first and last layer
+            kept, for models that were trained with sub-layer dropout.
+        draft_length: Most drafted tokens in a round (K of the paper).
+        gamma: Initial confidence below which drafting stops; 0 with ``adaptive=False`` always drafts K tokens.
+        adaptive: Adapt gamma to the acceptance (below).
+        alpha: Acceptance that the threshold aims at.
+        beta1: Weight of the old acceptance in its running mean.
+        beta2: Weight of the old threshold.
+        epsilon: Step of the threshold.
+        carry: Begin a call with the threshold that the last call ended with, as the authors' code does; the running
+            acceptance starts at 0. False: every call begins with ``gamma``.
+
+    Raises:
+        ValueError: A setting outside its range, a skip file of another model, or layers that the model lacks.
+    """
+
+    skip: str | dict[str, list[int]] = "auto"
+    draft_length: int = 12
+    gamma: float = 0.6
+    adaptive: bool = True
+    alpha: float = 0.9
+    beta1: float = 0.5
+    beta2: float = 0.9
+    epsilon: float = 0.01
+    carry: bool = True
+    _carried: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.draft_length < 1:
+            raise ValueError(f"draft_length must be at least 1, got {self.draft_length}.")
+        for name in ("gamma", "alpha", "beta1", "beta2", "epsilon"):
+            value = getattr(self, name)
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, got {value}.")
+        if isinstance(self.skip, dict) and (unknown := set(self.skip) - {"attention", "mlp"}):
+            raise ValueError(f"skip knows the keys attention and mlp, got {sorted(unknown)[0]!r}.")
+
+    @property
+    def width(self) -> int:
+        """The draft length."""
+        return self.draft_length
+
+    def skip_set(self, model: nn.Module) -> dict[str, list[int]]:
+        """The skipped layers for this model, ``{"attention": [...], "mlp": [...]}``."""
+        if isinstance(self.skip, dict):
+            return {kind: list(self.skip.get(kind, [])) for kind in ("attention", "mlp")}
+        if self.skip == "auto":
+            return spread_skip_set(len(compat.decoder_layers(model)))
+        return read_skip_file(self.skip, model)
+
+    def skipped(self, model: nn.Module) -> compat.SublayerSkip:
+        """The switch that turns the target into its own draft."""
+        return compat.SublayerSkip(model, **self.skip_set(model))
+
+    def drafter(self, model: nn.Module, request: Request) -> Drafter:
+        """Drafts on the target's session, with one threshold for each row."""
+        gamma = self._carried[-1] if self.carry and self._carried else self.gamma
+        controllers = [
+            ThresholdController(gamma, self.alpha, self.beta1, self.beta2, self.epsilon) for _ in request.prompts
+        ]
+        return _CarryingDrafter(self, controllers)
+
+
+class _CarryingDrafter(LayerSkipDrafter):
+    """Leaves the mean of the rows' thresholds with the decoder for its next call."""
+
+    def __init__(self, decoder: SelfSpeculative, controllers: list[ThresholdController]) -> None:
+        super().__init__(decoder.draft_length, controllers, decoder.adaptive)
+        self._decoder, self._all = decoder, list(controllers)
+
+    def close(self) -> None:
+        """Hands the thresholds over."""
+        if self.adaptive:
+            self._decoder._carried[:] = [sum(c.gamma for c in self._all) / len(self._all)]

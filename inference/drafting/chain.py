@@ -1,0 +1,78 @@
+"""Drafting a chain with a language model: one token after the other, until it is no longer sure."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from saccade.inference.drafting.drafter import Drafter, Run
+from saccade.inference.sampling import draw
+from saccade.inference.verification import Draft
+
+
+class ChainDrafter(Drafter):
+    """Drafts with any forward that continues texts by one token; a subclass says which forward.
+
+    A token whose probability (softmax of the raw logits at temperature 1) is below the row's threshold is still
+    proposed, and drafting stops there for that row.
+
+    Args:
+        length: Most drafted tokens in a round, at least 1.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    @abstractmethod
+    def begin(self, run: Run) -> Tensor:
+        """Logits ``[batch, vocabulary]`` behind the texts: the distribution of the first drafted token."""
+
+    @abstractmethod
+    def step(self, run: Run, tokens: Tensor) -> Tensor:
+        """Logits ``[batch, vocabulary]`` after one more token ``[batch, 1]``."""
+
+    def end(self, run: Run) -> None:
+        """Called when the draft is complete."""
+
+    def thresholds(self, run: Run) -> list[float]:
+        """Confidence below which a row stops drafting; 0 never stops."""
+        return [0.0] * len(run.texts)
+
+    @torch.no_grad()
+    def draft(self, run: Run, limits: Sequence[int]) -> Draft:
+        """Drafts until every row is unsure, at its limit, or ``length`` tokens long."""
+        limits = [min(limit, self.length) for limit in limits]
+        thresholds = self.thresholds(run)
+        counts = [0] * len(limits)
+        open_rows = {row for row, limit in enumerate(limits) if limit > 0}
+        columns: list[Tensor] = []
+        distributions: list[Tensor] = []
+        while open_rows:
+            logits = self.step(run, columns[-1]) if columns else self.begin(run)
+            if run.sampling is None:
+                tokens = logits.argmax(-1, keepdim=True)
+            else:
+                distributions.append(run.sampling.probabilities(logits))
+                # closed rows draw nothing, so that a row's random numbers do not depend on its neighbours
+                uniforms = [stream.random() if row in open_rows else 0.5 for row, stream in enumerate(run.streams)]
+                drawn = draw(distributions[-1], uniforms)
+                tokens = torch.tensor(drawn, device=logits.device)[:, None]
+            columns.append(tokens)
+            unsure: list[bool] = [False] * len(counts)
+            if any(thresholds):
+                raw = logits if logits.dtype == torch.float64 else logits.float()
+                sure = raw.gather(-1, tokens)[:, 0].sub(raw.logsumexp(-1)).exp().tolist()
+                unsure = [confidence < threshold for confidence, threshold in zip(sure, thresholds, strict=True)]
+            for row in list(open_rows):
+                counts[row] += 1
+                if unsure[row] or counts[row] >= limits[row]:
+                    open_rows.remove(row)
+        device = run.session.device
+        if not columns:
+            return Draft(torch.empty(len(counts), 0, dtype=torch.long, device=device), counts)
+        self.end(run)
+        drafted = torch.stack(distributions, 1).to(device) if distributions else None
+        return Draft(torch.cat(columns, 1).to(device), counts, drafted)

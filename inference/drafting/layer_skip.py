@@ -1,0 +1,95 @@
+"""Drafting with the target itself, some sub-layers skipped, on the target's own cache (Draft & Verify)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from saccade.inference.drafting.chain import ChainDrafter
+from saccade.inference.drafting.drafter import Run
+from saccade.inference.verification import Draft, Verdict
+
+
+@dataclass
+class ThresholdController:
+    """The adaptive draft-exit threshold of Draft & Verify (arXiv 2309.08168, section 3.3, and its released code).
+
+    The running acceptance is ``AR <- beta1 AR + (1 - beta1) matched / drafted``. Where it is below ``alpha`` the
+    threshold is pulled up by ``epsilon``, else down, unless the draft already had its full length:
+    ``gamma <- beta2 gamma + (1 - beta2) (gamma +- epsilon)``.
+
+    Args:
+        gamma: Confidence below which drafting stops.
+        alpha: Acceptance that is aimed at.
+        beta1: Weight of the old acceptance.
+        beta2: Weight of the old threshold.
+        epsilon: Step of the threshold.
+    """
+
+    gamma: float = 0.6
+    alpha: float = 0.9
+    beta1: float = 0.5
+    beta2: float = 0.9
+    epsilon: float = 0.01
+    acceptance: float = 0.0
+
+    def update(self, matched: int, drafted: int, longest: int) -> None:
+        """Learns from a round that accepted ``matched`` of ``drafted`` tokens, with ``longest`` allowed."""
+        if drafted == 0:
+            return
+        self.acceptance = self.beta1 * self.acceptance + (1 - self.beta1) * matched / drafted
+        aim = self.gamma
+        if self.acceptance < self.alpha:
+            aim = self.gamma + self.epsilon
+        elif drafted != longest:
+            aim = self.gamma - self.epsilon
+        # a threshold at 0 or 1 would never stop, or always stop, whatever the acceptance says (ours)
+        self.gamma = min(0.99, max(0.05, self.beta2 * self.gamma + (1 - self.beta2) * aim))
+
+
+class LayerSkipDrafter(ChainDrafter):
+    """Runs the target's session with its skipped sub-layers; the draft's keys are overwritten by the verification.
+
+    Args:
+        length: Most drafted tokens in a round.
+        controllers: One threshold controller for each row.
+        adaptive: Whether the controllers learn.
+    """
+
+    def __init__(self, length: int, controllers: list[ThresholdController], adaptive: bool) -> None:
+        super().__init__(length)
+        self.controllers = controllers
+        self.adaptive = adaptive
+        self._before: list[int] = []
+
+    def begin(self, run: Run) -> Tensor:
+        """Reads the last committed token, which is not in the cache yet."""
+        self._before = list(run.session.lengths)
+        tokens = run.session.token_column([text[-1] for text in run.texts])
+        return self.step(run, tokens)
+
+    def step(self, run: Run, tokens: Tensor) -> Tensor:
+        """One forward of the kept sub-layers, behind what was drafted so far."""
+        logits = run.session.forward(tokens, skipped=True)[:, -1]
+        run.session.commit([[0]] * len(run.texts))
+        return logits
+
+    def end(self, run: Run) -> None:
+        """Rolls the cache back: the verification writes the same slots with all layers."""
+        run.session.truncate(self._before)
+
+    def thresholds(self, run: Run) -> list[float]:
+        """The controllers' thresholds."""
+        return [controller.gamma for controller in self.controllers]
+
+    def observe(self, run: Run, draft: Draft, verdicts: Sequence[Verdict]) -> None:
+        """Lets the controllers learn from the round."""
+        if self.adaptive:
+            for controller, verdict, drafted in zip(self.controllers, verdicts, draft.counts, strict=True):
+                controller.update(len(verdict.path) - 1, drafted, self.length)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops the controllers of finished rows."""
+        self.controllers = [self.controllers[row] for row in rows]

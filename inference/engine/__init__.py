@@ -1,0 +1,1 @@
+"""The floor on which decoders stand: session, cache, synchronisation of ranks."""

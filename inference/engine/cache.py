@@ -1,0 +1,91 @@
+"""The preallocated key-value cache: written in place, rolled back by moving a length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Key and value buffers of one model for one batch; no slot is ever moved while a text only grows.
+
+    The buffers of a layer are allocated at its first write, in that write's precision and on its device, so that
+    models spread over devices work. Slots at and after a row's length hold rubbish that no mask shows.
+
+    Args:
+        layers: Number of decoder layers.
+        capacity: Slots of each row, in tokens.
+    """
+
+    def __init__(self, layers: int, capacity: int) -> None:
+        self.capacity = capacity
+        self.keys: list[Tensor | None] = [None] * layers
+        self.values: list[Tensor | None] = [None] * layers
+        self.starts: list[int] = [0]
+        self.extent = 0
+        self._slots: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def start(self) -> int:
+        """First slot that the step in progress writes, of the longest row."""
+        return max(self.starts)
+
+    def place(self, starts: Sequence[int], tokens: int) -> None:
+        """Says where the next step writes: row ``b`` at slots ``starts[b] .. starts[b] + tokens - 1``.
+
+        Raises:
+            ValueError: The step does not fit in the buffers.
+        """
+        self.starts = list(starts)
+        self.extent = max(starts) + tokens
+        self._slots = None
+        if self.extent > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, this step needs {self.extent}: raise capacity.")
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes ``[batch, kv_heads, tokens, head_dim]`` and returns views of all slots in use."""
+        if self.keys[layer] is None:
+            batch, heads, _, _ = keys.shape
+            self.keys[layer] = keys.new_zeros(batch, heads, self.capacity, keys.shape[-1])
+            self.values[layer] = values.new_zeros(batch, heads, self.capacity, values.shape[-1])
+        key_buffer, value_buffer = self._buffers(layer)
+        first, tokens = self.starts[0], keys.shape[2]
+        if all(start == first for start in self.starts):
+            key_buffer[:, :, first : first + tokens] = keys
+            value_buffer[:, :, first : first + tokens] = values
+        else:
+            if self._slots is None:
+                starts = torch.tensor(self.starts, device=keys.device)
+                rows = torch.arange(len(self.starts), device=keys.device)
+                self._slots = rows[:, None], starts[:, None] + torch.arange(tokens, device=keys.device)
+            rows, slots = (index.to(keys.device) for index in self._slots)
+            key_buffer[rows, :, slots] = keys.transpose(1, 2)
+            value_buffer[rows, :, slots] = values.transpose(1, 2)
+        return key_buffer[:, :, : self.extent], value_buffer[:, :, : self.extent]
+
+    def gather(self, row: int, start: int, nodes: Sequence[int]) -> None:
+        """Moves the slots ``start + nodes[i]`` of a row to ``start + i``: keeps the accepted path of a tree."""
+        for layer in range(len(self.keys)):
+            for buffer in self._buffers(layer):
+                index = torch.tensor(nodes, device=buffer.device) + start
+                buffer[row, :, start : start + len(nodes)] = buffer[row].index_select(1, index)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops all rows but the given ones."""
+        for buffers in (self.keys, self.values):
+            for layer, buffer in enumerate(buffers):
+                if buffer is not None:
+                    buffers[layer] = buffer[list(rows)]
+
+    @property
+    def bytes(self) -> int:
+        """Size of the buffers in bytes."""
+        return sum(buffer.nbytes for buffer in (*self.keys, *self.values) if buffer is not None)
+
+    def _buffers(self, layer: int) -> tuple[Tensor, Tensor]:
+        keys, values = self.keys[layer], self.values[layer]
+        if keys is None or values is None:
+            raise ValueError(f"layer {layer} of the cache has not been written yet: prefill first.")
+        return keys, values

@@ -1,0 +1,175 @@
+"""A session: one model, its preallocated cache and its positions, for one batch of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from saccade.inference import compat
+from saccade.inference.engine.cache import KVCache
+from saccade.inference.engine.synchronise import Gate
+from saccade.inference.trees import TokenTree
+
+
+class Session:
+    """Drives a Hugging Face model over growing texts whose rows have their own lengths.
+
+    Use it as a context manager: inside, the model's attention belongs to the session; outside, the model is as it was.
+    ``lengths[b]`` tokens of row ``b`` are in the cache. ``forward`` writes behind them without moving the lengths,
+    ``commit`` keeps what was accepted, ``truncate`` rolls back. Rolling back moves a number and nothing else.
+
+    Args:
+        model: A decoder-only Hugging Face model with full attention, for example Llama, Qwen2 or Qwen3.
+        capacity: Slots of each row: the longest text plus the widest step.
+        skip: Sub-layers that ``forward(..., skipped=True)`` leaves out.
+        synced: Agree with the other ranks before every forward, as sharded weights (ZeRO-3, FSDP) need.
+
+    Raises:
+        ValueError: The model cannot be driven exactly (the message says what stands in the way).
+    """
+
+    def __init__(
+        self, model: nn.Module, capacity: int, *, skip: compat.SublayerSkip | None = None, synced: bool = False
+    ) -> None:
+        compat.check_supported(model)
+        self.model = model
+        self.skip = skip
+        self.device: torch.device = model.get_input_embeddings().weight.device
+        layers = compat.text_config(model).num_hidden_layers
+        self.storage = KVCache(layers, capacity)
+        self.cache = compat.session_cache(self.storage, layers)
+        self.lengths: list[int] = []
+        self.target_forwards = 0
+        self.draft_forwards = 0
+        self.gate = self._make_gate() if synced else None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Session:
+        with ExitStack() as stack:
+            stack.enter_context(compat.driven_by_session(self.model))
+            if self.skip is not None:
+                stack.enter_context(self.skip.attach())
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @torch.no_grad()
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Reads the prompts, padded on the right inside, into an empty cache.
+
+        Args:
+            prompts: One list of token ids for each row; lengths may differ.
+
+        Returns:
+            Logits of the last token of every prompt, ``[batch, vocabulary]``.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        longest = max(lengths)
+        tokens = torch.tensor([list(prompt) + [0] * (longest - len(prompt)) for prompt in prompts])
+        self.storage.place([0] * len(prompts), longest)
+        last = sorted({length - 1 for length in lengths})
+        keep = torch.tensor(last, device=self.device)
+        logits = self._call(tokens.to(self.device), None, torch.arange(longest, device=self.device)[None], keep, False)
+        self.lengths = lengths
+        return logits[torch.arange(len(prompts)), [last.index(length - 1) for length in lengths]]
+
+    @torch.no_grad()
+    def forward(self, tokens: Tensor, tree: TokenTree | None = None, *, skipped: bool = False) -> Tensor:
+        """Runs the model on new tokens behind the committed ones; lengths do not move.
+
+        Args:
+            tokens: ``[batch, nodes]`` token ids, node 0 of the tree first.
+            tree: Shape of the tokens; ``None`` is a chain.
+            skipped: Leave out the session's skipped sub-layers.
+
+        Returns:
+            Logits ``[batch, nodes, vocabulary]``.
+        """
+        nodes = tokens.shape[1]
+        self.storage.place(self.lengths, nodes)
+        uniform = len(set(self.lengths)) == 1
+        starts = torch.tensor(self.lengths[:1] if uniform else self.lengths, device=self.device)[:, None]
+        chain = tree is None or tree.is_chain
+        depths = torch.arange(nodes, device=self.device) if chain else torch.tensor(tree.depths, device=self.device)  # type: ignore[union-attr]
+        mask = None
+        if not (uniform and nodes == 1):
+            slots = torch.arange(self.storage.extent, device=self.device)
+            if chain:
+                mask = slots <= (starts + depths)[..., None]
+            else:
+                ancestors = tree.attention_mask.to(self.device)  # type: ignore[union-attr]
+                offset = slots - starts
+                inside = (offset >= 0) & (offset < nodes)
+                mask = (offset < 0)[:, None] | (ancestors[:, offset.clamp(0, nodes - 1)].transpose(0, 1) & inside[:, None])
+            mask = mask[:, None]
+        return self._call(tokens, mask, starts + depths, 0, skipped)
+
+    def token_column(self, tokens: Sequence[int]) -> Tensor:
+        """One token for each row as ``[batch, 1]`` on the session's device."""
+        return torch.tensor(tokens, device=self.device)[:, None]
+
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keeps the tokens of an accepted path for every row and moves the lengths behind them.
+
+        Args:
+            paths: For every row the kept nodes of the last ``forward``, from the root downwards; may be empty.
+        """
+        for row, path in enumerate(paths):
+            if path and path[-1] != len(path) - 1:
+                self.storage.gather(row, self.lengths[row], path)
+            self.lengths[row] += len(path)
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Rolls every row back to at most the given length, in tokens."""
+        self.lengths = [min(old, new) for old, new in zip(self.lengths, lengths, strict=True)]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops all rows but the given ones, in their order."""
+        self.storage.keep(rows)
+        self.lengths = [self.lengths[row] for row in rows]
+
+    def drain(self) -> None:
+        """Takes part in the forwards of other ranks until all are done; nothing to do without ``synced``."""
+        if self.gate is not None:
+            with torch.no_grad():
+                self.gate.drain()
+
+    def _call(
+        self, tokens: Tensor, mask: Tensor | None, positions: Tensor, keep: Tensor | int, skipped: bool
+    ) -> Tensor:
+        def run() -> Tensor:
+            with self.skip.active() if skipped and self.skip is not None else nullcontext():
+                logits: Tensor = self.model(
+                    input_ids=tokens,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=self.cache,
+                    use_cache=True,
+                    logits_to_keep=keep,
+                ).logits
+            return logits
+
+        if skipped:
+            self.draft_forwards += 1
+        else:
+            self.target_forwards += 1
+        return run() if self.gate is None else self.gate.call("draft" if skipped else "target", run)
+
+    def _make_gate(self) -> Gate:
+        def dummy(skipped: bool) -> None:
+            token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+            with self.skip.active() if skipped and self.skip is not None else nullcontext():
+                self.model(input_ids=token, position_ids=torch.zeros_like(token), use_cache=False)
+
+        kinds = {"target": lambda: dummy(False)}
+        if self.skip is not None:
+            kinds["draft"] = lambda: dummy(True)
+        return Gate(kinds, self.device)

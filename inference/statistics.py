@@ -1,0 +1,194 @@
+"""What a decoder did, as one typed record of plain sums. Names as in vLLM and NVIDIA AIPerf."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from saccade.inference.drafting.drafter import Drafter
+    from saccade.inference.engine.session import Session
+    from saccade.inference.request import Request
+
+
+@dataclass
+class DecodingStats:
+    """Counts and times of one request, or of several pooled with ``a + b``.
+
+    Args:
+        requests: Number of rows.
+        prompt_tokens: Tokens of the prompts.
+        new_tokens: Emitted tokens, EOS included.
+        verify_steps: Rounds after the prefill, summed over rows: each emits its accepted drafts and one token of the
+            target's own.
+        drafted: Drafted tokens that were verified.
+        accepted: Drafted tokens that were accepted and emitted.
+        target_forwards: Forward calls of the target, the prefill included. In a pooled record a call that served
+            several rows of a batch counts once.
+        draft_forwards: Forward calls of the draft (a target with skipped layers counts here).
+        seconds: Wall-clock time. A request of a batch has the time until its own last token; a pooled record of one
+            ``generate`` call has the time of the call, and sums of such records add up.
+        prefill_seconds: Wall-clock time until the first token, counted once for each ``generate`` call.
+        first_token_seconds: The same summed over requests.
+        acceptance_histogram: ``{accepted drafts in a round: number of rounds}``, the bonus token not counted.
+        peak_memory_bytes: Highest memory allocated by torch on the GPU; 0 on a CPU. Pools as the maximum.
+        kv_cache_bytes: Size of the key-value buffers, the draft's included. Pools as the maximum.
+    """
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    verify_steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    target_forwards: int = 0
+    draft_forwards: int = 0
+    seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    acceptance_histogram: dict[int, int] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+    kv_cache_bytes: int = 0
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Tokens per verification, the bonus token counted: ``1 + accepted / verify_steps``."""
+        return 1.0 + self.mean_accepted_draft_tokens
+
+    @property
+    def mean_accepted_draft_tokens(self) -> float:
+        """Accepted drafts per verification, without the bonus token, as the papers quote it."""
+        return self.accepted / self.verify_steps if self.verify_steps else 0.0
+
+    @property
+    def draft_acceptance_rate(self) -> float:
+        """Share of the drafted tokens that were accepted; 0 when nothing was drafted."""
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Emitted tokens per second of wall-clock time, the prefill included."""
+        return self.new_tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def time_to_first_token(self) -> float:
+        """Seconds until the first token, the mean over requests."""
+        return self.first_token_seconds / self.requests if self.requests else 0.0
+
+    @property
+    def time_per_output_token(self) -> float:
+        """Seconds per token after the first."""
+        later = self.new_tokens - self.requests
+        return (self.seconds - self.prefill_seconds) / later if later > 0 else 0.0
+
+    def record(self, drafted: int, accepted: int) -> None:
+        """Counts one verification round of one row."""
+        self.verify_steps += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        self.acceptance_histogram[accepted] = self.acceptance_histogram.get(accepted, 0) + 1
+
+    def __add__(self, other: DecodingStats) -> DecodingStats:
+        pooled = DecodingStats()
+        for item in fields(DecodingStats):
+            mine, theirs = getattr(self, item.name), getattr(other, item.name)
+            if item.name == "acceptance_histogram":
+                value: Any = {key: mine.get(key, 0) + theirs.get(key, 0) for key in sorted({*mine, *theirs})}
+            else:
+                value = max(mine, theirs) if item.name.endswith("_bytes") else mine + theirs
+            setattr(pooled, item.name, value)
+        return pooled
+
+    def to_dict(self) -> dict[str, Any]:
+        """Fields and derived figures as plain values; histogram keys are strings, as in JSON."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["acceptance_histogram"] = {str(key): count for key, count in sorted(self.acceptance_histogram.items())}
+        derived = [name for name, item in vars(DecodingStats).items() if isinstance(item, property)]
+        return values | {name: getattr(self, name) for name in derived}
+
+
+class Tally:
+    """Keeps the emitted tokens, the ends of rows and the statistics of one ``generate`` call.
+
+    Args:
+        request: Prompts, limits and EOS ids of the call.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.tokens: list[list[int]] = [[] for _ in request.prompts]
+        self.rows = [DecodingStats(requests=1, prompt_tokens=len(prompt)) for prompt in request.prompts]
+        self.pooled = DecodingStats()
+        self._first = 0.0
+
+    def start(self, session: Session, drafter: Drafter) -> None:
+        """Starts the clock."""
+        self._session, self._drafter = session, drafter
+        if session.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(session.device)
+        self._begin = self._clock()
+
+    def first_token(self) -> None:
+        """Notes that the first token of every row is known."""
+        self._first = self._clock() - self._begin
+
+    def remaining(self, row: int) -> int:
+        """Tokens that a row may still emit."""
+        return self.request.max_new_tokens - len(self.tokens[row])
+
+    def emit(
+        self, rows: Sequence[int], added: Sequence[list[int]], drafted: Sequence[int]
+    ) -> tuple[list[list[int]], list[int]]:
+        """Takes a round's tokens, cuts them at EOS and at the limit, and counts the round.
+
+        Args:
+            rows: Index in the batch of every unfinished row.
+            added: Accepted tokens and the target's own for every unfinished row.
+            drafted: Verified proposals of every unfinished row.
+
+        Returns:
+            The emitted tokens of every row of the batch, and which of ``rows`` (as positions) go on.
+        """
+        emitted: list[list[int]] = [[] for _ in self.tokens]
+        unfinished = []
+        is_first = not self.tokens[rows[0]]
+        for position, row in enumerate(rows):
+            new = added[position][: self.remaining(row)]
+            stop = next((i for i, token in enumerate(new) if token in self.request.eos), None)
+            new = new if stop is None else new[: stop + 1]
+            self.tokens[row] += new
+            emitted[row] = new
+            stats = self.rows[row]
+            stats.new_tokens += len(new)
+            stats.target_forwards += 1
+            if not is_first:
+                stats.record(drafted[position], min(len(new), len(added[position]) - 1))
+            if stop is None and self.remaining(row) > 0:
+                unfinished.append(position)
+            else:
+                stats.seconds = self._clock() - self._begin
+        return emitted, unfinished
+
+    def finish(self) -> None:
+        """Stops the clock and pools the rows."""
+        seconds = self._clock() - self._begin
+        device = self._session.device
+        for stats in self.rows:
+            stats.prefill_seconds = stats.first_token_seconds = self._first
+            stats.draft_forwards = self._session.draft_forwards + self._drafter.forwards
+            stats.kv_cache_bytes = self._session.storage.bytes + self._drafter.cache_bytes
+            if device.type == "cuda":
+                stats.peak_memory_bytes = torch.cuda.max_memory_allocated(device)
+        self.pooled = sum(self.rows, DecodingStats())
+        self.pooled.target_forwards = self._session.target_forwards
+        self.pooled.draft_forwards = self._session.draft_forwards + self._drafter.forwards
+        self.pooled.seconds, self.pooled.prefill_seconds = seconds, self._first
+
+    def _clock(self) -> float:
+        if self._session.device.type == "cuda":
+            torch.cuda.synchronize(self._session.device)
+        return time.perf_counter()

@@ -1,0 +1,83 @@
+"""Token trees: what one verification forward looks at. A chain is a tree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """The shape of a round's tokens; node 0 is the last committed token, the others are drafted.
+
+    Args:
+        parents: For every node the index of its parent; ``-1`` for node 0. Parents come before their children.
+
+    Raises:
+        ValueError: Node 0 is not the root, or a parent does not come before its child.
+    """
+
+    parents: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parents or self.parents[0] != -1:
+            raise ValueError("parents[0] must be -1: node 0 is the last committed token, the root of the tree.")
+        for node, parent in enumerate(self.parents[1:], start=1):
+            if not 0 <= parent < node:
+                raise ValueError(f"parents[{node}] is {parent}: a parent must be one of the nodes 0 to {node - 1}.")
+
+    @staticmethod
+    @lru_cache(maxsize=256)
+    def chain(drafted: int) -> TokenTree:
+        """The root followed by ``drafted`` tokens, each the child of the one before."""
+        return TokenTree(tuple(range(-1, drafted)))
+
+    def __len__(self) -> int:
+        return len(self.parents)
+
+    @cached_property
+    def is_chain(self) -> bool:
+        """Whether every node has the node before it as its parent."""
+        return self.parents == tuple(range(-1, len(self.parents) - 1))
+
+    @cached_property
+    def depths(self) -> tuple[int, ...]:
+        """Distance of every node from the root; the position of node ``n`` is the root's plus ``depths[n]``."""
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(0 if parent < 0 else depths[parent] + 1)
+        return tuple(depths)
+
+    @cached_property
+    def children(self) -> tuple[tuple[int, ...], ...]:
+        """For every node its children, in the order in which verification tries them."""
+        children: list[list[int]] = [[] for _ in self.parents]
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                children[parent].append(node)
+        return tuple(tuple(nodes) for nodes in children)
+
+    @cached_property
+    def paths(self) -> tuple[tuple[int, ...], ...]:
+        """The nodes from the root to every leaf, both included."""
+        leaves = [node for node, nodes in enumerate(self.children) if not nodes]
+        return tuple(self.path(leaf) for leaf in leaves)
+
+    def path(self, node: int) -> tuple[int, ...]:
+        """The nodes from the root to ``node``, both included."""
+        nodes = [node]
+        while self.parents[nodes[-1]] >= 0:
+            nodes.append(self.parents[nodes[-1]])
+        return tuple(reversed(nodes))
+
+    @cached_property
+    def attention_mask(self) -> Tensor:
+        """``[nodes, nodes]`` bool: row ``i`` is true at node ``i`` and its ancestors."""
+        mask = torch.eye(len(self.parents), dtype=torch.bool)
+        for node, parent in enumerate(self.parents):
+            if parent >= 0:
+                mask[node] |= mask[parent]
+        return mask

@@ -1,0 +1,165 @@
+"""Verification: which drafted tokens stand, and which token the target adds. Both rules are exact.
+
+Strict greedy keeps a drafted token only when it is the target's own choice. Strict sampling is speculative sampling
+(Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318) over trees: the children of a node are tried in
+their order, each rejection takes the child's draft distribution out of the target's.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from saccade.inference.sampling import Sampling, draw
+from saccade.inference.trees import TokenTree
+
+
+@dataclass
+class Draft:
+    """Tokens proposed for one round.
+
+    Args:
+        tokens: ``[batch, drafted]`` token ids; node ``i + 1`` of the tree is column ``i``. May have no columns.
+        counts: How many leading columns of every row are proposals; the rest is padding.
+        probabilities: ``[batch, drafted, vocabulary]``, the distribution each token was drawn from; ``None`` when the
+            tokens were not drawn but picked (a point mass).
+        tree: Shape of root and drafted tokens, the same for all rows; ``None`` is a chain.
+    """
+
+    tokens: Tensor
+    counts: list[int]
+    probabilities: Tensor | None = None
+    tree: TokenTree | None = None
+
+    def shape(self) -> TokenTree:
+        """The tree, also for a chain."""
+        return self.tree if self.tree is not None else TokenTree.chain(self.tokens.shape[1])
+
+    def accepted(self, row: int, verdict: Verdict) -> list[int]:
+        """The tokens that a verdict adds to a row's text: the accepted ones and the target's own."""
+        drafted = self.tokens[row].tolist() if len(verdict.path) > 1 else []
+        return [drafted[node - 1] for node in verdict.path[1:]] + [verdict.token]
+
+
+@dataclass
+class Verdict:
+    """The outcome of a round for one row.
+
+    Args:
+        path: Accepted nodes from the root (node 0, always there) downwards.
+        token: The token that the target adds behind them.
+    """
+
+    path: list[int] = field(default_factory=lambda: [0])
+    token: int = -1
+
+
+def verify_greedy(logits: Tensor, draft: Draft) -> list[Verdict]:
+    """Accepts the drafted tokens that the target would have chosen itself; the output is that of greedy decoding.
+
+    Args:
+        logits: ``[batch, 1 + drafted, vocabulary]`` of the target at root and drafted tokens.
+        draft: The proposals.
+
+    Returns:
+        One verdict for each row.
+
+    Raises:
+        ValueError: The logits hold NaN.
+    """
+    values, indices = logits.max(-1)
+    choices: list[list[int]] = indices.masked_fill(values.isnan(), -1).tolist()
+    if any(-1 in row for row in choices):
+        raise ValueError("the model's logits hold NaN: check its weights and its precision.")
+    tokens: list[list[int]] = draft.tokens.tolist()
+    children = draft.shape().children
+    verdicts = []
+    for row, chosen in enumerate(choices):
+        path = [0]
+        while True:
+            node = path[-1]
+            match = [c for c in children[node] if c <= draft.counts[row] and tokens[row][c - 1] == chosen[node]]
+            if not match:
+                break
+            path.append(match[0])
+        verdicts.append(Verdict(path, chosen[path[-1]]))
+    return verdicts
+
+
+def verify_sampling(
+    logits: Tensor, draft: Draft, sampling: Sampling, streams: Sequence[random.Random]
+) -> list[Verdict]:
+    """Accepts drafted tokens so that the output has exactly the target's sampling distribution.
+
+    Args:
+        logits: ``[batch, 1 + drafted, vocabulary]`` of the target at root and drafted tokens.
+        draft: The proposals, with the distributions they were drawn from.
+        sampling: The warpers that define the target's distribution.
+        streams: One stream of random numbers for each row.
+
+    Returns:
+        One verdict for each row.
+
+    Raises:
+        ValueError: The logits hold NaN.
+    """
+    target = sampling.probabilities(logits)
+    children = draft.shape().children
+    tokens: list[list[int]] = draft.tokens.tolist()
+    ratios = _first_child_ratios(target, draft)
+    verdicts, leftover = [], []
+    for row, stream in enumerate(streams):
+        path, rest = [0], target[row, 0]
+        while True:
+            node, rest = path[-1], target[row, path[-1]]
+            accepted = -1
+            for order, child in enumerate(c for c in children[node] if c <= draft.counts[row]):
+                token = tokens[row][child - 1]
+                proposal = None if draft.probabilities is None else draft.probabilities[row, child - 1]
+                ratio = ratios[row][child - 1] if order == 0 else _ratio(rest, proposal, token)
+                if stream.random() < ratio:
+                    accepted = child
+                    break
+                rest = _residual(rest, proposal, token)
+            if accepted < 0:
+                break
+            path.append(accepted)
+        verdicts.append(Verdict(path))
+        leftover.append(rest)
+    drawn = draw(torch.stack(leftover), [stream.random() for stream in streams])
+    for verdict, token in zip(verdicts, drawn, strict=True):
+        verdict.token = token
+    return verdicts
+
+
+def _first_child_ratios(target: Tensor, draft: Draft) -> list[list[float]]:
+    """Acceptance odds p/q of every node as the first child of its parent, in one transfer from the device."""
+    if draft.tokens.shape[1] == 0:
+        return [[] for _ in draft.counts]
+    parents = torch.tensor(draft.shape().parents[1:], device=target.device)
+    index = draft.tokens.to(target.device)[..., None]
+    odds = target[:, parents].gather(-1, index)[..., 0]
+    if draft.probabilities is not None:
+        odds = odds / draft.probabilities.to(odds).gather(-1, index)[..., 0]
+    ratios: list[list[float]] = odds.tolist()
+    return ratios
+
+
+def _ratio(rest: Tensor, proposal: Tensor | None, token: int) -> float:
+    mass = rest[token] / rest.sum()
+    return float(mass if proposal is None else mass / proposal[token].to(mass))
+
+
+def _residual(rest: Tensor, proposal: Tensor | None, token: int) -> Tensor:
+    """What is left of the target's distribution after ``token``, drawn from ``proposal``, was rejected."""
+    if proposal is None:
+        rest = rest.clone()
+        rest[token] = 0
+        return rest
+    left = (rest / rest.sum() - proposal.to(rest)).clamp(min=0)
+    # a draft equal to the target is rejected by rounding alone, and leaves nothing: the target itself is then right
+    return torch.where(left.sum() > 0, left, rest)
