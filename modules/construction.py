@@ -1,0 +1,108 @@
+"""Build Hugging Face models from a path or from a configuration."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+def complete_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> PretrainedConfig:
+    """Turn settings into a configuration, with vocabulary and special tokens of the tokenizer.
+
+    Args:
+        config: `model_type` and the settings of that model type, such as hidden_size and num_hidden_layers.
+        tokenizer: Gives vocabulary size and special tokens that the settings do not name.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ValueError: The model type is missing or unknown, a setting is unknown, or the vocabulary is unknown or too
+            small for the tokenizer.
+    """
+    settings = dict(config)
+    model_type = settings.pop("model_type", None)
+    if not isinstance(model_type, str):
+        raise ValueError("config: model_type is missing; name the architecture, such as llama, qwen2 or qwen3")
+    try:
+        known = AutoConfig.for_model(model_type)
+    except ValueError as error:
+        raise ValueError(
+            f"config: transformers knows no model_type {model_type!r}; try llama, qwen2 or qwen3"
+        ) from error
+    for name in settings:
+        # transformers would store a misspelt setting and build a model without it
+        if not hasattr(known, name):
+            raise ValueError(
+                f"config: {model_type} has no setting {name!r}; see {type(known).__name__} of transformers"
+            )
+    if tokenizer is not None:
+        settings.setdefault("vocab_size", len(tokenizer))
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            settings.setdefault(name, getattr(tokenizer, name))
+    elif "vocab_size" not in settings:
+        raise ValueError("config: vocab_size is missing and there is no datamodule with a tokenizer; set vocab_size")
+    return AutoConfig.for_model(model_type, **settings)
+
+
+def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None, sequence_length: int | None) -> None:
+    """Refuse data that the model cannot read.
+
+    Args:
+        config: Of the model.
+        tokenizer: Of the data.
+        sequence_length: Tokens per sequence of the data.
+
+    Raises:
+        ValueError: Vocabulary or context of the model is too small.
+    """
+    text = config.get_text_config(decoder=True)
+    if tokenizer is not None and len(tokenizer) > text.vocab_size:
+        raise ValueError(
+            f"vocab_size: the data's tokenizer has {len(tokenizer)} tokens, but the model has only {text.vocab_size};"
+            " set the datamodule's tokenizer to the model's path, or leave vocab_size out of config"
+        )
+    context = getattr(text, "max_position_embeddings", None)
+    if sequence_length is not None and context is not None and sequence_length > context:
+        raise ValueError(
+            f"sequence_length: {sequence_length} is longer than the model's context of {context} tokens; shorten it or"
+            " raise max_position_embeddings"
+        )
+
+
+def model_from_config(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+    """Build a model with fresh weights that depend on the configuration and the seed only.
+
+    Args:
+        config: Of the model.
+        seed: Of the weights; the global random state is neither read nor changed.
+
+    Returns:
+        The model, on the CPU, so that the weights are the same whatever the device.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.get_default_dtype())
+    return model
+
+
+def model_from_path(path: str) -> PreTrainedModel:
+    """Load a model from a folder or the Hugging Face hub.
+
+    Args:
+        path: Folder or hub id.
+
+    Returns:
+        The model, on the CPU, in torch's default type, which the trainer's precision sets.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    try:
+        with torch.device("cpu"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.get_default_dtype())
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"path: cannot load a causal language model from {path!r} ({reason})") from error
+    return model
