@@ -103,9 +103,7 @@ class Decoder(ABC):
             ValueError: Empty prompt, prompt longer than the context, ids outside the vocabulary, impossible limits,
                 NaN logits, or a model that cannot be driven; the message names the value.
         """
-        request = Request.read(
-            model, input_ids, attention_mask, max_new_tokens, max_length, eos_token_id, pad_token_id
-        )
+        request = Request.read(model, input_ids, attention_mask, max_new_tokens, max_length, eos_token_id, pad_token_id)
         if streamer is not None:
             if len(request.prompts) != 1:
                 raise ValueError(f"streamer needs a batch of 1, got {len(request.prompts)}: use stream() for batches.")
@@ -196,7 +194,7 @@ class Decoder(ABC):
         rows = list(range(len(request.prompts)))
         capacity = max(len(prompt) for prompt in request.prompts) + request.max_new_tokens + self.width
         drafter = self.drafter(model, request)
-        streams = [random.Random()] * len(rows) if sampling is None else sampling.streams(len(rows))  # noqa: S311
+        streams = [random.Random()] * len(rows) if sampling is None else sampling.streams(len(rows))
         try:
             with Session(model, capacity, skip=self.skipped(model), synced=synced) as session:
                 tally.start(session, drafter)

@@ -68,7 +68,7 @@ class Sampling:
     def streams(self, rows: int) -> list[random.Random]:
         """One stream of uniform random numbers for each row."""
         seed = int(torch.randint(2**62, ()).item()) if self.seed is None else self.seed
-        return [random.Random(f"{seed}/{row}") for row in range(rows)]  # noqa: S311 (not for cryptography)
+        return [random.Random(f"{seed}/{row}") for row in range(rows)]
 
 
 def draw(probabilities: Tensor, uniforms: Sequence[float]) -> list[int]:

@@ -41,7 +41,6 @@ class ChainDrafter(Drafter):
         """Confidence below which a row stops drafting; 0 never stops."""
         return [0.0] * len(run.texts)
 
-    @torch.no_grad()
     def draft(self, run: Run, limits: Sequence[int]) -> Draft:
         """Drafts until every row is unsure, at its limit, or ``length`` tokens long."""
         limits = [min(limit, self.length) for limit in limits]

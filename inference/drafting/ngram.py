@@ -24,7 +24,8 @@ class NgramIndex:
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Appends tokens. The n-grams that end with the very last token are indexed by the next call: a lookup of the
-        text's end must find an earlier place, not itself."""
+        text's end must find an earlier place, not itself.
+        """
         for token in tokens:
             end = len(self.text)
             for size in range(1, min(self.largest, end) + 1):

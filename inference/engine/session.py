@@ -47,6 +47,8 @@ class Session:
         self.draft_forwards = 0
         self.gate = self._make_gate() if synced else None
         self._stack = ExitStack()
+        # Sharded weights are gathered into tensors that training uses again: those must not be inference tensors.
+        self._grad_free = torch.no_grad if synced else torch.inference_mode
 
     def __enter__(self) -> Session:
         with ExitStack() as stack:
@@ -61,7 +63,6 @@ class Session:
     ) -> None:
         self._stack.close()
 
-    @torch.no_grad()
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Reads the prompts, padded on the right inside, into an empty cache.
 
@@ -81,7 +82,6 @@ class Session:
         self.lengths = lengths
         return logits[torch.arange(len(prompts)), [last.index(length - 1) for length in lengths]]
 
-    @torch.no_grad()
     def forward(self, tokens: Tensor, tree: TokenTree | None = None, *, skipped: bool = False) -> Tensor:
         """Runs the model on new tokens behind the committed ones; lengths do not move.
 
@@ -108,7 +108,9 @@ class Session:
                 ancestors = tree.attention_mask.to(self.device)  # type: ignore[union-attr]
                 offset = slots - starts
                 inside = (offset >= 0) & (offset < nodes)
-                mask = (offset < 0)[:, None] | (ancestors[:, offset.clamp(0, nodes - 1)].transpose(0, 1) & inside[:, None])
+                mask = (offset < 0)[:, None] | (
+                    ancestors[:, offset.clamp(0, nodes - 1)].transpose(0, 1) & inside[:, None]
+                )
             mask = mask[:, None]
         return self._call(tokens, mask, starts + depths, 0, skipped)
 
@@ -124,7 +126,8 @@ class Session:
         """
         for row, path in enumerate(paths):
             if path and path[-1] != len(path) - 1:
-                self.storage.gather(row, self.lengths[row], path)
+                with self._grad_free():
+                    self.storage.gather(row, self.lengths[row], path)
             self.lengths[row] += len(path)
 
     def truncate(self, lengths: Sequence[int]) -> None:
@@ -133,13 +136,14 @@ class Session:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drops all rows but the given ones, in their order."""
-        self.storage.keep(rows)
+        with self._grad_free():
+            self.storage.keep(rows)
         self.lengths = [self.lengths[row] for row in rows]
 
     def drain(self) -> None:
         """Takes part in the forwards of other ranks until all are done; nothing to do without ``synced``."""
         if self.gate is not None:
-            with torch.no_grad():
+            with self._grad_free():
                 self.gate.drain()
 
     def _call(
@@ -161,7 +165,8 @@ class Session:
             self.draft_forwards += 1
         else:
             self.target_forwards += 1
-        return run() if self.gate is None else self.gate.call("draft" if skipped else "target", run)
+        with self._grad_free():
+            return run() if self.gate is None else self.gate.call("draft" if skipped else "target", run)
 
     def _make_gate(self) -> Gate:
         def dummy(skipped: bool) -> None:
