@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import Cache, CacheLayerMixin
@@ -57,7 +58,7 @@ def session_attention(
     if groups > 1:
         query = query.reshape(batch, kv_heads, groups * tokens, head_dim)
         if attention_mask is not None:
-            rows, _, _, slots = attention_mask.shape
+            rows, slots = attention_mask.shape[0], attention_mask.shape[-1]
             attention_mask = attention_mask.expand(rows, groups, tokens, slots).reshape(rows, 1, groups * tokens, slots)
     out = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
     return out.reshape(batch, heads, tokens, value.shape[-1]).transpose(1, 2).contiguous(), None
@@ -97,9 +98,21 @@ def session_cache(storage: KVCache, layers: int) -> Cache:
     return Cache(layers=[_SessionLayer(storage, index) for index in range(layers)])
 
 
-def text_config(model: nn.Module) -> Any:
+def text_config(model: Any) -> Any:
     """The configuration of the language part of a Hugging Face model."""
     return model.config.get_text_config(decoder=True)
+
+
+def device_of(model: Any) -> torch.device:
+    """The device on which a Hugging Face model takes its token ids."""
+    device: torch.device = model.get_input_embeddings().weight.device
+    return device
+
+
+def precision_of(model: Any) -> torch.dtype:
+    """The precision of a Hugging Face model's weights."""
+    precision: torch.dtype = model.get_input_embeddings().weight.dtype
+    return precision
 
 
 def check_supported(model: nn.Module) -> None:
@@ -220,7 +233,7 @@ class SublayerSkip:
         finally:
             self._on = False
 
-    def _forward(self, layer: nn.Module, keep_attention: bool, keep_mlp: bool) -> Callable[..., Tensor]:
+    def _forward(self, layer: Any, keep_attention: bool, keep_mlp: bool) -> Callable[..., Tensor]:
         original = layer.forward
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -249,10 +262,11 @@ def driven_by_session(model: nn.Module) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION_NAME, session_attention)
-    configs = {id(part.config): part.config for part in model.modules() if hasattr(part, "config")}
+    parts: list[Any] = list(model.modules())
+    configs = {id(part.config): part.config for part in parts if hasattr(part, "config")}
     configs = {key: config for key, config in configs.items() if hasattr(config, "_attn_implementation_internal")}
     before = {key: config._attn_implementation_internal for key, config in configs.items()}
-    training = [part for part in model.modules() if part.training]
+    training = [part for part in parts if part.training]
     try:
         for config in configs.values():
             config._attn_implementation_internal = ATTENTION_NAME

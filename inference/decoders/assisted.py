@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -59,13 +58,13 @@ class AssistedDecoding(Decoder):
     def _draft(self, model: nn.Module) -> nn.Module:
         if not isinstance(self.draft_model, str):
             return self.draft_model
-        weight = model.get_input_embeddings().weight
-        key = f"{weight.device} {weight.dtype}"
+        device, dtype = compat.device_of(model), compat.precision_of(model)
+        key = f"{device} {dtype}"
         if key not in self._loaded:
             try:
-                draft = AutoModelForCausalLM.from_pretrained(self.draft_model, dtype=weight.dtype)
+                draft: nn.Module = AutoModelForCausalLM.from_pretrained(self.draft_model, dtype=dtype)
             except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"draft_model {self.draft_model!r} cannot be loaded: {reason}") from None
-            self._loaded[key] = draft.to(torch.device(weight.device)).eval()
+            self._loaded[key] = draft.eval().to(device)
         return self._loaded[key]

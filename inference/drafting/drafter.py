@@ -53,13 +53,13 @@ class Drafter(ABC):
             The proposals; a row may get fewer than its limit, or none.
         """
 
-    def observe(self, run: Run, draft: Draft, verdicts: Sequence[Verdict]) -> None:
+    def observe(self, run: Run, draft: Draft, verdicts: Sequence[Verdict]) -> None:  # noqa: B027
         """Learns what became of the last draft; called after the accepted tokens are in ``run.texts``."""
 
-    def keep(self, rows: Sequence[int]) -> None:
+    def keep(self, rows: Sequence[int]) -> None:  # noqa: B027
         """Drops the state of finished rows."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Gives back what the drafter holds; called also after an error."""
 
     @property

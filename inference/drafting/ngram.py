@@ -23,8 +23,10 @@ class NgramIndex:
         self._ends: dict[tuple[int, ...], int] = {}
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Appends tokens. The n-grams that end with the very last token are indexed by the next call: a lookup of the
-        text's end must find an earlier place, not itself.
+        """Appends tokens.
+
+        The n-grams that end with the very last token are indexed by the next call: a lookup of the text's end must
+        find an earlier place, not itself.
         """
         for token in tokens:
             end = len(self.text)

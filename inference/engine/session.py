@@ -38,7 +38,7 @@ class Session:
         compat.check_supported(model)
         self.model = model
         self.skip = skip
-        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.device = compat.device_of(model)
         layers = compat.text_config(model).num_hidden_layers
         self.storage = KVCache(layers, capacity)
         self.cache = compat.session_cache(self.storage, layers)
@@ -97,20 +97,19 @@ class Session:
         self.storage.place(self.lengths, nodes)
         uniform = len(set(self.lengths)) == 1
         starts = torch.tensor(self.lengths[:1] if uniform else self.lengths, device=self.device)[:, None]
-        chain = tree is None or tree.is_chain
-        depths = torch.arange(nodes, device=self.device) if chain else torch.tensor(tree.depths, device=self.device)  # type: ignore[union-attr]
+        shape = TokenTree.chain(nodes - 1) if tree is None else tree
+        depths = torch.tensor(shape.depths, device=self.device)
         mask = None
         if not (uniform and nodes == 1):
             slots = torch.arange(self.storage.extent, device=self.device)
-            if chain:
+            if shape.is_chain:
                 mask = slots <= (starts + depths)[..., None]
             else:
-                ancestors = tree.attention_mask.to(self.device)  # type: ignore[union-attr]
-                offset = slots - starts
+                ancestors = shape.attention_mask.to(self.device)
+                offset = (slots - starts)[:, None]  # [rows, 1, slots]: below 0 is the prefix, then come the nodes
                 inside = (offset >= 0) & (offset < nodes)
-                mask = (offset < 0)[:, None] | (
-                    ancestors[:, offset.clamp(0, nodes - 1)].transpose(0, 1) & inside[:, None]
-                )
+                seen = ancestors[:, offset[:, 0].clamp(0, nodes - 1)].transpose(0, 1)
+                mask = (offset < 0) | (inside & seen)
             mask = mask[:, None]
         return self._call(tokens, mask, starts + depths, 0, skipped)
 
