@@ -1,0 +1,74 @@
+"""The few exchanges between ranks that the callbacks need, all of tensors of fixed size: no rank can hang another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+
+def _active() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def reduce_sum(values: Tensor, device: torch.device) -> Tensor:
+    """Adds a tensor over all ranks.
+
+    Args:
+        values: Any shape, the same on every rank; float64 keeps integers exact up to 2**53.
+        device: Device of this rank. NCCL only moves tensors that lie on a GPU.
+
+    Returns:
+        The sum, on the CPU. Without a process group: a copy of ``values``.
+    """
+    return _reduce(values, device, "SUM")
+
+
+def reduce_max(values: Tensor, device: torch.device) -> Tensor:
+    """Like :func:`reduce_sum`, but the maximum."""
+    return _reduce(values, device, "MAX")
+
+
+def _reduce(values: Tensor, device: torch.device, operation: str) -> Tensor:
+    result = values.detach().clone()
+    if _active():
+        result = result.to(device)
+        dist.all_reduce(result, op=getattr(dist.ReduceOp, operation))
+    return result.cpu()
+
+
+def gather_integers(values: Sequence[int], capacity: int, device: torch.device) -> tuple[list[list[int]], int]:
+    """Shares up to ``capacity`` integers of every rank with every rank.
+
+    Args:
+        values: The integers of this rank, maybe none: not negative, below 2**63.
+        capacity: Slots of the exchanged tensor, the same on every rank.
+        device: Device of this rank.
+
+    Returns:
+        One list for each rank, and the place of this rank's own list among them.
+    """
+    if not _active():
+        return [list(values)], 0
+    slots = torch.full((capacity,), -1, dtype=torch.int64)
+    slots[: len(values)] = torch.tensor(list(values), dtype=torch.int64)
+    slots = slots.to(device)
+    shared = [torch.empty_like(slots) for _ in range(dist.get_world_size())]
+    dist.all_gather(shared, slots)
+    return [[value for value in item.tolist() if value >= 0] for item in shared], dist.get_rank()
+
+
+def shards_parameters(trainer: Trainer) -> bool:
+    """Whether the strategy spreads the weights over the ranks, so that every forward is a collective call.
+
+    True for DeepSpeed ZeRO stage 3, FSDP and Lightning's ``ModelParallelStrategy``.
+    """
+    from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+
+    strategy = trainer.strategy
+    if isinstance(strategy, DeepSpeedStrategy):
+        return bool(strategy.zero_stage_3)
+    return isinstance(strategy, (FSDPStrategy, ModelParallelStrategy))

@@ -1,0 +1,60 @@
+"""Runs validations on two gloo processes, as Lightning starts them, and writes every rank-0 row and every share.
+
+Called by test_distributed.py as ``python ddp_script.py <folder>``; Lightning starts the second process itself.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+
+from saccade.callbacks import decoding_evaluation
+from tests.callbacks.scenarios import SCENARIOS, evaluation
+from tests.callbacks.tiny import TinyModule, loader, trainer
+
+
+def collective(module: torch.nn.Module, _: tuple) -> None:
+    """What a sharded model's forward does: it needs every rank."""
+    ones = torch.ones(1)
+    dist.all_reduce(ones)
+    if ones.item() != dist.get_world_size():
+        raise RuntimeError("ranks are out of step")
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    results = {}
+    for name, scenario in SCENARIOS.items():
+        for synced in (False, True):
+            callback = evaluation(scenario)
+            shares: list[int] = []
+            original = decoding_evaluation._Evaluation.__init__
+
+            def spy(self: object, settings: object, model: object, share: list, *rest: object) -> None:
+                shares.append(len(share))  # noqa: B023
+                original(self, settings, model, share, *rest)  # noqa: B023
+
+            decoding_evaluation._Evaluation.__init__ = spy
+            decoding_evaluation.shards_parameters = lambda _: synced  # noqa: B023
+            module = TinyModule()
+            if synced:
+                module.model.register_forward_pre_hook(collective)
+            runner: Trainer = trainer(folder / name, strategy="ddp", devices=2, callbacks=[callback])
+            runner.validate(module, loader(scenario.ids), verbose=False)
+            decoding_evaluation._Evaluation.__init__ = original
+            gathered: list = [None, None]
+            dist.all_gather_object(gathered, (shares[0], callback.rows))
+            results[f"{name}/{'synced' if synced else 'free'}"] = {
+                "shares": [share for share, _ in gathered],
+                "rows": [rows for _, rows in gathered],
+                "metrics": {key: value.item() for key, value in runner.callback_metrics.items()},
+            }
+    if dist.get_rank() == 0:
+        (folder / "results.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
