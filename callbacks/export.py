@@ -1,0 +1,32 @@
+"""ModelExport: what was trained, as a folder that other programs load."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from saccade.callbacks.run_folder import run_folder
+
+
+class ModelExport(Callback):
+    """Write the trained model into the run folder when a fit ends, by the module's own `save_pretrained`.
+
+    The weights are those of the last step. A module without `save_pretrained` is left alone, and so is a
+    `fast_dev_run`. All ranks take part: under ZeRO-3 the weights are gathered.
+
+    Args:
+        folder: Name of the exported folder inside the run folder.
+    """
+
+    def __init__(self, folder: str = "model") -> None:
+        self.folder = folder
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Export, while the ranks can still talk to each other."""
+        save: Any = getattr(pl_module, "save_pretrained", None)
+        if save is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        target: Path = run_folder(trainer) / self.folder
+        save(target)
+        rank_zero_info(f"saccade: the model is exported to {target}")

@@ -1,0 +1,71 @@
+"""How mistakes are told: one line for what a user can mend, the whole trace for everything else."""
+
+import re
+import traceback
+from argparse import ArgumentError
+
+
+class UsageError(Exception):
+    """A mistake that the user can mend; its text is one line that says what is wrong."""
+
+
+# the parser's explanations that say nothing: what types there are, and the whole value that was given
+_NOISE = re.compile(
+    r"(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*"
+    r"|Given value: .*(Namespace|NestedArg)\(.*|Problem with given class_path '[^']*':|See stack trace.*"
+    r"|Expected an? <class '\w+'>\.?|Not a valid subclass of .*|Subclass types expect one of:?"
+    r"|a class path \(str\)|a dict with(out)? class_path .*|a dict with parameters accepted by .*)"
+)
+_NEW_REASON = re.compile(r"\s*- |\s*Given value|\s*Parser key")
+_MAX_LENGTH = 600
+
+
+def one_line(error: BaseException) -> str:
+    """Say in one line what went wrong.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        The message without line breaks and without the parser's repetitions; the error's type where it has no
+        message, or where the message alone says too little (a KeyError, a TypeError).
+    """
+    text = str(error)
+    if isinstance(error, ArgumentError) or "Parser key" in text or "Does not validate against" in text:
+        text = _without_repetitions(text)
+    text = " ".join(text.split())
+    if not text:
+        return type(error).__name__
+    if isinstance(error, KeyError | IndexError | AttributeError):
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= _MAX_LENGTH else text[: _MAX_LENGTH - 4] + " ..."
+
+
+def _without_repetitions(text: str) -> str:
+    """Keep the reasons of a parser error, without the alternatives that nobody meant."""
+    reasons: list[str] = []
+    for line in text.splitlines():
+        words = re.sub(r"^\s*- ", "", line).strip()
+        if not words or _NOISE.fullmatch(words):
+            continue
+        if any(words in reason for reason in reasons):
+            continue
+        if reasons and not _NEW_REASON.match(line):
+            reasons[-1] += f" {words}"
+        else:
+            reasons.append(words)
+    joined = ""
+    for reason in reasons:
+        joined += ("" if not joined else " " if joined.endswith(":") else "; ") + reason
+    # keys inside each other: `model` then `lora` are `model.lora`
+    return re.sub(r'(Parser key "[^"]*): Parser key "', r"\1.", joined.replace('": Parser', ": Parser"))
+
+
+def raised_by_us(error: BaseException) -> bool:
+    """Whether the statement that raised the error stands in saccade itself, and not in a library below it.
+
+    Args:
+        error: An exception that was caught.
+    """
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and str(frames[-1][0].f_globals.get("__name__", "")).startswith("saccade.")

@@ -1,0 +1,252 @@
+"""``saccade fit | validate | test | predict``: LightningCLI, without its four traps."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+# imported so that their classes can be named without their module, as in `--model LanguageModel`
+import saccade.callbacks
+import saccade.datamodules
+import saccade.inference
+import saccade.modules  # noqa: F401
+from saccade.cli.checkpoint_settings import check_checkpoint, differences, read_settings
+from saccade.cli.config_lookup import resolve_config_arguments
+from saccade.cli.errors import UsageError, one_line, raised_by_us
+from saccade.cli.run_callbacks import run_callbacks
+from saccade.cli.run_folders import (
+    check_name,
+    create_run_folder,
+    discard_if_without_results,
+    find_checkpoint,
+    point_latest_at,
+)
+from saccade.inference.provenance import provenance, write_json, write_text
+
+# ranks that Lightning starts run the same command again and learn from these what the first one decided
+_RUN_FOLDER = "SACCADE_RUN_FOLDER"
+_CHECKPOINT = "SACCADE_CKPT_PATH"
+
+# arguments of one subcommand's method; without them a saved config serves the other subcommands too
+_OF_ONE_CALL = ("ckpt_path", "verbose", "weights_only", "return_predictions", "config")
+
+_EPILOG = """\
+A second --config replaces a list of the first one. To add to trainer.callbacks instead of replacing it, write
+`--trainer.callbacks+=ClassName` (its settings after it, as `--trainer.callbacks.setting=value`), or `callbacks+:` in
+the YAML, as decoding/demo.yaml does. Checkpoints, progress bar and export are always there and need no entry.
+"""
+
+
+class SaccadeCLI(LightningCLI):
+    """The training commands: every run has its own folder, the command wins over the checkpoint, errors are one line.
+
+    Args:
+        args: Command line without the program's name.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.run_folder: Path | None = None
+        self.checkpoint: Path | None = None
+        super().__init__(
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            args=resolve_config_arguments(args),
+        )
+
+    # the parser
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Make a parser that raises its errors instead of printing pages."""
+        return super().init_parser(exit_on_error=False, epilog=_EPILOG, **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the two options that say where a run lies."""
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="Name of the run, whose folder is <runs_folder>/<name>/<time>. Default: that of the first --config "
+            "file, else of the model's class.",
+        )
+        parser.add_argument("--runs_folder", type=str, default="runs", help="Folder in which all runs lie.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; an error is one line."""
+        try:
+            self.config = parser.parse_args(args)
+        except (ArgumentError, TypeError, ValueError, OSError) as error:
+            raise UsageError(one_line(error)) from error
+
+    # before anything is built
+
+    def _parse_ckpt_path(self) -> None:
+        """Find the checkpoint that is meant, and show where its settings differ from those that are used.
+
+        Lightning lets the checkpoint's settings win here, without a word; that is why this is replaced.
+        """
+        settings = self._settings()
+        settings.name = check_name(settings.name or self._default_name(settings))
+        which = settings.get("ckpt_path")
+        if which is None or which == "hpc":
+            return
+        if rank_zero_only.rank != 0 and _CHECKPOINT in os.environ:
+            self.checkpoint = Path(os.environ[_CHECKPOINT])
+        elif which in ("last", "best"):
+            self.checkpoint = find_checkpoint(settings.runs_folder, settings.name, which)
+            _say(f"--ckpt_path {which} is {self.checkpoint}")
+        else:
+            self.checkpoint = Path(which)
+        check_checkpoint(self.checkpoint, settings.trainer.strategy)
+        os.environ[_CHECKPOINT] = str(self.checkpoint)
+        settings.ckpt_path = str(self.checkpoint)
+        self._show_differences(settings)
+
+    def _show_differences(self, settings: Namespace) -> None:
+        if self.checkpoint is None:
+            return
+        saved = read_settings(self.checkpoint)
+        if saved is None:
+            _say(f"the settings in {self.checkpoint} cannot be read; those of the command are used")
+            return
+        lines = differences(saved, settings.model.as_dict()) if saved else []
+        if lines:
+            _say(f"settings differ from those in {self.checkpoint} (checkpoint -> used):")
+            for line in lines:
+                _say(f"  {line}")
+
+    def _default_name(self, settings: Namespace) -> str:
+        files = settings.get("config") or self.config.get("config")
+        if files:
+            stem = Path(str(files[0])).stem
+            return "".join(sign if sign.isalnum() or sign in "_.-" else "-" for sign in stem).lstrip(".-") or "run"
+        return str(settings.model.class_path).rsplit(".", 1)[-1]
+
+    def _settings(self) -> Namespace:
+        """The parsed settings of the subcommand."""
+        settings: Namespace = self.config[self.config.subcommand]
+        return settings
+
+    # building and running
+
+    def before_instantiate_classes(self) -> None:
+        """Make the run folder, with its records in it."""
+        settings = self._settings()
+        if settings.trainer.default_root_dir is not None:
+            raise UsageError("--trainer.default_root_dir: every run makes its own folder; use --runs_folder and --name")
+        if rank_zero_only.rank != 0:
+            # started by something else than Lightning there is no answer yet; RunFolder asks the first rank later
+            self.run_folder = Path(os.environ.get(_RUN_FOLDER, settings.runs_folder))
+            return
+        self.run_folder = create_run_folder(settings.runs_folder, settings.name)
+        os.environ[_RUN_FOLDER] = str(self.run_folder.absolute())
+        try:
+            self._write_records(settings, self.run_folder)
+        except ValueError as error:
+            self._fail(error)
+        if self.checkpoint is None and self.subcommand != "fit":
+            _say("no --ckpt_path is given: the model is used as its settings build it")
+
+    def _write_records(self, settings: Namespace, folder: Path) -> None:
+        kept = settings.clone()
+        for name in _OF_ONE_CALL:
+            kept.pop(name, None)
+        # links between settings are followed again when the file is read
+        write_text(folder / "config.yaml", self._parser(self.subcommand).dump(kept, skip_unset=False))
+        seed = settings.get("seed_everything")
+        record = provenance(seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else None)
+        record.update(
+            subcommand=self.subcommand,
+            name=settings.name,
+            checkpoint=None if self.checkpoint is None else str(self.checkpoint),
+        )
+        write_json(folder / "provenance.json", record)
+
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; what a constructor refuses is one line."""
+        try:
+            super().instantiate_classes()
+        except (ArgumentError, ArithmeticError, ImportError, LookupError, OSError, RuntimeError) as error:
+            self._fail(error)
+        except (AttributeError, MisconfigurationException, NotImplementedError, TypeError, ValueError) as error:
+            self._fail(error)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the trainer with the run folder as its root."""
+        folder = str(self.run_folder)
+        logger = self._get(self.config_init, "trainer").get("logger")
+        if logger is None or logger is True:
+            # no name and no version: its folder is <run>/logs
+            kwargs["logger"] = CSVLogger(folder, name="", version="logs")
+        return super().instantiate_trainer(default_root_dir=folder, **kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        given = config.get("callbacks") or []
+        given = given if isinstance(given, list) else [given]
+        own = run_callbacks(Path(str(self.run_folder)), str(self.subcommand), config, given)
+        # a new list: the user's one belongs to the parsed settings. The run folder is agreed on before all else.
+        return super()._instantiate_trainer({**config, "callbacks": [own[0], *given, *own[1:]]}, callbacks)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit as stop:
+            # Lightning turns Ctrl-C into an exit of its own
+            if isinstance(stop.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt(str(self.run_folder)) from stop
+            raise
+        except (MisconfigurationException, OSError) as error:
+            self._fail(error)
+        except RuntimeError as error:
+            if str(error).startswith("Error(s) in loading state_dict") or raised_by_us(error):
+                self._fail(error)
+            raise
+        except (TypeError, ValueError) as error:
+            if raised_by_us(error):
+                self._fail(error)
+            raise
+        if subcommand == "fit" and rank_zero_only.rank == 0 and self.run_folder is not None:
+            point_latest_at(self.run_folder)
+        _say(f"results are in {self.run_folder}")
+
+    def _fail(self, error: Exception) -> None:
+        """End the run with one line, and leave no folder behind that holds nothing."""
+        if self.run_folder is not None and rank_zero_only.rank == 0:
+            discard_if_without_results(self.run_folder)
+        raise UsageError(one_line(error)) from error
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    """Tell the user something beside the results, once for all ranks."""
+    print(f"saccade: {text}", file=sys.stderr, flush=True)
+
+
+def _is_no_advert(record: logging.LogRecord) -> bool:
+    """Let Lightning's messages pass, except those that recommend further products."""
+    return "Tip: For seamless cloud" not in record.getMessage()
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run a training command.
+
+    Args:
+        arguments: The subcommand and what follows it.
+
+    Raises:
+        UsageError: If the user can mend what is wrong.
+    """
+    # one process reads tokens that lie ready; more would cost more than they bring
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)
+    SaccadeCLI(arguments)

@@ -1,0 +1,94 @@
+"""The ``saccade`` command: chooses the subcommand, tells errors in one line. Imports nothing heavy by itself."""
+
+import difflib
+import importlib
+import importlib.metadata
+import sys
+import traceback
+from collections.abc import Sequence
+
+_TRAINING = {
+    "fit": "train a model",
+    "validate": "validate a model; with DecodingEvaluation among the callbacks, measure decoders on it",
+    "test": "test a model",
+    "predict": "predict with a model",
+}
+# name: (what it does, module with a function `run(arguments)`)
+_OTHERS = {
+    "search-layers": ("search the sub-layers that a model's own draft skips", "saccade.cli.search_layers"),
+    "doctor": ("print versions, devices, and what is missing for which feature", "saccade.cli.doctor"),
+}
+_COMMANDS = {
+    **{name: (text, "saccade.cli.lightning_command") for name, text in _TRAINING.items()},
+    **_OTHERS,
+}
+
+_HELP = """\
+usage: saccade [--help] [--version] COMMAND [options] [--debug]
+
+Train language models with Lightning, and decode them fast.
+
+commands:
+{commands}
+
+`saccade COMMAND --help` lists the options of a command.
+  --config FILE   a YAML file of settings, or the name of one that comes with saccade:
+{configs}
+  --debug         print the whole trace of an error
+
+A later --config replaces the lists of an earlier one; `--trainer.callbacks+=ClassName` adds a callback, and so does
+`callbacks+:` in a YAML file. Every run has a folder of its own: runs/<name>/<time>.
+"""
+
+
+def _help() -> str:
+    from saccade.cli.config_lookup import packaged_configs
+
+    return _HELP.format(
+        commands="\n".join(f"  {name:<15} {text}" for name, (text, _) in _COMMANDS.items()),
+        configs="\n".join(f"                  {name}" for name in packaged_configs()),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the ``saccade`` command.
+
+    Args:
+        argv: Command line without the program's name; None takes that of the process.
+
+    Returns:
+        The exit status: 0, 2 after a mistake that the user can mend, 130 after Ctrl-C.
+    """
+    from saccade.cli.errors import UsageError
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    command = arguments[0] if arguments else "--help"
+    if command in ("--help", "-h", "help"):
+        print(_help(), end="")
+        return 0
+    if command == "--version":
+        print(f"saccade {importlib.metadata.version('saccade')}")
+        return 0
+    try:
+        if command not in _COMMANDS:
+            near = difflib.get_close_matches(command, _COMMANDS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"the commands are {', '.join(_COMMANDS)}"
+            raise UsageError(f"unknown command '{command}'; {hint}")
+        module = importlib.import_module(_COMMANDS[command][1])
+        module.run(arguments if command in _TRAINING else arguments[1:])
+    except UsageError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"saccade: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        kept = f"; what there is lies in {stop}" if str(stop) else ""
+        print(f"saccade: interrupted{kept}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Mistakes end in one line; the trace is there for those who ask."""
+
+import pytest
+import yaml
+
+from saccade.cli.errors import one_line, raised_by_us
+
+MISTAKES = {
+    "refused by the constructor": (["--model.width=0"], "width: must be at least 1, but is 0"),
+    "unknown setting of the model": (["--model.widht=3"], "widht"),
+    "wrong type": (["--model.width=many"], "width"),
+    "unknown class": (["--model", "NoSuchModel"], "NoSuchModel"),
+    "unknown option": (["--no_such_option=1"], "no_such_option"),
+    "missing file": (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    "misspelt packaged file": (["--config", "lm/tniy.yaml"], "did you mean lm/tiny.yaml"),
+    "impossible trainer": (["--trainer.max_epochs=-7"], "max_epochs"),
+    "unknown strategy": (["--trainer.strategy=nonsense"], "nonsense"),
+    "unknown callback": (["--trainer.callbacks+=NoSuchCallback"], "NoSuchCallback"),
+    "misspelt setting of a callback": (
+        ["--trainer.callbacks+=tests.cli.toy.Witness", "--trainer.callbacks.paht=x"],
+        "paht",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_one_line_and_status_2(saccade, toy, mistake):
+    arguments, expected = MISTAKES[mistake]
+    run = saccade("fit", "--config", "toy.yaml", *arguments)
+    assert run.status == 2, run.text
+    (line,) = [line for line in run.err.splitlines() if line.startswith("saccade: error: ")]
+    assert expected in line
+    assert run.err.rstrip().endswith(line), "nothing comes after it"
+    assert "Traceback" not in run.text
+    assert "usage:" not in run.text
+    assert run.new_folders == []
+
+
+def test_broken_yaml(saccade, toy):
+    (toy / "broken.yaml").write_text("model: [1, 2\n")
+    run = saccade("fit", "--config", "broken.yaml")
+    assert run.status == 2
+    assert sum("saccade: error:" in line for line in run.err.splitlines()) == 1
+    assert "Traceback" not in run.text
+
+
+def test_no_model(saccade, toy):
+    (toy / "empty.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": 1}}))
+    run = saccade("fit", "--config", "empty.yaml")
+    assert run.status == 2
+    assert "model" in run.err
+
+
+def test_trace_with_debug(saccade):
+    run = saccade("fit", "--config", "toy.yaml", "--model.width=0", "--debug")
+    assert run.status == 2
+    assert "Traceback" in run.err
+    assert "in __init__" in run.err
+    assert run.err.rstrip().splitlines()[-1].startswith("saccade: error: width")
+
+
+def test_our_own_refusal_during_the_run_is_one_line(saccade):
+    run = saccade("fit", "--config", "toy.yaml", "--model.fail=ours")
+    assert run.status == 2
+    assert "Traceback" not in run.text
+    assert run.err.rstrip().splitlines()[-1].startswith("saccade: error: cannot write x.json")
+
+
+def test_somebody_elses_bug_keeps_its_trace(saccade):
+    with pytest.raises(ValueError, match="invalid literal"):
+        saccade("fit", "--config", "toy.yaml", "--model.fail=theirs")
+
+
+def test_unknown_command(saccade):
+    run = saccade("vaildate")
+    assert run.status == 2
+    assert run.err == "saccade: error: unknown command 'vaildate'; did you mean 'validate'?\n"
+
+
+def test_one_line():
+    assert one_line(ValueError("two\n  lines")) == "two lines"
+    assert one_line(ValueError()) == "ValueError"
+    assert one_line(KeyError("x")) == "KeyError: 'x'"
+    assert len(one_line(ValueError("word " * 1000))) <= 600
+
+
+def test_raised_by_us():
+    from saccade.inference.provenance import write_json
+
+    with pytest.raises(ValueError, match="cannot write") as ours:
+        write_json("/dev/null/x.json", {})
+    assert raised_by_us(ours.value)
+    with pytest.raises(ValueError, match="invalid") as theirs:
+        int("x")
+    assert not raised_by_us(theirs.value)

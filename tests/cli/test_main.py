@@ -1,0 +1,63 @@
+"""What the command says about itself, and how quickly."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from saccade.cli.config_lookup import find_config, packaged_configs, resolve_config_arguments
+from saccade.cli.main import main
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], []])
+def test_quick_answers_do_not_load_torch(arguments):
+    code = f"import sys; from saccade.cli.main import main; main({arguments!r}); assert 'torch' not in sys.modules"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout
+
+
+def test_version(saccade):
+    assert re.fullmatch(r"saccade \d+\.\d+\.\d+\S*\n", saccade("--version").out)
+
+
+def test_help_names_commands_configs_and_the_plus_form(saccade):
+    text = saccade("--help").out
+    for word in ("fit", "validate", "doctor", "search-layers", "lm/tiny.yaml", "--trainer.callbacks+=", "callbacks+:"):
+        assert word in text
+
+
+def test_help_of_fit_explains_our_options(saccade):
+    run = saccade("fit", "--help")
+    assert run.status == 0
+    for word in ("--name", "--runs_folder", "--ckpt_path", "--trainer.callbacks+="):
+        assert word in run.out
+
+
+def test_module_door():
+    answer = subprocess.run(
+        [sys.executable, "-m", "saccade.cli.main", "--version"], capture_output=True, text=True, check=False
+    )
+    assert answer.stdout.startswith("saccade ")
+
+
+def test_packaged_config_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config("lm/tiny.yaml") == str(packaged_configs()["lm/tiny.yaml"])
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "tiny.yaml").touch()
+    assert find_config("lm/tiny.yaml") == "lm/tiny.yaml", "the user's own file wins"
+
+
+def test_only_config_arguments_are_looked_up(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = str(packaged_configs()["lm/tiny.yaml"])
+    given = ["fit", "-c", "lm/tiny.yaml", "--config=lm/tiny.yaml", "--name", "lm/tiny.yaml"]
+    assert resolve_config_arguments(given) == ["fit", "-c", path, f"--config={path}", "--name", "lm/tiny.yaml"]
+
+
+def test_main_takes_the_process_arguments(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["saccade", "--version"])
+    assert main() == 0
+    assert capsys.readouterr().out.startswith("saccade ")

@@ -1,0 +1,165 @@
+"""A run folder of its own for every invocation, with records that can be used again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from saccade.cli.errors import UsageError
+from saccade.cli.run_folders import create_run_folder, discard_if_without_results, earlier_runs, find_checkpoint
+
+
+def test_fit_keeps_everything_in_its_own_folder(saccade, toy):
+    run = saccade("fit", "--config", "toy.yaml")
+    assert run.status == 0, run.text
+    assert run.folder.parent == toy / "runs" / "toy"
+    names = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
+    assert names == {
+        "config.yaml", "provenance.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "model/layer.pt",
+        "logs/metrics.csv", "logs/hparams.yaml",
+    }  # fmt: skip
+    assert sorted(path.name for path in toy.iterdir()) == ["runs", "toy.yaml"]
+    assert (toy / "runs" / "toy" / "latest").resolve() == run.folder
+    assert run.err.strip().splitlines()[-1].endswith(f"results are in runs/toy/{run.folder.name}")
+
+
+def test_without_logger_nothing_is_written_beside_the_run_folder_and_the_second_run_lives(saccade, toy):
+    arguments = ("validate", "--config", "toy.yaml", "--trainer.logger=false")
+    first, second = saccade(*arguments), saccade(*arguments)
+    assert (first.status, second.status) == (0, 0), first.text + second.text
+    assert first.folder != second.folder
+    for run in (first, second):
+        assert sorted(path.name for path in run.folder.iterdir()) == ["config.yaml", "provenance.json"]
+    assert sorted(path.name for path in toy.iterdir()) == ["runs", "toy.yaml"]
+
+
+def test_config_of_a_fit_serves_every_other_subcommand(saccade):
+    fit = saccade("fit", "--config", "toy.yaml", "--model.learning_rate=0.05")
+    config = str(fit.folder / "config.yaml")
+    for subcommand in ("validate", "test", "predict", "fit"):
+        run = saccade(subcommand, "--config", config, "--ckpt_path", str(fit.folder / "checkpoints" / "last.ckpt"))
+        assert run.status == 0, run.text
+        assert run.folder.parent == fit.folder.parent, "the run's name is in its config"
+        saved = yaml.safe_load((run.folder / "config.yaml").read_text())
+        assert saved["model"]["init_args"]["learning_rate"] == 0.05
+        assert "differ" not in run.text
+    # and the config that predict saved is one for fit
+    assert saccade("fit", "--config", str(run.folder / "config.yaml")).status == 0
+
+
+def test_provenance_record(saccade, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/somewhere/bin/saccade", "fit", "--config", "toy.yaml"])
+    run = saccade("fit", "--config", "toy.yaml", "--seed_everything=17")
+    record = json.loads((run.folder / "provenance.json").read_text())
+    assert record["seed"] == 17
+    assert record["command"] == ["saccade", "fit", "--config", "toy.yaml"]
+    assert (record["subcommand"], record["name"], record["checkpoint"]) == ("fit", "toy", None)
+    assert record["commit"] is None, "the working directory of this test is no repository"
+
+
+def test_name_and_place(saccade, toy):
+    assert saccade("validate", "--config", "toy.yaml", "--name", "other").folder.parent == toy / "runs" / "other"
+    run = saccade("validate", "--config", "toy.yaml", "--runs_folder", "runs2")
+    assert run.folder.parent == toy / "runs2" / "toy"
+    by_class = saccade(
+        "validate", "--model", "tests.cli.toy.ToyModel", "--data", "tests.cli.toy.ToyData",
+        "--trainer.enable_progress_bar=false",
+    )  # fmt: skip
+    assert by_class.folder.parent == toy / "runs" / "ToyModel"
+    bad = saccade("validate", "--config", "toy.yaml", "--name", "../up")
+    assert (bad.status, bad.new_folders) == (2, [])
+    assert "--name '../up'" in bad.err
+
+
+def test_default_root_dir_is_refused_by_name(saccade):
+    run = saccade("fit", "--config", "toy.yaml", "--trainer.default_root_dir=elsewhere")
+    assert run.status == 2
+    assert "--runs_folder" in run.err
+    assert run.new_folders == []
+
+
+def test_two_runs_of_one_second_do_not_meet(tmp_path):
+    folders = [create_run_folder(str(tmp_path), "x") for _ in range(12)]
+    assert len(set(folders)) == 12
+    assert earlier_runs(str(tmp_path), "x") == folders[::-1], "newest first, -10 after -9"
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(saccade, toy):
+    (toy / "taken").write_text("a file, where the folder of all runs should be")
+    run = saccade("fit", "--config", "toy.yaml", "--runs_folder", "taken")
+    assert run.status == 2
+    (line,) = [line for line in run.err.splitlines() if line.startswith("saccade: error:")]
+    assert "taken/toy" in line
+    assert "--runs_folder" in line
+    assert "Traceback" not in run.text
+    assert (toy / "taken").is_file()
+
+
+def test_failed_start_leaves_no_folder(saccade, toy):
+    run = saccade("fit", "--config", "toy.yaml", "--model.width=0")
+    assert run.status == 2
+    assert run.new_folders == []
+    assert not (toy / "runs" / "toy").exists()
+
+
+def test_discard_keeps_results(tmp_path):
+    folder = create_run_folder(str(tmp_path), "x")
+    (folder / "config.yaml").touch()
+    (folder / "decoding.json").touch()
+    assert not discard_if_without_results(folder)
+    assert (folder / "decoding.json").exists()
+    (folder / "decoding.json").unlink()
+    assert discard_if_without_results(folder)
+    assert not folder.exists()
+
+
+def test_find_checkpoint_takes_the_newest_run_that_has_one(tmp_path):
+    runs = tmp_path / "x"
+    for name, checkpoint in (("20260101-000000", "last"), ("20260102-000000", "last"), ("20260103-000000", "best")):
+        (runs / name / "checkpoints").mkdir(parents=True)
+        (runs / name / "checkpoints" / f"{checkpoint}.ckpt").touch()
+    (runs / "20260104-000000").mkdir()
+    (runs / "notes").mkdir()
+    assert find_checkpoint(str(tmp_path), "x", "last").parts[-3] == "20260102-000000"
+    assert find_checkpoint(str(tmp_path), "x", "best").parts[-3] == "20260103-000000"
+    with pytest.raises(UsageError, match="saccade fit"):
+        find_checkpoint(str(tmp_path), "y", "last")
+
+
+def test_last_resumes_and_best_validates(saccade):
+    first = saccade("fit", "--config", "toy.yaml")
+    resumed = saccade("fit", "--config", "toy.yaml", "--ckpt_path", "last", "--trainer.max_epochs=3")
+    assert resumed.status == 0, resumed.text
+    assert str(Path("runs/toy") / first.folder.name / "checkpoints" / "last.ckpt") in resumed.text
+    steps = [line.split(",") for line in (resumed.folder / "logs" / "metrics.csv").read_text().splitlines()]
+    column = steps[0].index("step")
+    assert {int(row[column]) for row in steps[1:]} == {8, 9, 10, 11}, "only the third epoch is trained"
+    for subcommand, which in (("validate", "best"), ("test", "last"), ("predict", "last")):
+        run = saccade(subcommand, "--config", "toy.yaml", "--ckpt_path", which)
+        assert run.status == 0, run.text
+        record = json.loads((run.folder / "provenance.json").read_text())
+        assert record["checkpoint"] == f"runs/toy/{resumed.folder.name}/checkpoints/{which}.ckpt"
+
+
+def test_last_without_a_run_is_an_error(saccade):
+    run = saccade("fit", "--config", "toy.yaml", "--ckpt_path", "last")
+    assert (run.status, run.new_folders) == (2, [])
+    assert "no run in runs/toy has a checkpoint 'last'" in run.err
+
+
+def test_module_without_val_loss_and_export(saccade):
+    run = saccade("fit", "--config", "toy.yaml", "--model", "tests.cli.toy.ToyModelWithoutValidation")
+    assert run.status == 0, run.text
+    assert [path.name for path in (run.folder / "checkpoints").iterdir()] == ["last.ckpt"]
+    assert not (run.folder / "model").exists()
+
+
+def test_interrupt_keeps_the_last_state(saccade):
+    run = saccade("fit", "--config", "toy.yaml", "--model.fail=interrupt")
+    assert run.status == 130
+    assert "saccade: interrupted" in run.err
+    assert "Traceback" not in run.text
+    assert (run.folder / "checkpoints" / "last.ckpt").is_file()
+    resumed = saccade("fit", "--config", "toy.yaml", "--ckpt_path", "last")
+    assert resumed.status == 0, resumed.text
