@@ -1,0 +1,1 @@
+"""Side-by-side measurements and their committed rows; not in the wheel."""

@@ -1,0 +1,82 @@
+"""Benchmark rows: one JSON object a line, each with what it needs to be believed and repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from saccade.inference.provenance import provenance
+
+RESULTS = Path(__file__).parent / "results"
+IDENTITY = ("benchmark", "case", "method", "metric", "device")
+
+
+def row(
+    benchmark: str,
+    case: str,
+    method: str,
+    metric: str,
+    values: Iterable[float],
+    unit: str,
+    *,
+    bound: float | None = None,
+    grown: bool = False,
+    seed: int | None = None,
+    extra: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One row; its value is the median of the runs.
+
+    Args:
+        benchmark: Name of the benchmark; also of the file the row goes to.
+        case: Model shape, batch, prompt length and data, in words.
+        method: What was measured.
+        metric: Name of the figure.
+        values: One figure for each run.
+        unit: Of the figures.
+        bound: The figure that physics allows, where it gives one.
+        grown: Whether the model was grown (the same function in a larger shape).
+        seed: Seed of the run.
+        extra: Further entries, for example ``distinct_4``.
+    """
+    runs = list(values)
+    origin = provenance(seed)
+    origin.pop("command")
+    origin["device"] = ", ".join(origin["device"])
+    return {
+        "benchmark": benchmark,
+        "case": case,
+        "method": method,
+        "metric": metric,
+        "value": median(runs),
+        "unit": unit,
+        "spread": {"min": min(runs), "median": median(runs), "max": max(runs)},
+        "runs": len(runs),
+        "bound": bound,
+        "grown": grown,
+        **(extra or {}),
+        **origin,
+    }
+
+
+def read(benchmark: str) -> list[dict[str, Any]]:
+    """The committed rows of a benchmark; none when it has not been run."""
+    path = RESULTS / f"{benchmark}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def replace(rows: Iterable[dict[str, Any]]) -> None:
+    """Writes rows in the place of older ones that measured the same thing on the same device."""
+    new = list(rows)
+    for benchmark in {item["benchmark"] for item in new}:
+        mine = [item for item in new if item["benchmark"] == benchmark]
+        identities = {tuple(item[key] for key in IDENTITY) for item in mine}
+        kept = [item for item in read(benchmark) if tuple(item[key] for key in IDENTITY) not in identities]
+        path = RESULTS / f"{benchmark}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        draft = path.with_suffix(".tmp")
+        draft.write_text("".join(json.dumps(item) + "\n" for item in kept + mine))
+        os.replace(draft, path)
