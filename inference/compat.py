@@ -181,11 +181,11 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 class SublayerSkip:
-    """Lets a model run with some sub-layers skipped, switched on and off without touching its weights.
+    """Lets a model run with some sub-layers skipped, without touching its weights.
 
     A skipped sub-layer is the identity on the residual stream and its norm is not computed (Draft & Verify,
-    arXiv 2309.08168). ``attach()`` installs a forward on every layer that has something to skip; it behaves as the
-    original until ``active()`` is entered.
+    arXiv 2309.08168). The model is changed inside ``active()`` only, which is entered for single forwards: between
+    them it is the user's own, and several skip sets can take turns on it.
 
     Args:
         model: A Llama-, Qwen2- or Qwen3-shaped causal language model.
@@ -206,39 +206,33 @@ class SublayerSkip:
                     "search a skip set for this model."
                 )
         self.attention, self.mlp = frozenset(attention), frozenset(mlp)
-        self._on = False
+        self._forwards = {
+            index: self._forward(self.layers[index], index not in self.attention, index not in self.mlp)
+            for index in sorted(self.attention | self.mlp)
+        }
 
     @contextmanager
-    def attach(self) -> Iterator[SublayerSkip]:
-        """Installs the switchable forwards; removes them on the way out, also after an exception."""
-        changed: list[nn.Module] = []
+    def active(self) -> Iterator[SublayerSkip]:
+        """Within this context the chosen sub-layers are skipped; restored on the way out, also after an exception.
+
+        Raises:
+            ValueError: A layer's forward is patched already.
+        """
+        changed: list[Any] = []
         try:
-            for index in sorted(self.attention | self.mlp):
-                layer = self.layers[index]
+            for index, forward in self._forwards.items():
+                layer: Any = self.layers[index]
                 if "forward" in vars(layer):
                     raise ValueError(f"layer {index} has been patched by somebody else: detach that first.")
-                layer.forward = self._forward(layer, index not in self.attention, index not in self.mlp)
+                layer.forward = forward
                 changed.append(layer)
             yield self
         finally:
             for layer in changed:
                 del layer.forward
 
-    @contextmanager
-    def active(self) -> Iterator[None]:
-        """Within this context the chosen sub-layers are skipped."""
-        self._on = True
-        try:
-            yield
-        finally:
-            self._on = False
-
     def _forward(self, layer: Any, keep_attention: bool, keep_mlp: bool) -> Callable[..., Tensor]:
-        original = layer.forward
-
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if not self._on:
-                return original(hidden_states, *args, **kwargs)
             if keep_attention:
                 normed = layer.input_layernorm(hidden_states)
                 hidden_states = hidden_states + layer.self_attn(normed, *args, **kwargs)[0]
@@ -252,32 +246,44 @@ class SublayerSkip:
 @contextmanager
 def skipped_sublayers(model: nn.Module, attention: Collection[int], mlp: Collection[int]) -> Iterator[None]:
     """Runs the model with the given sub-layers skipped for the length of the context."""
-    with SublayerSkip(model, attention, mlp).attach() as skip, skip.active():
+    with SublayerSkip(model, attention, mlp).active():
         yield
 
 
-@contextmanager
-def driven_by_session(model: nn.Module) -> Iterator[None]:
-    """Hands the model's attention to the session and puts it in evaluation mode; restores both on the way out."""
-    from transformers import AttentionInterface
+class SessionAttention:
+    """Hands a model's attention to a session, and puts the model in evaluation mode, for single forwards.
 
-    AttentionInterface.register(ATTENTION_NAME, session_attention)
-    parts: list[Any] = list(model.modules())
-    configs = {id(part.config): part.config for part in parts if hasattr(part, "config")}
-    configs = {key: config for key, config in configs.items() if hasattr(config, "_attn_implementation_internal")}
-    before = {key: config._attn_implementation_internal for key, config in configs.items()}
-    training = [part for part in parts if part.training]
-    try:
-        for config in configs.values():
-            config._attn_implementation_internal = ATTENTION_NAME
-        for part in training:
-            part.training = False
-        yield
-    finally:
-        for key, config in configs.items():
-            config._attn_implementation_internal = before[key]
-        for part in training:
-            part.training = True
+    Between the forwards the model is the user's own: a stream may be left unfinished, two may take turns, and a target
+    may share its configuration, or all of itself, with its draft.
+
+    Args:
+        model: A supported Hugging Face model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        from transformers import AttentionInterface
+
+        AttentionInterface.register(ATTENTION_NAME, session_attention)
+        self._parts: list[Any] = list(model.modules())
+        configs = {id(part.config): part.config for part in self._parts if hasattr(part, "config")}
+        self._configs = [item for item in configs.values() if hasattr(item, "_attn_implementation_internal")]
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Within this context the model is the session's; restored on the way out, also after an exception."""
+        before = [config._attn_implementation_internal for config in self._configs]
+        training = [part for part in self._parts if part.training]
+        try:
+            for config in self._configs:
+                config._attn_implementation_internal = ATTENTION_NAME
+            for part in training:
+                part.training = False
+            yield
+        finally:
+            for config, implementation in zip(self._configs, before, strict=True):
+                config._attn_implementation_internal = implementation
+            for part in training:
+                part.training = True
 
 
 def generation_settings(model: nn.Module, config: Any = None) -> dict[str, Any]:

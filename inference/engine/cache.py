@@ -79,6 +79,10 @@ class KVCache:
                 if buffer is not None:
                     buffers[layer] = buffer[list(rows)]
 
+    def clear(self) -> None:
+        """Gives the buffers back."""
+        self.keys, self.values = [None] * len(self.keys), [None] * len(self.values)
+
     @property
     def bytes(self) -> int:
         """Size of the buffers in bytes."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 import torch
@@ -18,7 +18,8 @@ from saccade.inference.trees import TokenTree
 class Session:
     """Drives a Hugging Face model over growing texts whose rows have their own lengths.
 
-    Use it as a context manager: inside, the model's attention belongs to the session; outside, the model is as it was.
+    The model is changed while a forward runs, never between forwards. Use the session as a context manager: it gives
+    the memory of its cache back at the end.
     ``lengths[b]`` tokens of row ``b`` are in the cache. ``forward`` writes behind them without moving the lengths,
     ``commit`` keeps what was accepted, ``truncate`` rolls back. Rolling back moves a number and nothing else.
 
@@ -45,23 +46,18 @@ class Session:
         self.lengths: list[int] = []
         self.target_forwards = 0
         self.draft_forwards = 0
+        self._attention = compat.SessionAttention(model)
         self.gate = self._make_gate() if synced else None
-        self._stack = ExitStack()
         # Sharded weights are gathered into tensors that training uses again: those must not be inference tensors.
         self._grad_free = torch.no_grad if synced else torch.inference_mode
 
     def __enter__(self) -> Session:
-        with ExitStack() as stack:
-            stack.enter_context(compat.driven_by_session(self.model))
-            if self.skip is not None:
-                stack.enter_context(self.skip.attach())
-            self._stack = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
+        self.storage.clear()
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Reads the prompts, padded on the right inside, into an empty cache.
@@ -149,7 +145,7 @@ class Session:
         self, tokens: Tensor, mask: Tensor | None, positions: Tensor, keep: Tensor | int, skipped: bool
     ) -> Tensor:
         def run() -> Tensor:
-            with self.skip.active() if skipped and self.skip is not None else nullcontext():
+            with self._attached(skipped):
                 logits: Tensor = self.model(
                     input_ids=tokens,
                     attention_mask=mask,
@@ -167,10 +163,19 @@ class Session:
         with self._grad_free():
             return run() if self.gate is None else self.gate.call("draft" if skipped else "target", run)
 
+    @contextmanager
+    def _attached(self, skipped: bool) -> Iterator[None]:
+        with self._attention.active():
+            if skipped and self.skip is not None:
+                with self.skip.active():
+                    yield
+            else:
+                yield
+
     def _make_gate(self) -> Gate:
         def dummy(skipped: bool) -> None:
             token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-            with self.skip.active() if skipped and self.skip is not None else nullcontext():
+            with self._attached(skipped):
                 self.model(input_ids=token, position_ids=torch.zeros_like(token), use_cache=False)
 
         kinds = {"target": lambda: dummy(False)}
