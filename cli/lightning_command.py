@@ -100,7 +100,7 @@ class SaccadeCLI(LightningCLI):
         which = settings.get("ckpt_path")
         if which is None or which == "hpc":
             return
-        if rank_zero_only.rank != 0 and _CHECKPOINT in os.environ:
+        if not is_first_rank() and _CHECKPOINT in os.environ:
             self.checkpoint = Path(os.environ[_CHECKPOINT])
         elif which in ("last", "best"):
             self.checkpoint = find_checkpoint(settings.runs_folder, settings.name, which)
@@ -144,7 +144,7 @@ class SaccadeCLI(LightningCLI):
         settings = self._settings()
         if settings.trainer.default_root_dir is not None:
             raise UsageError("--trainer.default_root_dir: every run makes its own folder; use --runs_folder and --name")
-        if rank_zero_only.rank != 0:
+        if not is_first_rank():
             # started by something else than Lightning there is no answer yet; RunFolder asks the first rank later
             self.run_folder = Path(os.environ.get(_RUN_FOLDER, settings.runs_folder))
             return
@@ -215,21 +215,26 @@ class SaccadeCLI(LightningCLI):
             if raised_by_us(error):
                 self._fail(error)
             raise
-        if subcommand == "fit" and rank_zero_only.rank == 0 and self.run_folder is not None:
+        if subcommand == "fit" and is_first_rank() and self.run_folder is not None:
             point_latest_at(self.run_folder)
         _say(f"results are in {self.run_folder}")
 
     def _fail(self, error: Exception) -> None:
         """End the run with one line, and leave no folder behind that holds nothing."""
-        if self.run_folder is not None and rank_zero_only.rank == 0:
+        if self.run_folder is not None and is_first_rank():
             discard_if_without_results(self.run_folder)
         raise UsageError(one_line(error)) from error
 
 
-@rank_zero_only
+def is_first_rank() -> bool:
+    """Whether this process is the one that writes; known from the environment, before any process group exists."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def _say(text: str) -> None:
     """Tell the user something beside the results, once for all ranks."""
-    print(f"saccade: {text}", file=sys.stderr, flush=True)
+    if is_first_rank():
+        print(f"saccade: {text}", file=sys.stderr, flush=True)
 
 
 def _is_no_advert(record: logging.LogRecord) -> bool:

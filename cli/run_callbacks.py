@@ -40,15 +40,14 @@ class LastCheckpoint(Checkpoint):
     Ctrl-C saves too, on one process: on several, a rank that was not interrupted would be waited for without end.
     """
 
-    def __init__(self, dirpath: Path) -> None:
-        self.dirpath = dirpath
+    def __init__(self) -> None:
         self._saved_step = 0
 
     def _save(self, trainer: Trainer) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if not fitting or trainer.fast_dev_run or trainer.global_step == self._saved_step:  # type: ignore[attr-defined]
             return
-        trainer.save_checkpoint(self.dirpath / "last.ckpt")
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINTS / "last.ckpt")
         self._saved_step = trainer.global_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,7 +88,9 @@ class RunFolder(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Take over the first rank's folder before any other callback asks for it."""
-        trainer._default_root_dir = trainer.strategy.broadcast(trainer.default_root_dir)
+        folder = trainer.strategy.broadcast(trainer.default_root_dir)
+        # Lightning offers no other way to change it once the trainer is built
+        trainer._default_root_dir = folder  # type: ignore[attr-defined]
 
 
 def run_callbacks(folder: Path, subcommand: str, trainer_settings: dict[str, Any], given: list[Any]) -> list[Callback]:
@@ -113,5 +114,5 @@ def run_callbacks(folder: Path, subcommand: str, trainer_settings: dict[str, Any
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         callbacks.append(ModelExport(MODEL))
         if trainer_settings.get("enable_checkpointing") is not False:
-            callbacks += [BestCheckpoint(folder / CHECKPOINTS), LastCheckpoint(folder / CHECKPOINTS)]
+            callbacks += [BestCheckpoint(folder / CHECKPOINTS), LastCheckpoint()]
     return callbacks

@@ -1,0 +1,142 @@
+"""Every shipped file of settings is parsed, built and run on tiny inputs; a file that no test knows fails."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from saccade.cli.config_lookup import packaged_configs
+from saccade.cli.main import main
+
+CONFIGS = packaged_configs()
+QUICK = (
+    "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+    "--trainer.limit_val_batches=2",
+)  # fmt: skip
+SMALL_MODEL = {
+    "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+}  # fmt: skip
+SMALL_DATA = {"max_bytes": 200_000, "max_files": 40, "validation_fraction": 0.2, "test_fraction": 0.2, "batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory in which the demo's draft model exists, trained in a second."""
+    folder = tmp_path_factory.mktemp("place")
+    patch = pytest.MonkeyPatch()
+    patch.chdir(folder)
+    patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    try:
+        arguments = ["fit", "--config", "lm/tiny.yaml", "--name", "demo-draft", "--trainer.max_steps=10", *QUICK]
+        assert main(arguments) == 0
+    finally:
+        patch.undo()
+    return folder
+
+
+@pytest.fixture
+def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of the test."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    return place
+
+
+def of_kind(kind: str) -> list[str]:
+    return [name for name in CONFIGS if name.startswith(f"{kind}/")]
+
+
+def newest(place: Path, name: str) -> Path:
+    return max(path for path in (place / "runs" / name).iterdir() if not path.is_symlink())
+
+
+def test_every_kind_is_tested_below():
+    assert {name.split("/")[0] for name in CONFIGS} == {"lm", "decoding", "decoder", "strategy"}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_comment_says_what_it_is_for(name):
+    assert CONFIGS[name].read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("name", of_kind("lm"))
+def test_language_models_fit(name, inside):
+    """The file as it is, but for sizes."""
+    given = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8"))
+    small = {
+        "model": {"init_args": {"config": given["model"]["init_args"]["config"] | SMALL_MODEL}},
+        "data": {"init_args": SMALL_DATA},
+        "trainer": {"max_epochs": None, "max_steps": 2, "val_check_interval": None, "limit_train_batches": 2},
+    }
+    (inside / "small.yaml").write_text(yaml.safe_dump(small))
+    assert main(["fit", "--config", name, "--config", "small.yaml", "--name", "small", *QUICK]) == 0
+    assert (newest(inside, "small") / "model" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", [*of_kind("decoding"), *of_kind("decoder")])
+def test_decoders_decode(name, inside, capsys):
+    (inside / "short.yaml").write_text(
+        "model:\n  init_args:\n    path: runs/demo-draft/latest/model\n    config: null\n"
+    )
+    arguments = ["validate", "--config", "lm/tiny.yaml", "--config", "trained.yaml", "--config", name]
+    short = ("prompt_length=8", "max_new_tokens=8", "max_prompts=2")
+    arguments += ["--name", "decoded", *QUICK, *(f"--trainer.callbacks.{setting}" for setting in short)]
+    assert main(arguments) == 0, capsys.readouterr().err
+    text = (newest(inside, "decoded") / "decoding.json").read_text()
+    attached = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8"))["trainer"]["callbacks+"][0]["init_args"]
+    for decoder in attached["decoders"]:
+        assert json.dumps(decoder) in text
+
+
+@pytest.mark.parametrize("name", of_kind("strategy"))
+def test_strategies_change_the_trainer_only(name):
+    assert set(yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8"))) == {"trainer"}
+
+
+def test_two_processes_share_one_run_folder(inside):
+    """`strategy/ddp.yaml` on two CPU processes; the second one is started by Lightning."""
+    command = [
+        sys.executable, "-m", "saccade.cli.main", "fit", "--config", "lm/tiny.yaml", "--config", "strategy/ddp.yaml",
+        "--name", "two", "--trainer.devices=2", "--trainer.max_steps=2", "--trainer.val_check_interval=2", *QUICK,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (folder,) = (path for path in (inside / "runs" / "two").iterdir() if not path.is_symlink())
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert (folder / "model" / "model.safetensors").is_file()
+    assert run.stderr.count("saccade: results are in") == 1
+
+
+@pytest.mark.parametrize("name", [name for name in of_kind("strategy") if "deepspeed" in name])
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="deepspeed is installed")
+def test_deepspeed_without_deepspeed_is_one_line(name, inside, capfd):
+    status = main(["fit", "--config", "lm/tiny.yaml", "--config", name, *QUICK, "--trainer.precision=32"])
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("saccade: error")]
+    assert (status, len(lines)) == (2, 1)
+    assert "deepspeed" in lines[0].lower()
+
+
+@pytest.mark.deepspeed
+@pytest.mark.multi_gpu
+@pytest.mark.parametrize("name", [name for name in of_kind("strategy") if "deepspeed" in name])
+def test_deepspeed_fits_resumes_and_validates(name, inside):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("deepspeed")
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    shared = ["--config", "lm/tiny.yaml", "--config", name, "--name", "zero"]
+    for arguments in (
+        ["fit", *shared, "--trainer.max_steps=4", "--trainer.val_check_interval=2"],
+        ["fit", *shared, "--trainer.max_steps=8", "--ckpt_path", "last"],
+        ["validate", *shared, "--config", "decoder/prompt_lookup.yaml", "--ckpt_path", "last"],
+    ):
+        command = [sys.executable, "-m", "saccade.cli.main", *arguments]
+        run = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+        assert run.returncode == 0, run.stdout + run.stderr
+    assert (newest(inside, "zero") / "decoding.json").is_file()
