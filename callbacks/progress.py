@@ -36,8 +36,8 @@ class Bar:
 def console(trainer: Trainer | None = None) -> Console:
     """Where tables go: the console of the live progress bar if there is one, so that neither overwrites the other."""
     bar = getattr(trainer, "progress_bar_callback", None)
-    live = bar.progress if isinstance(bar, RichProgressBar) else None
-    screen: Console = Console() if live is None else live.console
+    shared = bar.progress if isinstance(bar, RichProgressBar) else None
+    screen: Console = Console() if shared is None else shared.console
     # a pipe or a log file has no width of its own; the 80 columns that rich takes instead would break every row
     return screen if screen.is_terminal else Console(width=120)
 
@@ -62,8 +62,8 @@ def progress_bar(total: int, text: str, trainer: Trainer | None = None, enabled:
         yield Bar(None, None)
         return
     lightning_bar = trainer.progress_bar_callback if trainer is not None else None
-    if isinstance(lightning_bar, RichProgressBar) and lightning_bar.progress is not None:
-        shared = lightning_bar.progress
+    shared = lightning_bar.progress if isinstance(lightning_bar, RichProgressBar) else None
+    if shared is not None and shared.live.is_started:
         task = shared.add_task(text, total=total)
         try:
             yield Bar(shared, task)

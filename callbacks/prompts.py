@@ -86,6 +86,10 @@ class PromptPool:
         if len(self._seen) > self.max_prompts:  # what is not among this rank's smallest is not among all ranks' either
             self._seen = {key: self._seen[key] for key in sorted(self._seen)[: self.max_prompts]}
 
+    def own(self) -> list[Prompt]:
+        """What this rank has collected, at most ``max_prompts``, in the order of the selection."""
+        return [replace(self._seen[key], index=place) for place, key in enumerate(sorted(self._seen))]
+
     def share(self, device: torch.device) -> tuple[list[Prompt], int]:
         """Settles the selection. Every rank must call it.
 

@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Trainer
 
-from saccade.callbacks import decoding_evaluation
+from saccade.callbacks import LayerSkipSearch, decoding_evaluation
 from tests.callbacks.scenarios import SCENARIOS, evaluation
-from tests.callbacks.tiny import TinyModule, loader, trainer
+from tests.callbacks.tiny import TinyModule, loader, rows, trainer
 
 
 def collective(module: torch.nn.Module, _: tuple) -> None:
@@ -26,7 +26,7 @@ def collective(module: torch.nn.Module, _: tuple) -> None:
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    results = {}
+    results: dict = {}
     for name, scenario in SCENARIOS.items():
         for synced in (False, True):
             callback = evaluation(scenario)
@@ -52,6 +52,13 @@ def main(folder: Path) -> None:
                 "rows": [rows for _, rows in gathered],
                 "metrics": {key: value.item() for key, value in runner.callback_metrics.items()},
             }
+    search = LayerSkipSearch(trials=2, finalists=1, repeats=1, prompt_length=6, max_new_tokens=4, draft_length=2)
+    trainer(folder / "search", strategy="ddp", devices=2, callbacks=[search]).validate(
+        TinyModule(), loader(rows(6)), verbose=False
+    )
+    found: list = [None, None]
+    dist.all_gather_object(found, search.result)
+    results["search"] = {"agree": found[0] == found[1], "trials": found[1].trials}
     if dist.get_rank() == 0:
         (folder / "results.json").write_text(json.dumps(results))
 

@@ -75,3 +75,7 @@ def test_the_scenarios_cover_unequal_and_empty_shares(two_processes: dict) -> No
     shares = {name: two_processes[f"{name}/free"]["shares"] for name in SCENARIOS}
     assert 0 in shares["one"]
     assert shares["padded"][0] != shares["padded"][1]
+
+
+def test_rank_0_searches_and_every_rank_knows(two_processes: dict) -> None:
+    assert two_processes["search"] == {"agree": True, "trials": 2}
