@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning.pytorch  # noqa: F401 - its log handler keeps the stderr of the first import
 import pytest
 import yaml
 

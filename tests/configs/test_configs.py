@@ -12,39 +12,13 @@ import yaml
 
 from saccade.cli.config_lookup import packaged_configs
 from saccade.cli.main import main
+from tests.support.trained import QUICK
 
 CONFIGS = packaged_configs()
-QUICK = (
-    "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
-    "--trainer.limit_val_batches=2",
-)  # fmt: skip
 SMALL_MODEL = {
     "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
 }  # fmt: skip
 SMALL_DATA = {"max_bytes": 200_000, "max_files": 40, "validation_fraction": 0.2, "test_fraction": 0.2, "batch_size": 2}
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working directory in which the demo's draft model exists, trained in a second."""
-    folder = tmp_path_factory.mktemp("place")
-    patch = pytest.MonkeyPatch()
-    patch.chdir(folder)
-    patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-    try:
-        arguments = ["fit", "--config", "lm/tiny.yaml", "--name", "demo-draft", "--trainer.max_steps=10", *QUICK]
-        assert main(arguments) == 0
-    finally:
-        patch.undo()
-    return folder
-
-
-@pytest.fixture
-def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of the test."""
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
-    return place
 
 
 def of_kind(kind: str) -> list[str]:
@@ -80,9 +54,8 @@ def test_language_models_fit(name, inside):
 
 @pytest.mark.parametrize("name", [*of_kind("decoding"), *of_kind("decoder")])
 def test_decoders_decode(name, inside, capsys):
-    (inside / "short.yaml").write_text(
-        "model:\n  init_args:\n    path: runs/demo-draft/latest/model\n    config: null\n"
-    )
+    trained = {"model": {"init_args": {"path": "runs/demo-draft/latest/model", "config": None}}}
+    (inside / "trained.yaml").write_text(yaml.safe_dump(trained))
     arguments = ["validate", "--config", "lm/tiny.yaml", "--config", "trained.yaml", "--config", name]
     short = ("prompt_length=8", "max_new_tokens=8", "max_prompts=2")
     arguments += ["--name", "decoded", *QUICK, *(f"--trainer.callbacks.{setting}" for setting in short)]

@@ -1,0 +1,32 @@
+"""A really trained model of a few thousand weights, for tests of the command."""
+
+from pathlib import Path
+
+import lightning.pytorch  # noqa: F401 - its log handler keeps the stderr of the first import
+import pytest
+
+from saccade.cli.main import main
+from tests.support.trained import QUICK
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory in which the demo's draft model exists, trained in a second."""
+    folder = tmp_path_factory.mktemp("place")
+    patch = pytest.MonkeyPatch()
+    patch.chdir(folder)
+    patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    try:
+        arguments = ["fit", "--config", "lm/tiny.yaml", "--name", "demo-draft", "--trainer.max_steps=10", *QUICK]
+        assert main(arguments) == 0
+    finally:
+        patch.undo()
+    return folder
+
+
+@pytest.fixture
+def inside(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of the test."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    return place
