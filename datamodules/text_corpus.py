@@ -11,10 +11,13 @@ from typing import Any
 import numpy as np
 import tokenizers
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
+
 from saccade.datamodules.batches import BatchLoader, BatchSampler, PackedSequences
 from saccade.datamodules.corpus_files import PARTS, matching_files, part_of, select, standard_library_files
 from saccade.datamodules.tokenization import MIN_VOCAB_SIZE, load_tokenizer, train_tokenizer
-from transformers import PreTrainedTokenizerFast
 
 _LAYOUT = 1  # of the cache folder; raise it when what is stored there changes
 
@@ -164,9 +167,11 @@ class TextCorpus(LightningDataModule):
             raise ValueError("test_fraction: it is 0, so there is no test part to read; raise it")
         return self._loader("test")
 
-    def predict_dataloader(self) -> BatchLoader:
-        """The same as `test_dataloader`."""
-        return self.test_dataloader()
+    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """The same batches as `test_dataloader`."""
+        loader = self.test_dataloader()
+        # Lightning builds the loaders of `predict` anew from the arguments of a plain DataLoader
+        return DataLoader(loader.dataset, batch_size=None, sampler=loader.sampler, num_workers=self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to know about the text: its identity and the tokenizer's."""

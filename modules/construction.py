@@ -1,10 +1,23 @@
 """Build Hugging Face models from a path or from a configuration."""
 
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+# what pre-tokenizers disagree about
+_PROBE = "def größe ( x ) :\n\n    return  x+12345 ,\t'it''s' e\u0301\r\n"
+# settings that transformers reads but keeps under another name
+_ALSO_READ = frozenset({"attn_implementation", "rope_theta"})
 
 
 def complete_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> PretrainedConfig:
@@ -33,7 +46,7 @@ def complete_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBas
         ) from error
     for name in settings:
         # transformers would store a misspelt setting and build a model without it
-        if not hasattr(known, name):
+        if name not in _ALSO_READ and not hasattr(known, name):
             raise ValueError(
                 f"config: {model_type} has no setting {name!r}; see {type(known).__name__} of transformers"
             )
@@ -44,6 +57,31 @@ def complete_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBas
     elif "vocab_size" not in settings:
         raise ValueError("config: vocab_size is missing and there is no datamodule with a tokenizer; set vocab_size")
     return AutoConfig.for_model(model_type, **settings)
+
+
+def check_tokenizer_survives(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that `AutoTokenizer` would turn into another one beside this configuration.
+
+    For some model types transformers ignores the tokenizer class that a folder names and puts its own in place, which
+    splits text differently: the exported model would read token numbers that it was not trained on.
+
+    Args:
+        config: Of the model.
+        tokenizer: Of the data.
+
+    Raises:
+        ValueError: The tokenizer comes back changed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        loaded = AutoTokenizer.from_pretrained(folder)
+    same = loaded.get_vocab() == tokenizer.get_vocab()
+    if not same or loaded(_PROBE)["input_ids"] != tokenizer(_PROBE)["input_ids"]:
+        raise ValueError(
+            f"config: beside a {config.model_type} model, AutoTokenizer changes the data's tokenizer; use another"
+            " model_type, such as qwen3, or the tokenizer of a trained model of that type"
+        )
 
 
 def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None, sequence_length: int | None) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from peft.tuners.lora import LoraLayer
-from saccade.modules.lora import merged_weight
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from saccade.modules.lora import merged_weight
 
 
 def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:

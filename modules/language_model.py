@@ -10,15 +10,22 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from saccade.modules.construction import check_fit, complete_config, model_from_config, model_from_path
-from saccade.modules.export import merged_state_dict, write_pretrained
-from saccade.modules.lora import LoraSettings, attach_lora
-from saccade.modules.optimization import Schedule, adamw, warmup_schedule
-from saccade.modules.sublayer_dropout import SublayerDropout
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from saccade.modules.construction import (
+    check_fit,
+    check_tokenizer_survives,
+    complete_config,
+    model_from_config,
+    model_from_path,
+)
+from saccade.modules.export import merged_state_dict, write_pretrained
+from saccade.modules.lora import LoraSettings, attach_lora
+from saccade.modules.optimization import Schedule, adamw, warmup_schedule
+from saccade.modules.sublayer_dropout import SublayerDropout
 
 _KEY = "saccade_language_model"  # our entry in a checkpoint
 
@@ -142,6 +149,8 @@ class LanguageModel(LightningModule):
         else:
             config = complete_config(self.config or {}, tokenizer)
             check_fit(config, tokenizer, sequence_length)
+            if tokenizer is not None:
+                check_tokenizer_survives(config, tokenizer)
             model = model_from_config(config, self.seed)
         self.tokenizer = tokenizer
         self._adopt(model)

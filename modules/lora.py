@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 
 @dataclass
@@ -58,12 +58,13 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
         target_modules=settings.target_modules or "all-linear",
         task_type="CAUSAL_LM",
     )
-    model.add_adapter(config)
+    # PEFT is silent about names that match nothing, as long as another one matches
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     names = settings.target_modules or []
-    adapted = [name for name, module in model.named_modules() if isinstance(module, LoraLayer)]
-    missing = [name for name in names if not any(a == name or a.endswith(f".{name}") for a in adapted)]
+    missing = [name for name in names if not any(found == name or found.endswith(f".{name}") for found in linear)]
     if missing:
         raise ValueError(f"lora.target_modules: no linear layer of {type(model).__name__} is called {missing[0]!r}")
+    model.add_adapter(config)
 
 
 def merged_weight(layer: Any) -> Tensor:

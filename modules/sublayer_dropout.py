@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from saccade.inference.compat import decoder_layers
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from saccade.inference.compat import decoder_layers
 
 
 class SublayerDropout:

@@ -1,0 +1,43 @@
+"""LoRA settings and refusals."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from saccade.modules.construction import complete_config, model_from_config
+from saccade.modules.lora import LoraSettings, attach_lora, merged_weight
+from tests.modules.tiny import CONFIG
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 0}, "lora.rank: must be at least 1, but is 0"),
+        ({"alpha": 0.0}, "lora.alpha: must be above 0, but is 0.0"),
+        ({"dropout": 1.0}, "lora.dropout: must be at least 0 and below 1, but is 1.0"),
+        ({"target_modules": []}, "lora.target_modules: the list is empty"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LoraSettings(**settings)
+
+
+@pytest.mark.parametrize("names", [["nowhere"], ["q_proj", "nowhere"]])
+def test_unknown_layers_are_refused(names: list[str]) -> None:
+    model = model_from_config(complete_config({**CONFIG, "vocab_size": 20}, None), 0)
+    with pytest.raises(ValueError, match=r"lora\.target_modules: no linear layer of .* is called 'nowhere'"):
+        attach_lora(model, LoraSettings(target_modules=names))
+
+
+def test_merged_weight_is_base_plus_scaled_product() -> None:
+    model = model_from_config(complete_config({**CONFIG, "vocab_size": 20}, None), 0)
+    attach_lora(model, LoraSettings(rank=2, alpha=6.0))
+    layer = model.model.layers[0].mlp.up_proj
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.nn.init.normal_(up)
+    base = layer.base_layer.weight.clone()
+    assert torch.allclose(merged_weight(layer), base + 3.0 * up @ down, atol=1e-6)
+    assert torch.equal(layer.base_layer.weight, base)
+    assert not hasattr(model.lm_head, "lora_A")
