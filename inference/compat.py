@@ -7,7 +7,7 @@ changed inside a context manager that restores it, also after an exception.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -304,8 +304,8 @@ _REFUSED = {
     "num_beams": 1,
     "repetition_penalty": 1.0,
     "no_repeat_ngram_size": 0,
-    "min_length": 0,
     "min_new_tokens": None,
+    "min_length": 0,
     "min_p": None,
     "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
@@ -323,7 +323,26 @@ _REFUSED = {
     "sequence_bias": None,
     "watermarking_config": None,
     "top_h": None,
+    "output_scores": False,
+    "output_logits": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
 }
+
+
+# what model.generate itself hands on for every text model; a session has its own cache and positions
+_KNOWN_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
+
+
+def refuse_unknown_inputs(model_kwargs: Mapping[str, Any]) -> None:
+    """Refuses inputs of ``model.generate`` that would silently have no effect, for example images.
+
+    Raises:
+        ValueError: Names the input.
+    """
+    for name, value in model_kwargs.items():
+        if name not in _KNOWN_INPUTS and value is not None:
+            raise ValueError(f"the input {name} is not supported by Saccade's decoders: they read input_ids alone.")
 
 
 def refuse_unsupported_generation(config: Any, logits_processor: Any, stopping_criteria: Any) -> None:

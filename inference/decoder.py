@@ -25,8 +25,8 @@ class Generation:
     """What a decoder returns.
 
     Args:
-        sequences: ``[batch, prompt + new]`` token ids in the layout of ``model.generate``: prompts padded on the left,
-            new tokens behind them, padded on the right.
+        sequences: ``[batch, length + new]`` token ids in the layout of ``model.generate``, on the device of the input:
+            prompts padded on the left as wide as they were given, new tokens behind them, padded on the right.
         tokens: The new tokens of every row, EOS included.
         stats: Statistics of the whole call.
         per_request: Statistics of every row.
@@ -114,7 +114,7 @@ class Decoder(ABC):
                 streamer.put(torch.tensor(round_tokens[0]))
         if streamer is not None:
             streamer.end()
-        return Generation(request.sequences(tally.tokens), tally.tokens, tally.pooled, tally.rows)
+        return Generation(request.sequences(tally.tokens).to(input_ids.device), tally.tokens, tally.pooled, tally.rows)
 
     def stream(
         self,
@@ -163,6 +163,7 @@ class Decoder(ABC):
             ValueError: A generation setting that would be ignored (beams, penalties, ...), named.
         """
         compat.refuse_unsupported_generation(generation_config, logits_processor, stopping_criteria)
+        compat.refuse_unknown_inputs(model_kwargs)
         sampling = None
         if getattr(generation_config, "do_sample", False):
             sampling = Sampling(

@@ -19,12 +19,14 @@ class Request:
 
     Args:
         prompts: Token ids of every row.
+        padding: What stood beside the prompt of every row.
         max_new_tokens: Most new tokens of a row.
         eos: Ids that end a row; may be empty.
         pad: Id that fills up ``sequences``.
     """
 
     prompts: list[list[int]]
+    padding: list[list[int]]
     max_new_tokens: int
     eos: frozenset[int]
     pad: int
@@ -47,10 +49,12 @@ class Request:
         """
         compat.check_supported(model)
         config = compat.text_config(model)
-        if not isinstance(input_ids, Tensor) or input_ids.ndim != 2 or input_ids.is_floating_point():
-            shape = tuple(input_ids.shape) if isinstance(input_ids, Tensor) else type(input_ids).__name__
-            raise ValueError(f"input_ids must be an integer tensor of shape [batch, length], got {shape}.")
-        prompts = _strip_padding(input_ids, attention_mask)
+        if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int32, torch.int64):
+            kind = input_ids.dtype if isinstance(input_ids, Tensor) else type(input_ids).__name__
+            raise ValueError(f"input_ids must be an integer tensor of shape [batch, length], got {kind}.")
+        if input_ids.ndim != 2 or len(input_ids) == 0:
+            raise ValueError(f"input_ids must have the shape [batch, length], got {tuple(input_ids.shape)}.")
+        prompts, padding = _split_padding(input_ids, attention_mask)
         for row, prompt in enumerate(prompts):
             if not prompt:
                 raise ValueError(f"the prompt of row {row} is empty: give at least one token, for example BOS.")
@@ -70,39 +74,42 @@ class Request:
             )
         settings = compat.generation_settings(model)
         eos = settings["eos"] if eos_token_id is None else eos_token_id
-        eos = frozenset([eos] if isinstance(eos, int) else eos)
+        eos = (eos,) if isinstance(eos, int) else tuple(eos)
         pad = pad_token_id if pad_token_id is not None else settings["pad"]
-        return cls(prompts, limit, eos, pad if pad is not None else min(eos, default=0))
+        if pad is None:
+            pad = eos[0] if eos else 0
+        return cls(prompts, padding, limit, frozenset(eos), pad)
 
     def sequences(self, tokens: Sequence[Sequence[int]]) -> Tensor:
-        """``[batch, longest prompt + longest continuation]``: prompts end, and new tokens begin, in one column."""
-        longest = max(len(prompt) for prompt in self.prompts)
+        """``[batch, length + longest continuation]``: the new tokens of all rows begin behind column ``length``."""
         added = max(len(row) for row in tokens)
         return torch.tensor(
             [
-                [self.pad] * (longest - len(prompt)) + list(prompt) + list(row) + [self.pad] * (added - len(row))
-                for prompt, row in zip(self.prompts, tokens, strict=True)
+                padding + prompt + list(row) + [self.pad] * (added - len(row))
+                for padding, prompt, row in zip(self.padding, self.prompts, tokens, strict=True)
             ]
         )
 
 
-def _strip_padding(input_ids: Tensor, attention_mask: Tensor | None) -> list[list[int]]:
+def _split_padding(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[list[list[int]], list[list[int]]]:
+    """The prompts, and the ids of the padding on both sides of them."""
     rows: list[list[int]] = input_ids.tolist()
     if attention_mask is None:
-        return rows
+        return rows, [[] for _ in rows]
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask has the shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}: "
             "they must be equal."
         )
-    prompts = []
+    prompts, padding = [], []
     for row, (tokens, mask) in enumerate(zip(rows, attention_mask.bool().tolist(), strict=True)):
         kept = [token for token, keep in zip(tokens, mask, strict=True) if keep]
         first = mask.index(True) if kept else 0
         if not all(mask[first : first + len(kept)]):
             raise ValueError(f"attention_mask of row {row} has a hole: padding belongs at the ends of a prompt.")
         prompts.append(kept)
-    return prompts
+        padding.append([token for token, keep in zip(tokens, mask, strict=True) if not keep])
+    return prompts, padding
 
 
 def _limit(model: nn.Module, max_new_tokens: int | None, max_length: int | None, given: int) -> int:
@@ -112,6 +119,8 @@ def _limit(model: nn.Module, max_new_tokens: int | None, max_length: int | None,
         max_length = getattr(config, "max_length", None)
     if max_new_tokens is None:
         max_new_tokens = DEFAULT_NEW_TOKENS if max_length is None else max_length - given
+        if max_new_tokens < 1:
+            raise ValueError(f"max_length is {max_length}, but input_ids has {given} tokens already: raise it.")
     if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens} (input_ids has {given} tokens).")
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
     return max_new_tokens

@@ -33,9 +33,10 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
+        if not 0 < self.temperature < float("inf"):
             raise ValueError(
-                f"temperature must be above 0, got {self.temperature}: leave sampling away for greedy decoding."
+                f"temperature must be above 0 and finite, got {self.temperature}: leave sampling away for greedy "
+                "decoding."
             )
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (keep all) or more, got {self.top_k}.")

@@ -84,11 +84,16 @@ def read_skip_file(path: str | Path, model: nn.Module) -> dict[str, list[int]]:
         raise ValueError(f"skip file {path} cannot be read ({error}): write it anew with search-layers.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is not a skip file ({FORMAT}): write one with 'saccade search-layers'.")
-    theirs, ours = str(content["fingerprint"]), model_fingerprint(model)
-    same_values = theirs.split("-")[1] == ours.split("-")[1] or "sharded" in (theirs + ours)
+    for name, kind in (("fingerprint", str), ("attention", list), ("mlp", list)):
+        value = content.get(name)
+        if not isinstance(value, kind) or not all(type(layer) is int for layer in value if kind is list):
+            wanted = "text" if kind is str else "a list of layers"
+            raise ValueError(f"skip file {path}: {name} must be {wanted}, got {value!r}: write it anew.")
+    theirs, ours = content["fingerprint"], model_fingerprint(model)
+    same_values = theirs.split("-")[-1] == ours.split("-")[1] or "sharded" in (theirs + ours)
     if theirs.split("-")[0] != ours.split("-")[0] or not same_values:
         raise ValueError(
-            f"skip file {path} was searched for another model ({content['layers']} layers, fingerprint {theirs}; this "
+            f"skip file {path} was searched for another model ({content.get('layers', 'unknown')} layers, fingerprint {theirs}; this "
             f"one: {len(compat.decoder_layers(model))} layers, {ours}): search again with 'saccade search-layers'."
         )
     return {"attention": list(content["attention"]), "mlp": list(content["mlp"])}

@@ -40,7 +40,10 @@ class Session:
         self.model = model
         self.skip = skip
         self.device = compat.device_of(model)
-        layers = compat.text_config(model).num_hidden_layers
+        config = compat.text_config(model)
+        layers = config.num_hidden_layers
+        context = getattr(config, "max_position_embeddings", None)
+        self._last_position = 2**62 if context is None else context - 1
         self.storage = KVCache(layers, capacity)
         self.cache = compat.session_cache(self.storage, layers)
         self.lengths: list[int] = []
@@ -107,7 +110,9 @@ class Session:
                 seen = ancestors[:, offset[:, 0].clamp(0, nodes - 1)].transpose(0, 1)
                 mask = (offset < 0) | (inside & seen)
             mask = mask[:, None]
-        return self._call(tokens, mask, starts + depths, 0, skipped)
+        # only padding, whose logits nobody reads, can stand behind the context; learned positions end there
+        positions = (starts + depths).clamp(max=self._last_position)
+        return self._call(tokens, mask, positions, 0, skipped)
 
     def token_column(self, tokens: Sequence[int]) -> Tensor:
         """One token for each row as ``[batch, 1]`` on the session's device."""
