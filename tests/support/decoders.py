@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
+
 from saccade.inference import AssistedDecoding, Autoregressive, Decoder, PromptLookup, SelfSpeculative
 from saccade.inference.drafting.drafter import Drafter, Run
 from saccade.inference.request import Request
 from saccade.inference.trees import TokenTree
 from saccade.inference.verification import Draft
 from tests.support.models import copy_layers
-from torch import nn
-from transformers import PreTrainedModel
 
 HALF = {"attention": [1, 2], "mlp": [1]}
 

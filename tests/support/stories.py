@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tests.support.shared_data import shared_file
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from tests.support.shared_data import shared_file
 
 BOS = 1
 
