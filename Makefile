@@ -36,7 +36,10 @@ $(STAMP): | $(VENV)/bin/python
 install: $(STAMP)  ## create .venv and install saccade into it (again, when a file was added)
 
 demo: install  ## train a small language model, validate it with four decoders attached (at most 6 minutes on 2 cores)
-	$(SACCADE) demo $(DEMO_ARGS)
+	$(SACCADE) fit --config lm/demo-draft.yaml $(DEMO_ARGS)
+	$(SACCADE) fit --config lm/demo.yaml $(DEMO_ARGS)
+	$(SACCADE) search-layers --config search/demo.yaml
+	$(SACCADE) validate --config lm/demo.yaml --config decoding/demo.yaml --ckpt_path last
 
 test: check  ## lint, types and tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal

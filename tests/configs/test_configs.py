@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM
 
 from saccade.cli.config_lookup import packaged_configs
 from saccade.cli.main import main
+from saccade.inference.skip_sets import write_skip_file
 from tests.support.trained import QUICK
 
 CONFIGS = packaged_configs()
@@ -30,7 +32,7 @@ def newest(place: Path, name: str) -> Path:
 
 
 def test_every_kind_is_tested_below():
-    assert {name.split("/")[0] for name in CONFIGS} == {"lm", "decoding", "decoder", "strategy"}
+    assert {name.split("/")[0] for name in CONFIGS} == {"lm", "decoding", "decoder", "search", "strategy"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -52,10 +54,22 @@ def test_language_models_fit(name, inside):
     assert (newest(inside, "small") / "model" / "config.json").is_file()
 
 
+@pytest.mark.parametrize("name", of_kind("search"))
+def test_searches_search(name, inside, capsys):
+    quick = ("--trials=3", "--finalists=1", "--prompts=1", "--prompt_length=8", "--max_new_tokens=4", "--device=cpu")
+    arguments = ["search-layers", "--config", name, "--model", "runs/demo-draft/latest/model"]
+    assert main([*arguments, "--output", "searched/skip_layers.json", *quick]) == 0, capsys.readouterr().err
+    assert (inside / "searched" / "skip_layers.json").is_file()
+
+
 @pytest.mark.parametrize("name", [*of_kind("decoding"), *of_kind("decoder")])
 def test_decoders_decode(name, inside, capsys):
     trained = {"model": {"init_args": {"path": "runs/demo-draft/latest/model", "config": None}}}
     (inside / "trained.yaml").write_text(yaml.safe_dump(trained))
+    skip = Path("runs/demo/latest/skip_layers.json")
+    if not skip.exists():
+        model = AutoModelForCausalLM.from_pretrained("runs/demo-draft/latest/model")
+        write_skip_file(skip, model, attention=[1], mlp=[2])
     arguments = ["validate", "--config", "lm/tiny.yaml", "--config", "trained.yaml", "--config", name]
     short = ("prompt_length=8", "max_new_tokens=8", "max_prompts=2")
     arguments += ["--name", "decoded", *QUICK, *(f"--trainer.callbacks.{setting}" for setting in short)]
