@@ -92,8 +92,9 @@ def read_skip_file(path: str | Path, model: nn.Module) -> dict[str, list[int]]:
     theirs, ours = content["fingerprint"], model_fingerprint(model)
     same_values = theirs.split("-")[-1] == ours.split("-")[1] or "sharded" in (theirs + ours)
     if theirs.split("-")[0] != ours.split("-")[0] or not same_values:
+        layers = content.get("layers", "unknown")
         raise ValueError(
-            f"skip file {path} was searched for another model ({content.get('layers', 'unknown')} layers, fingerprint {theirs}; this "
+            f"skip file {path} was searched for another model ({layers} layers, fingerprint {theirs}; this "
             f"one: {len(compat.decoder_layers(model))} layers, {ours}): search again with 'saccade search-layers'."
         )
     return {"attention": list(content["attention"]), "mlp": list(content["mlp"])}

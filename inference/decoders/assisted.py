@@ -57,8 +57,8 @@ class AssistedDecoding(Decoder):
         needed = capacity - self.width
         if context is not None and needed > context:
             raise ValueError(
-                f"prompt and new tokens need {needed} positions, the draft model has {context}: lower max_new_tokens or "
-                "use a draft with a longer context."
+                f"prompt and new tokens need {needed} positions, the draft model has {context}: lower max_new_tokens "
+                "or use a draft with a longer context."
             )
         return DraftModelDrafter(draft, self.draft_length, capacity, self.confidence_threshold)
 
