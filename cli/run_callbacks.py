@@ -74,13 +74,18 @@ class LastCheckpoint(Checkpoint):
 
 
 class RunProgressBar(RichProgressBar):
-    """Lightning's bar without its `v_num`, which says nothing where every run has its own folder."""
+    """Lightning's bar, without what says nothing here."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The logged values to show beside the bar."""
+        """The logged values to show beside the bar; no `v_num`, every run has its own folder."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        """Without Lightning's "/-2" where steps end the run and not epochs."""
+        text = super()._get_train_description(current_epoch)
+        return text.replace("/-2", "").ljust(len(self.validation_description))
 
 
 class RunFolder(Callback):
