@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -28,6 +29,7 @@ from saccade.modules.optimization import Schedule, adamw, warmup_schedule
 from saccade.modules.sublayer_dropout import SublayerDropout
 
 _KEY = "saccade_language_model"  # our entry in a checkpoint
+_RAMP = 0.5  # share of the run over which sub-layer dropout reaches its full rate
 
 
 class Perplexity(MeanMetric):
@@ -125,6 +127,7 @@ class LanguageModel(LightningModule):
         self.test_loss = MeanMetric()
         self.test_perplexity = Perplexity()
         self._dropout: SublayerDropout | None = None
+        self._ramp_steps = 0.0
 
     @property
     def is_built(self) -> bool:
@@ -223,7 +226,8 @@ class LanguageModel(LightningModule):
             # from the position in the run, not from a running state: a resumed run draws the same masks
             place = f"{self.seed}/{self.current_epoch}/{batch_idx}/{self.global_rank}"
             seed = int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "big")
-            self._dropout.draw(sequences, torch.Generator().manual_seed(seed), batch["input_ids"].device)
+            device, scale = batch["input_ids"].device, min(1.0, self.global_step / max(1.0, self._ramp_steps))
+            self._dropout.draw(sequences, torch.Generator().manual_seed(seed), device, scale)
         losses, weights = self.token_losses(batch)
         loss = (losses * weights).sum() / weights.sum().clamp(min=1)
         self.log("train_loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=sequences)
@@ -257,9 +261,11 @@ class LanguageModel(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Attach sub-layer dropout."""
+        """Attach sub-layer dropout; its rate rises over the first half of the run, if the run has a known length."""
         if self._dropout is not None:
             self._dropout.attach()
+            total = self.trainer.estimated_stepping_batches
+            self._ramp_steps = _RAMP * total if math.isfinite(total) else 0.0
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Forget the masks of the step; its backward pass, which may recompute the layers, is over."""

@@ -54,19 +54,20 @@ class SublayerDropout:
         self._handles = []
         self._keep = None
 
-    def draw(self, sequences: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    def draw(self, sequences: int, generator: torch.Generator, device: torch.device, scale: float = 1.0) -> Tensor:
         """Draw the masks of one training step.
 
         Args:
             sequences: Batch size.
             generator: CPU generator; its state decides the masks.
             device: Where the model computes.
+            scale: Factor on the largest rate, 0 to 1.
 
         Returns:
             1.0 where a sub-layer is kept and 0.0 where it is dropped, float [2 * layers, sequences]; row 2i is the
             attention of layer i, row 2i + 1 its MLP.
         """
-        rates = torch.rand(sequences, generator=generator) * self.max_rate
+        rates = torch.rand(sequences, generator=generator) * self.max_rate * scale
         drawn = torch.rand(len(self.sublayers), sequences, generator=generator)
         self._keep = (drawn >= rates).float().to(device)
         return self._keep

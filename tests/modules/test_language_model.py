@@ -160,6 +160,21 @@ def test_sublayer_dropout_is_on_in_training_only_and_leaves_no_hooks(tmp_path: P
     assert module._dropout._keep is None
 
 
+def test_sublayer_dropout_rises_over_the_first_half(tmp_path: Path) -> None:
+    dropped: list[float] = []
+
+    class Watch(Callback):
+        def on_before_zero_grad(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            keep = pl_module._dropout._keep
+            if keep is not None:
+                dropped.append(float(1 - keep.mean()))
+
+    module = language_model(config={"num_hidden_layers": 8}, sublayer_dropout=1.0, seed=1)
+    trainer(tmp_path, max_steps=40, max_epochs=-1, callbacks=[Watch()]).fit(module, corpus(tmp_path, batch_size=8))
+    means = [sum(dropped[i : i + 10]) / 10 for i in (0, 10, 20, 30)]
+    assert means == pytest.approx([0.11, 0.36, 0.5, 0.5], abs=0.1)
+
+
 def test_bf16_precision_trains(tmp_path: Path) -> None:
     module = language_model(seed=1)
     trainer(tmp_path, max_steps=1, precision="bf16-true").fit(module, corpus(tmp_path))
