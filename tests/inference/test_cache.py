@@ -8,14 +8,15 @@ from types import MethodType
 
 import pytest
 import torch
+from torch import nn
+from transformers import DynamicCache, PreTrainedModel
+
 from saccade.inference import Autoregressive, Decoder, PromptLookup, Sampling, Session, TokenTree
 from saccade.inference.drafting.drafter import Drafter, Run
 from saccade.inference.request import Request
 from saccade.inference.verification import Draft, Verdict
 from tests.support.decoders import DECODERS, Proposing, ProposingTrees
 from tests.support.models import copy_layers, prompts, tiny_model
-from torch import nn
-from transformers import DynamicCache, PreTrainedModel
 
 WITHIN = 1e-6  # transformers' norms round to float32
 
@@ -92,7 +93,7 @@ def test_the_cache_after_rounds_over_trees() -> None:
 
     def propose(text: list[int]) -> list[int]:
         # the right tokens lie on the path 0-1-4-6 in even rounds, and end at the second node in odd ones
-        known = next(whole for whole in full if whole[: len(text)] == text)[len(text) :] + [0, 0, 0]
+        known = [*next(whole for whole in full if whole[: len(text)] == text)[len(text) :], 0, 0, 0]
         wrong = [(token + 1) % 40 for token in known]
         if len(text) % 2:
             return [wrong[0], known[0], known[1], wrong[1], wrong[1], known[2]]

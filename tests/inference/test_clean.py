@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
+
 from saccade.inference import AssistedDecoding, Autoregressive, SelfSpeculative
 from saccade.inference.compat import skipped_sublayers
 from tests.support.decoders import DECODERS, Proposing
 from tests.support.models import prompts, tiny_model
-from transformers import PreTrainedModel
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 

@@ -8,6 +8,16 @@ from typing import Any
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    PreTrainedModel,
+    StoppingCriteriaList,
+    TemperatureLogitsWarper,
+)
+
 from saccade.inference import (
     AssistedDecoding,
     Autoregressive,
@@ -19,8 +29,6 @@ from saccade.inference import (
 )
 from tests.support.decoders import DECODERS
 from tests.support.models import copy_layers, prompts, tiny_model
-from transformers import LogitsProcessorList, MaxLengthCriteria, PreTrainedModel, StoppingCriteriaList
-from transformers import GPT2Config, GPT2LMHeadModel, TemperatureLogitsWarper
 
 YAML = {
     "autoregressive": "class_path: saccade.inference.Autoregressive",
@@ -68,7 +76,11 @@ def test_eos_and_padding_as_model_generate_has_them(model: PreTrainedModel, name
     for settings in ({"pad_token_id": 9}, {}):
         theirs = model.generate(**wide, max_new_tokens=24, do_sample=False, eos_token_id=eos, **settings)
         ours = model.generate(
-            **wide, max_new_tokens=24, do_sample=False, eos_token_id=eos, custom_generate=DECODERS[name](model),
+            **wide,
+            max_new_tokens=24,
+            do_sample=False,
+            eos_token_id=eos,
+            custom_generate=DECODERS[name](model),
             **settings,
         )
         assert torch.equal(ours, theirs)
@@ -189,8 +201,15 @@ def test_yaml_refuses_an_impossible_value() -> None:
 
 def test_a_model_with_learned_positions_can_use_its_whole_context() -> None:
     config = GPT2Config(
-        vocab_size=30, n_embd=16, n_layer=2, n_head=2, n_positions=40, eos_token_id=None, bos_token_id=None,
-        pad_token_id=0, initializer_range=0.2,
+        vocab_size=30,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=40,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=0,
+        initializer_range=0.2,
     )
     torch.manual_seed(0)
     model = GPT2LMHeadModel(config).double().eval()

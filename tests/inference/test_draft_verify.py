@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
 from saccade.inference import Autoregressive, Sampling, SelfSpeculative, Session
 from saccade.inference.compat import skipped_sublayers
 from saccade.inference.drafting.layer_skip import LayerSkipDrafter, ThresholdController
 from saccade.inference.skip_sets import read_skip_file, spread_skip_set, write_skip_file
 from tests.support.models import prompts, tiny_model
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
 
 NOTHING: dict[str, list[int]] = {"attention": [], "mlp": []}
 EVERYTHING = {"attention": [0, 1, 2], "mlp": [0, 1, 2]}
@@ -133,7 +134,9 @@ def test_16_the_controller_runs_in_the_loop_and_gamma_is_carried() -> None:
     assert runs[0].drafted == runs[1].drafted  # a seed fixes a call, whatever was decoded before
 
 
-def _recorded(decoder: SelfSpeculative, model: PreTrainedModel, ids: torch.Tensor) -> list[tuple[int, int, list[float]]]:
+def _recorded(
+    decoder: SelfSpeculative, model: PreTrainedModel, ids: torch.Tensor
+) -> list[tuple[int, int, list[float]]]:
     """Drafted, accepted and the draft's confidences for every round of a batch of one."""
     rounds: list[tuple[int, int, list[float]]] = []
     confidences: list[float] = []

@@ -9,6 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BloomConfig,
+    BloomForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
 from saccade.inference import (
     AssistedDecoding,
     Autoregressive,
@@ -21,8 +33,6 @@ from saccade.inference import (
 from saccade.inference.skip_sets import write_skip_file
 from tests.support.decoders import DECODERS
 from tests.support.models import prompts, tiny_model
-from transformers import BartConfig, BartForConditionalGeneration, BloomConfig, BloomForCausalLM, MistralConfig
-from transformers import MistralForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 
@@ -33,7 +43,7 @@ def model() -> PreTrainedModel:
 
 
 def one_line(call: Callable[[], Any], *needles: str) -> None:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the text is checked below)
+    with pytest.raises(ValueError) as caught:
         call()
     text = str(caught.value)
     assert len(text.splitlines()) == 1, text
@@ -203,7 +213,11 @@ def test_models_that_cannot_be_driven() -> None:
     small = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     sliding = Qwen2ForCausalLM(
         Qwen2Config(
-            **small, intermediate_size=16, num_key_value_heads=2, use_sliding_window=True, max_window_layers=1,
+            **small,
+            intermediate_size=16,
+            num_key_value_heads=2,
+            use_sliding_window=True,
+            max_window_layers=1,
             sliding_window=8,
         )
     )
@@ -211,8 +225,16 @@ def test_models_that_cannot_be_driven() -> None:
     mistral = MistralForCausalLM(MistralConfig(**small, intermediate_size=16, num_key_value_heads=2))
     one_line(lambda: Autoregressive().generate(mistral, IDS), "sliding window", "4096")
     bart = BartForConditionalGeneration(
-        BartConfig(vocab_size=30, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-                   decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16)
+        BartConfig(
+            vocab_size=30,
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+        )
     )
     one_line(lambda: Autoregressive().generate(bart, IDS), "encoder-decoder")
     bloom = BloomForCausalLM(BloomConfig(vocab_size=30, hidden_size=16, n_layer=1, n_head=2))

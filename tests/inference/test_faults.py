@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from saccade.inference import AssistedDecoding, Autoregressive, PromptLookup, Sampling, SelfSpeculative, TokenTree
 from saccade.inference.drafting.drafter import Run
 from saccade.inference.drafting.ngram import NgramIndex
@@ -71,8 +72,12 @@ def test_a_corrupted_draft_model(damage: str) -> None:
     draft = copy_layers(MODEL, 2)
     with torch.no_grad():
         for weight in draft.parameters():
-            {"random": weight.normal_, "zero": weight.zero_, "nan": lambda w=weight: w.fill_(torch.nan),
-             "inf": lambda w=weight: w.fill_(torch.inf)}[damage]()
+            {
+                "random": weight.normal_,
+                "zero": weight.zero_,
+                "nan": lambda w=weight: w.fill_(torch.nan),
+                "inf": lambda w=weight: w.fill_(torch.inf),
+            }[damage]()
     for threshold in (0.0, 0.5):
         decoder = AssistedDecoding(draft, draft_length=4, confidence_threshold=threshold)
         assert decoder.generate(MODEL, **BATCH, max_new_tokens=NEW).tokens == RIGHT.tokens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from saccade.inference import Autoregressive, DecodingStats
 from tests.support.decoders import DECODERS, Proposing
 from tests.support.models import prompts, tiny_model
@@ -21,8 +22,9 @@ def record(*rounds: tuple[int, int], **fields: float) -> DecodingStats:
 
 
 def test_the_derived_figures() -> None:
-    stats = record((4, 4), (4, 1), (2, 0), requests=2, new_tokens=10, seconds=4.0, prefill_seconds=1.0,
-                   first_token_seconds=2.0)
+    stats = record(
+        (4, 4), (4, 1), (2, 0), requests=2, new_tokens=10, seconds=4.0, prefill_seconds=1.0, first_token_seconds=2.0
+    )
     assert (stats.verify_steps, stats.drafted, stats.accepted) == (3, 10, 5)
     assert stats.acceptance_histogram == {4: 1, 1: 1, 0: 1}
     assert stats.mean_accepted_draft_tokens == 5 / 3
@@ -54,9 +56,18 @@ def test_records_pool() -> None:
 def test_a_record_is_plain_json_with_the_fields_names() -> None:
     values = json.loads(json.dumps(record((4, 2)).to_dict()))
     assert values["acceptance_histogram"] == {"2": 1}
-    for name in ("mean_acceptance_length", "mean_accepted_draft_tokens", "draft_acceptance_rate", "tokens_per_second",
-                 "time_to_first_token", "time_per_output_token", "target_forwards", "draft_forwards",
-                 "peak_memory_bytes", "kv_cache_bytes"):
+    for name in (
+        "mean_acceptance_length",
+        "mean_accepted_draft_tokens",
+        "draft_acceptance_rate",
+        "tokens_per_second",
+        "time_to_first_token",
+        "time_per_output_token",
+        "target_forwards",
+        "draft_forwards",
+        "peak_memory_bytes",
+        "kv_cache_bytes",
+    ):
         assert name in values
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from saccade.inference import Autoregressive, SelfSpeculative
 from tests.support.stories import load_stories, spec_bench_prompts, stories_tokenizer
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TextIteratorStreamer, TextStreamer
+
 from saccade.inference import Autoregressive, Sampling
 from tests.support.decoders import DECODERS, Proposing
 from tests.support.models import prompts, tiny_model
-from transformers import TextIteratorStreamer, TextStreamer
 
 MODEL = tiny_model(residual=0.3)
 BATCH = prompts(MODEL, [9, 4])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from saccade.inference import TokenTree
 from saccade.inference.verification import Draft, verify_greedy
 
