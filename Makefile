@@ -4,6 +4,8 @@ VENV ?= .venv
 EXTRAS ?= dev
 WORKERS ?= 2
 DEMO_ARGS ?=
+# one token of a small model is too little work to share between threads
+DEMO_THREADS ?= 1
 
 BIN := $(VENV)/bin
 SACCADE := $(BIN)/saccade
@@ -38,8 +40,8 @@ install: $(STAMP)  ## create .venv and install saccade into it (again, when a fi
 demo: install  ## train a small language model, validate it with four decoders attached (at most 6 minutes on 2 cores)
 	$(SACCADE) fit --config lm/demo-draft.yaml $(DEMO_ARGS)
 	$(SACCADE) fit --config lm/demo.yaml $(DEMO_ARGS)
-	$(SACCADE) search-layers --config search/demo.yaml
-	$(SACCADE) validate --config lm/demo.yaml --config decoding/demo.yaml --ckpt_path last
+	OMP_NUM_THREADS=$(DEMO_THREADS) $(SACCADE) search-layers --config search/demo.yaml
+	OMP_NUM_THREADS=$(DEMO_THREADS) $(SACCADE) validate --config lm/demo.yaml --config decoding/demo.yaml --ckpt_path last
 
 test: check  ## lint, types and tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal

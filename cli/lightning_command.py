@@ -57,6 +57,7 @@ class SaccadeCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         self.run_folder: Path | None = None
         self.checkpoint: Path | None = None
+        self._tells_metrics = False
         super().__init__(
             save_config_callback=None,
             seed_everything_default=0,
@@ -197,9 +198,24 @@ class SaccadeCLI(LightningCLI):
         # a new list: the user's one belongs to the parsed settings. The run folder is agreed on before all else.
         return super()._instantiate_trainer({**config, "callbacks": [own[0], *given, *own[1:]]}, callbacks)
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Keep Lightning's table of every logged number away: DecodingEvaluation logs a hundred, and has its own."""
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        self._tells_metrics = bool(kwargs.get("verbose", False))
+        if "verbose" in kwargs:
+            kwargs["verbose"] = False
+        return kwargs
+
+    def _tell_metrics(self) -> None:
+        found = {name: value for name, value in self.trainer.callback_metrics.items() if "/" not in name}
+        if found:
+            _say(", ".join(f"{name} {float(value):.6g}" for name, value in found.items()))
+
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
+            if self._tells_metrics:
+                self._tell_metrics()
         except SystemExit as stop:
             # Lightning turns Ctrl-C into an exit of its own
             if isinstance(stop.__context__, KeyboardInterrupt):

@@ -163,3 +163,11 @@ def test_interrupt_keeps_the_last_state(saccade):
     assert (run.folder / "checkpoints" / "last.ckpt").is_file()
     resumed = saccade("fit", "--config", "toy.yaml", "--ckpt_path", "last")
     assert resumed.status == 0, resumed.text
+
+
+def test_validate_tells_its_metrics_in_one_line(saccade):
+    run = saccade("validate", "--config", "toy.yaml")
+    (line,) = [line for line in run.err.splitlines() if "val_loss" in line]
+    assert line.startswith("saccade: val_loss ")
+    assert "val_loss" not in run.out, "and not in Lightning's table as well"
+    assert "val_loss" not in saccade("validate", "--config", "toy.yaml", "--verbose=false").text
