@@ -12,6 +12,7 @@ from skopt.acquisition import gaussian_ei
 from skopt.learning import GaussianProcessRegressor
 from skopt.learning.gaussian_process.kernels import ConstantKernel, Matern
 from skopt.space import Integer
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from saccade.inference.skip_sets import spread_skip_set
 
@@ -31,6 +32,10 @@ def propose(trials: Sequence[tuple[Bits, float]], switches: int, seed: int) -> B
     the largest expected improvement is next. Its candidates are random subsets over a range of skip ratios, and the
     best sets so far with one to four switches flipped or two swapped: uniform points of a space of 2 to the power of
     2L all skip about half of the sub-layers, and none of them lies near a good set.
+
+    Tried on a trained model of 12 layers with costs as in a memory-bound forward, 100 sets, mean of three seeds: the
+    best set was estimated 1.32 times as fast as autoregressive decoding; with random subsets alone 1.19, with flips of
+    the best and no process 1.22.
 
     What is proposed depends on the arguments alone, so that a search that is resumed goes on as if it had not stopped.
 
@@ -113,7 +118,8 @@ def _expected_improvement(
         random_state=seed,
     )
     objectives = [math.log(objective) for _, objective in known]
-    with warnings.catch_warnings():
+    # matrices this small gain nothing from several threads, and on a busy machine lose a factor of ten by them
+    with warnings.catch_warnings(), threadpool_limits(1):
         # a length scale at its bound is an answer too
         warnings.simplefilter("ignore")
         optimizer.tell([list(bits) for bits, _ in known], objectives)

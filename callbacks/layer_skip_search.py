@@ -124,20 +124,19 @@ def search_layers(
     decoder = SelfSpeculative(draft_length=draft_length, gamma=gamma, carry=False)
     journal = TrialLog(Path(output).parent / "layer_search.jsonl" if log is None else log, settings)
     timer = _Timer(model, prompts, max_new_tokens)
-    with undisturbed(model), progress_bar(trials + finalists + 1, "estimating", trainer, progress) as bar:
+    steps = trials + (min(finalists, trials) + 1) * (repeats + 1)
+    with undisturbed(model), progress_bar(steps, "estimating", trainer, progress) as bar:
         known = _estimate(model, timer, journal, trials, decoder, seed, costs, bar)
         bar.describe("timing the best")
-        baseline = timer.measure(Autoregressive(), repeats)
-        bar.advance()
-        timed = []
-        for trial in sorted(known, key=lambda trial: trial["seconds_per_token"])[:finalists]:
-            skip = SkipSet(tuple(trial["attention"]), tuple(trial["mlp"]))
-            seconds = timer.measure(replace(decoder, skip=_sets(skip)), repeats)
-            journal.append("timing", {**_sets(skip), "seconds_per_token": seconds, "baseline": baseline})
-            timed.append((seconds, skip, trial["matchness"]))
-            bar.advance()
-        seconds, skip, matchness = min(timed, key=lambda item: item[0])
-    result = LayerSkipResult(skip, seconds, baseline, matchness, len(known))
+        best = sorted(known, key=lambda trial: trial["seconds_per_token"])[:finalists]
+        skips = [SkipSet(tuple(trial["attention"]), tuple(trial["mlp"])) for trial in best]
+        contestants = [Autoregressive(), *(replace(decoder, skip=_sets(skip)) for skip in skips)]
+        baseline, *seconds = timer.measure(contestants, repeats, bar)
+    for skip, taken in zip(skips, seconds, strict=True):
+        journal.append("timing", {**_sets(skip), "seconds_per_token": taken, "baseline": baseline})
+    winner = seconds.index(min(seconds))
+    skip = skips[winner]
+    result = LayerSkipResult(skip, seconds[winner], baseline, best[winner]["matchness"], len(known))
     found = {key: value for key, value in asdict(result).items() if key != "skip"} | {"speedup": result.speedup}
     write_skip_file(output, model, skip.attention, skip.mlp, {"search": settings | found, **provenance(seed)})
     return result
@@ -197,14 +196,19 @@ class _Timer:
             found.append((torch.cat([prompt, torch.tensor(tokens, dtype=prompt.dtype)]), len(tokens)))
         return found
 
-    def measure(self, decoder: Decoder, repeats: int) -> float:
-        """Seconds for each new token, the median over repeats; one run before them is not counted."""
-        rates = []
+    def measure(self, decoders: Sequence[Decoder], repeats: int, bar: Bar) -> list[float]:
+        """Seconds for each new token, the median over repeats; one run before them is not counted.
+
+        The decoders take turns, so that a machine that becomes slower meanwhile is slower for all of them.
+        """
+        rates: list[list[float]] = [[] for _ in decoders]
         for attempt in range(repeats + 1):
-            stats = [self._run(decoder, prompt).stats for prompt in self.prompts]
-            if attempt:
-                rates.append(sum(item.seconds for item in stats) / sum(item.new_tokens for item in stats))
-        return statistics.median(rates)
+            for decoder, found in zip(decoders, rates, strict=True):
+                stats = [self._run(decoder, prompt).stats for prompt in self.prompts]
+                if attempt:
+                    found.append(sum(item.seconds for item in stats) / sum(item.new_tokens for item in stats))
+                bar.advance()
+        return [statistics.median(found) for found in rates]
 
     def _run(self, decoder: Decoder, prompt: Tensor) -> Any:
         return decoder.generate(self.model, prompt[None].to(self.device), max_new_tokens=self.max_new_tokens)

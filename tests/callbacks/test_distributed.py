@@ -38,7 +38,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict:
         env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=270,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
