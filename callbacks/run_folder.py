@@ -25,8 +25,8 @@ def run_folder(trainer: Trainer) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"run folder {folder} cannot be created ({error.strerror}): set --trainer.default_root_dir."
+            f"run folder {folder} cannot be created ({error.strerror}): choose another with --runs_folder."
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"run folder {folder} is not writable: set --trainer.default_root_dir to one that is.")
+        raise ValueError(f"run folder {folder} is not writable: choose another with --runs_folder.")
     return folder
