@@ -39,8 +39,8 @@ def reference(architecture: str, tied: bool, near_ties: int, dtype: torch.dtype)
 def story_batches() -> list[dict[str, torch.Tensor]]:
     batches = []
     texts = sorted(spec_bench_prompts(200, 512 - NEW), key=len)
-    for start in range(0, len(texts), 40):
-        rows = texts[start : start + 40]
+    for start in range(0, len(texts), 100):  # of like lengths
+        rows = texts[start : start + 100]
         longest = max(len(row) for row in rows)
         ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in rows])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
@@ -107,7 +107,7 @@ def test_float64_has_no_mismatch(architecture: str, tied: bool, near_ties: int, 
 
 def test_stories_autoregressive_is_model_generate() -> None:
     model = load_stories()
-    for batch, expected in list(zip(story_batches(), story_reference(torch.float64), strict=True))[:2]:
+    for batch, expected in list(zip(story_batches(), story_reference(torch.float64), strict=True))[:1]:
         theirs = model.generate(**batch, max_new_tokens=NEW, do_sample=False, eos_token_id=None)
         assert theirs[:, batch["input_ids"].shape[1] :].tolist() == expected
 
@@ -123,7 +123,7 @@ def test_stories_have_no_mismatch(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("name", sorted(set(DECODERS) - {"autoregressive"}))
+@pytest.mark.parametrize("name", ["assisted", "prompt_lookup", "self_speculative"])
 def test_low_precision_leaves_only_at_near_ties(
     name: str, dtype: torch.dtype, record_property: pytest.RecordProperty
 ) -> None:
@@ -142,11 +142,11 @@ def test_low_precision_leaves_only_at_near_ties(
 def test_stories_in_float32_leave_only_at_near_ties(name: str, record_property: pytest.RecordProperty) -> None:
     model = load_stories(torch.float32)
     left = []
-    for batch, expected in list(zip(story_batches(), story_reference(torch.float32), strict=True))[:2]:
+    for batch, expected in list(zip(story_batches(), story_reference(torch.float32), strict=True))[:1]:
         out = DECODERS[name](model).generate(model, **batch, max_new_tokens=NEW, eos_token_id=())
         left += rows_that_left(model, batch, out.tokens, expected)
     record_property("rows_that_left", left)
-    print(f"{name} stories float32: {len(left)} of 80 rows left the reference: {left}")
+    print(f"{name} stories float32: {len(left)} of 100 rows left the reference: {left}")
     assert all(gap < TOLERANCE[torch.float32] for _, _, gap in left), left
 
 
