@@ -47,7 +47,9 @@ def model() -> PreTrainedModel:
 def parse(text: str) -> dict[str, Decoder]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--decoders", type=dict[str, Decoder])
-    return dict(parser.instantiate_classes(parser.parse_string(text)).decoders)
+    # called instantiate_classes before jsonargparse 4.49
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    return dict(instantiate(parser.parse_string(text)).decoders)
 
 
 @pytest.mark.parametrize("name", DECODERS)
