@@ -1,0 +1,162 @@
+"""Every block of code in the README and the documentation runs as it stands.
+
+A page's blocks are run in their order, in a folder where the paths that they name exist: ``path/to/model`` and
+``path/to/draft`` are tiny trained models, and the demo's runs are there. Commands of the README run with the settings
+of ``lm/tiny.yaml`` on top of those of the demo; commands of other pages, and those that need several devices, are
+parsed.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+from transformers import AutoModelForCausalLM
+
+from saccade.cli.main import main
+from saccade.inference import Autoregressive, Decoder
+from saccade.inference.skip_sets import write_skip_file
+from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
+from tests.support.models import prompts, tiny_model
+from tests.support.trained import QUICK
+
+TINY_SEARCH = ("--trials=2", "--finalists=1", "--prompts=1", "--prompt_length=8", "--max_new_tokens=4", "--device=cpu")
+TINY_CALLBACK = {
+    "LayerSkipSearch": ("trials=2", "finalists=1", "repeats=1", "max_prompts=1", "max_new_tokens=4"),
+    "decoder/": ("max_prompts=2", "prompt_length=8", "max_new_tokens=8"),
+}
+
+
+@pytest.fixture
+def reader(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of somebody who reads the documentation and has run the demo."""
+    model = (place / "runs" / "demo-draft" / "latest" / "model").resolve()
+    for name in ("path/to/model", "path/to/draft", "runs/demo/20260101-000000/model"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).symlink_to(model)
+    (tmp_path / "runs" / "demo" / "latest").symlink_to("20260101-000000")
+    (tmp_path / "runs" / "demo-draft").symlink_to(place / "runs" / "demo-draft")
+    network = AutoModelForCausalLM.from_pretrained(model)
+    write_skip_file(tmp_path / "runs/demo/latest/skip_layers.json", network, attention=[1], mlp=[2])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    return tmp_path
+
+
+def command(arguments: list[str]) -> int:
+    try:
+        return main(arguments)
+    except SystemExit as stop:  # --help and --print_config
+        return int(stop.code or 0)
+
+
+def saccade(arguments: list[str], run: bool) -> int:
+    """Runs a command on tiny inputs, or only parses it."""
+    kind = arguments[0]
+    if kind.startswith("-") or "--help" in arguments or kind == "doctor":
+        return command(arguments)
+    if not run or any("strategy/" in argument for argument in arguments):
+        return command([*arguments, "--print_config"])
+    if kind == "search-layers":
+        return command([*arguments, *TINY_SEARCH])
+    tiny = list(arguments)
+    if "lm/demo.yaml" in tiny:
+        at = tiny.index("lm/demo.yaml") + 1
+        tiny[at:at] = ["--config", "lm/tiny.yaml", "--model.config.head_dim=8"]
+    text = " ".join(arguments)
+    small = [setting for word, settings in TINY_CALLBACK.items() if word in text for setting in settings]
+    return command([*tiny, *(f"--trainer.callbacks.{setting}" for setting in small), *QUICK])
+
+
+def run_python(block: Block, namespace: dict[str, Any]) -> None:
+    """Runs a block as a reader's own file would, in the names of the page's earlier ones."""
+    exec(compile(block.text, block.place, "exec", dont_inherit=True), namespace)  # noqa: S102
+
+
+def check_bash(block: Block) -> None:
+    """Runs or checks every line; a command that this function does not know fails."""
+    for line in block.text.splitlines():
+        for words in (shlex.split(part, comments=True) for part in line.split("&&")):
+            match words:
+                case []:
+                    continue
+                case ["saccade", *arguments]:
+                    assert saccade(arguments, run=block.page.name == "README.md") == 0, f"{block.place}: {line}"
+                case ["make", target]:
+                    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), line
+                case ["python", "-m", module, *arguments]:
+                    source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+                    assert all(f'"{word}"' in source for word in arguments if word.startswith("--")), line
+                case ["pip", "install", "-c", constraints, "."]:
+                    assert (ROOT / constraints).is_file()
+                case ["python3", "-m", "venv", ".venv"] | [".", ".venv/bin/activate"]:
+                    continue
+                case _:
+                    pytest.fail(f"{block.place}: no test knows how to check {line!r}")
+
+
+def check_yaml(block: Block) -> None:
+    """Parses settings as the command does, and decoders as any other program would."""
+    if set(yaml.safe_load(block.text)) == {"decoders"}:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--decoders", type=dict[str, Decoder])
+        assert parser.instantiate_classes(parser.parse_string(block.text)).decoders
+        return
+    Path("block.yaml").write_text(block.text)
+    assert saccade(["validate", "--config", "lm/tiny.yaml", "--config", "block.yaml"], run=False) == 0, block.place
+
+
+def check_console(block: Block, capfd: pytest.CaptureFixture[str]) -> None:
+    """Runs what stands behind a ``$`` and compares its last line; ``...`` stands for anything."""
+    for chunk in block.text.split("$ ")[1:]:
+        line, *expected = chunk.splitlines()
+        words = shlex.split(line)
+        assert words[0] == "saccade"
+        capfd.readouterr()
+        command(words[1:])
+        said = capfd.readouterr().err.splitlines()[-len(expected) :]
+        for wanted, got in zip(expected, said, strict=True):
+            assert re.fullmatch(re.escape(wanted).replace(r"\.\.\.", ".*"), got), f"{block.place}: {got}"
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=name_of)
+def test_blocks_run(page: Path, reader: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    namespace: dict[str, Any] = {"__name__": "page"}
+    checks: dict[str, Callable[[Block], None]] = {
+        "bash": check_bash,
+        "yaml": check_yaml,
+        "console": lambda block: check_console(block, capfd),
+        "text": lambda block: None,
+        "python": lambda block: run_python(block, namespace),
+    }
+    for block in blocks(page):
+        assert block.language in checks, f"{block.place}: name the block's language, one of {', '.join(checks)}"
+        checks[block.language](block)
+
+
+def test_the_checks_can_fail(reader: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for text in ("saccade fit --config lm/tiny.yaml --modle.seed=1", "make nothing", "rm -rf x"):
+        with pytest.raises((AssertionError, pytest.fail.Exception)):
+            check_bash(Block(ROOT / "docs" / "index.md", 1, "bash", text))
+    with pytest.raises(AssertionError):
+        check_yaml(Block(ROOT / "docs" / "index.md", 1, "yaml", "trainer: {max_stesp: 3}"))
+    with pytest.raises(AssertionError):
+        check_console(Block(ROOT / "README.md", 1, "console", "$ saccade nonsense\nsaccade: all is well\n"), capfd)
+
+
+def test_the_example_of_a_new_decoder_is_a_lossless_one() -> None:
+    namespace: dict[str, Any] = {"__name__": "example"}
+    for block in blocks(ROOT / "CONTRIBUTING.md"):
+        if block.language == "python":
+            run_python(block, namespace)
+    model = tiny_model(sharpness=5.0)
+    batch = prompts(model, [5, 9, 3])
+    out = namespace["Repeat"]().generate(model, **batch, max_new_tokens=40)
+    assert out.tokens == Autoregressive().generate(model, **batch, max_new_tokens=40).tokens
+    assert out.stats.accepted > 0

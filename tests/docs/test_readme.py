@@ -1,0 +1,135 @@
+"""The README and the pages say what is there: links, tables, one page for every decoder."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import saccade.inference
+from benchmarks.tables import render
+from saccade.cli.config_lookup import packaged_configs
+from saccade.inference import Decoder, DecodingStats
+from tests.docs.pages import PAGES, ROOT, anchors, blocks, name_of, prose
+from tests.support.decoders import DECODERS
+from tests.support.models import tiny_model
+
+README = ROOT / "README.md"
+EXPORTED = [getattr(saccade.inference, name) for name in saccade.inference.__all__]
+METHODS = [item for item in EXPORTED if isinstance(item, type) and issubclass(item, Decoder) and item is not Decoder]
+
+
+def module_of(method: type) -> str:
+    return method.__module__.rsplit(".", 1)[1]
+
+
+def test_the_essentials_stand_in_the_first_60_lines() -> None:
+    top = "\n".join(README.read_text(encoding="utf-8").splitlines()[:60])
+    for essential in (
+        "make demo", "make test", "saccade fit", "saccade validate", "from saccade.inference import SelfSpeculative",
+        "<!-- table decode_cpu -->", "<!-- end -->", "| decoder | paper | lossless | models tested |",
+    ):  # fmt: skip
+        assert essential in top
+    assert top.index("<!-- table decode_cpu -->") < top.index("<!-- end -->")
+
+
+def test_tables_are_those_of_the_committed_rows() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert render(text) == text, "run: make tables"
+
+
+def test_the_method_table_says_what_the_code_says() -> None:
+    rows = re.findall(r"^\| \[`(\w+)`\]\((\S+)\) \|.*\| (yes|no) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    assert {name: (page, lossless) for name, page, lossless in rows} == {
+        method.__name__: (f"docs/inference/{module_of(method)}.md", "yes" if method.lossless else "no")
+        for method in METHODS
+    }
+
+
+def test_adding_a_decoder_takes_at_most_60_lines() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = re.split(r"^## ", text.split("## How to add a decoder\n")[1], flags=re.MULTILINE)[0]
+    assert len(section.splitlines()) + 1 <= 60
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"https?://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name).resolve() if name else page
+        assert path.exists(), f"{name_of(page)} links to {target}"
+        assert not anchor or anchor in anchors(path), f"{name_of(page)} links to {target}"
+        if page.is_relative_to(ROOT / "docs"):
+            assert path.is_relative_to(ROOT / "docs"), f"{target} is not part of the site that {name_of(page)} is in"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_named_files_exist(page: Path) -> None:
+    """Files in backquotes; ``x`` is the placeholder of a new method's name."""
+    folders = "benchmarks|callbacks|cli|configs|datamodules|docs|inference|modules|tests"
+    for name in re.findall(rf"`((?:{folders})/[\w./-]*)`", prose(page)):
+        assert Path(name).stem in ("x", "test_x") or (ROOT / name).exists(), f"{name_of(page)} names {name}"
+    for name in re.findall(r"`((?:lm|decoder|decoding|search|strategy)/[\w-]+\.yaml)`", prose(page)):
+        assert name in packaged_configs(), f"{name_of(page)} names {name}"
+
+
+def test_the_tree_of_the_design_is_the_tree() -> None:
+    tree = next(block.text for block in blocks(ROOT / "docs" / "design.md") if block.text.startswith("modules/"))
+    parent = ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        parent = parent if line.startswith(" ") else name
+        assert (ROOT / (parent if parent == name else parent + name)).exists(), line
+    shown = {line.split()[0] for line in tree.splitlines() if line.startswith(" ")}
+    found = {path.name + "/" * path.is_dir() for path in (ROOT / "inference").iterdir()}
+    assert found - shown <= {"__init__.py", "__pycache__/", "py.typed"}
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    def pages(entries: list) -> list[str]:
+        return [p for e in entries for p in ([e] if isinstance(e, str) else pages(next(iter(e.values()))))]
+
+    listed = pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"])
+    assert sorted(listed) == sorted(
+        page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_api_entries_can_be_imported(page: Path) -> None:
+    for name in re.findall(r"^::: (\S+)$", prose(page), flags=re.MULTILINE):
+        package, last = name.rsplit(".", 1)
+        assert hasattr(importlib.import_module(package), last) or importlib.import_module(name), name
+
+
+def test_every_statistic_is_explained() -> None:
+    text = prose(ROOT / "docs" / "decoding.md")
+    derived = [name for name, item in vars(DecodingStats).items() if isinstance(item, property)]
+    for name in [*derived, "acceptance_histogram", "target_forwards", "draft_forwards", "kv_cache_bytes"]:
+        assert f"`{name}`" in text
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_every_decoder_has_its_places(method: type[Decoder]) -> None:
+    name, path = module_of(method), f"saccade.inference.{method.__name__}"
+    assert (ROOT / "inference" / "decoders" / f"{name}.py").is_file()
+    assert f"class_path: {path}\n" in (ROOT / "configs" / "decoder" / f"{name}.yaml").read_text(encoding="utf-8") + "\n"
+    assert f"::: {path}\n" in (ROOT / "docs" / "inference" / f"{name}.md").read_text(encoding="utf-8")
+    assert (ROOT / "tests" / "inference" / "decoders" / f"test_{name}.py").is_file()
+    model = tiny_model()
+    assert method in {type(make(model)) for make in DECODERS.values()}, "no line in tests/support/decoders.py"
+
+
+@pytest.mark.parametrize(
+    ("folder", "pattern"),
+    [("inference/decoders", "*.py"), ("configs/decoder", "*.yaml"), ("docs/inference", "*.md"),
+     ("tests/inference/decoders", "test_*.py")],
+)  # fmt: skip
+def test_no_place_without_a_decoder(folder: str, pattern: str) -> None:
+    found = {path.stem.removeprefix("test_") for path in (ROOT / folder).glob(pattern)} - {"__init__"}
+    assert found == {module_of(method) for method in METHODS}
