@@ -115,6 +115,14 @@ def precision_of(model: Any) -> torch.dtype:
     return precision
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether DeepSpeed ZeRO-3 has spread the model's weights over several ranks."""
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return False
+    spread = any(hasattr(weight, "ds_id") for weight in model.parameters())
+    return spread and torch.distributed.get_world_size() > 1
+
+
 def check_supported(model: nn.Module) -> None:
     """Refuses models whose cache or attention a session cannot drive exactly.
 

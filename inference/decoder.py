@@ -180,7 +180,8 @@ class Decoder(ABC):
             sampling=sampling,
             eos_token_id=settings["eos"],
             pad_token_id=settings["pad"],
-            synced=synced_gpus,
+            # transformers keeps synced_gpus to itself when the decoding is custom
+            synced=synced_gpus or compat.is_sharded(model),
         )
         return out if getattr(generation_config, "return_dict_in_generate", False) else out.sequences
 

@@ -35,11 +35,16 @@ class NgramIndex:
             self.text.append(token)
 
     def lookup(self, count: int) -> list[int]:
-        """Up to ``count`` tokens that followed the most recent earlier occurrence of the longest matching n-gram."""
+        """The ``count`` tokens that followed the most recent earlier occurrence of the longest matching n-gram.
+
+        Where the text ends before ``count`` tokens, what stands between the two occurrences is repeated: a text that
+        repeats itself goes on in its period.
+        """
         for size in range(min(self.largest, len(self.text) - 1), 0, -1):
             end = self._ends.get(tuple(self.text[-size:]))
             if end is not None:
-                return self.text[end : end + count]
+                period = len(self.text) - end
+                return [self.text[end + i % period] for i in range(count)]
         return []
 
 

@@ -12,11 +12,14 @@ from tests.support.models import plant_constant, tiny_model
 
 
 def searched(text: list[int], largest: int, count: int) -> list[int]:
-    """The longest n-gram of the text's end that occurred before, its most recent place, by looking everywhere."""
+    """What followed the longest n-gram of the text's end at its most recent place, copied token by token."""
     for size in range(min(largest, len(text) - 1), 0, -1):
         for end in range(len(text) - 1, size - 1, -1):
             if text[end - size : end] == text[-size:]:
-                return text[end : end + count]
+                copied = list(text)
+                for place in range(end, end + count):  # where the text ends, what was copied is copied again
+                    copied.append(copied[place])
+                return copied[len(text) :]
     return []
 
 
@@ -38,10 +41,10 @@ def test_the_index_finds_what_a_search_finds(parts: list[list[int]], largest: in
 def test_text_that_repeats_itself_is_accepted_whole() -> None:
     model = tiny_model()
     plant_constant(model, 7)
-    out = PromptLookup(draft_length=1).generate(model, torch.tensor([[7] * 12]), max_new_tokens=7)
-    assert out.tokens == [[7] * 7]
-    assert out.stats.acceptance_histogram == {1: 3}
-    assert out.stats.target_forwards == 4
+    out = PromptLookup(draft_length=5).generate(model, torch.tensor([[7] * 12]), max_new_tokens=13)
+    assert out.tokens == [[7] * 13]
+    assert out.stats.acceptance_histogram == {5: 2}
+    assert out.stats.target_forwards == 3
 
 
 def test_a_row_without_a_match_drafts_nothing() -> None:
