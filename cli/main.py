@@ -62,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from saccade.cli.errors import UsageError
 
-    # Threads that spin while they wait fight for a shared machine's cores: with two other jobs on two cores, small
-    # models trained 3.4 times slower. Must be set before torch is imported; a value that is set already stands.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin for long while they wait fight for a shared machine's cores. With two other jobs on two cores,
+    # training the demo's model took 2.4 times longer without this; alone on the machine it takes a sixth longer with
+    # it. Must be set before torch is imported; a value that is set already stands.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
