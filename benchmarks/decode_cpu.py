@@ -4,7 +4,8 @@
 
 All methods continue the same held-out prompts one by one (batch 1) within one process, in turn, so that a change in
 the machine's load meets all of them; one round warms up, each further round is a run. Greedy outputs are compared
-token by token with ``model.generate``. The bound is the reading speed of the weights (measured by a large copy) times
+token by token with ``model.generate``; with ``--temperature`` all methods sample, which keeps a small model from
+repeating itself. The bound is the reading speed of the weights (measured by a large copy) times
 the tokens a forward yields at most without drafting: 1.
 """
 
@@ -23,7 +24,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.rows import replace, row
 from saccade.datamodules import TextCorpus
-from saccade.inference import AssistedDecoding, Autoregressive, Decoder, PromptLookup, SelfSpeculative
+from saccade.inference import AssistedDecoding, Autoregressive, Decoder, PromptLookup, Sampling, SelfSpeculative
 from saccade.inference.provenance import device_names
 
 SEED = 0
@@ -59,9 +60,14 @@ def copy_bandwidth(megabytes: int = 512) -> float:
     return source.nbytes / median(times)
 
 
-def methods(model: PreTrainedModel, draft: PreTrainedModel, skip: str, new_tokens: int) -> dict[str, Callable]:
+def methods(
+    model: PreTrainedModel, draft: PreTrainedModel, skip: str, new_tokens: int, temperature: float
+) -> dict[str, Callable]:
     """Every measured method: a function from a prompt ``[1, length]`` to new tokens and target forwards (or None)."""
-    plain = {"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    plain = {"max_new_tokens": new_tokens, "do_sample": temperature > 0, "eos_token_id": None, "pad_token_id": 0}
+    if temperature > 0:
+        plain |= {"temperature": temperature, "top_k": 0}
+    sampling = Sampling(temperature=temperature) if temperature > 0 else None
 
     def peer(**settings: object) -> Callable:
         def run(ids: torch.Tensor) -> tuple[list[int], None]:
@@ -72,7 +78,7 @@ def methods(model: PreTrainedModel, draft: PreTrainedModel, skip: str, new_token
 
     def ours(decoder: Decoder) -> Callable:
         def run(ids: torch.Tensor) -> tuple[list[int], object]:
-            out = decoder.generate(model, ids, max_new_tokens=new_tokens, eos_token_id=())
+            out = decoder.generate(model, ids, max_new_tokens=new_tokens, eos_token_id=(), sampling=sampling)
             return out.tokens[0], out.stats
 
         return run
@@ -97,6 +103,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--prompt-length", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=96)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
@@ -107,7 +114,7 @@ def main() -> None:
     new = arguments.new_tokens
     prompts, real = held_out_prompts(arguments.model, arguments.prompts, arguments.prompt_length, new)
     real_distinct = distinct_4([real[i : i + new] for i in range(0, len(real), new)])
-    contenders = methods(model, draft, arguments.skip, new)
+    contenders = methods(model, draft, arguments.skip, new, arguments.temperature)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     outputs: dict[str, list] = {}
     for _ in track(range(arguments.runs + 1), description="runs (the first warms up)"):
@@ -124,6 +131,9 @@ def main() -> None:
         f"batch 1, prompt {arguments.prompt_length}, {new} new tokens, {len(prompts)} held-out prompts, "
         f"{arguments.threads} thread(s)"
     )
+    greedy = arguments.temperature == 0
+    if not greedy:
+        case += f", sampling at temperature {arguments.temperature:g}"
     table = Table("method", "tokens/s", "spread", "equal rows", "target forwards/token", "distinct-4", title=case)
     rows, reference = [], [tokens for tokens, _ in outputs["transformers generate"]]
     for name in contenders:
@@ -132,7 +142,7 @@ def main() -> None:
         speeds = [len(prompts) * new / value for value in seconds[name][1:]]
         distinct = distinct_4(tokens)
         extra = {
-            "identical_rows": equal,
+            "identical_rows": equal if greedy else None,
             "rows": len(prompts),
             "distinct_4": round(distinct, 4),
             "distinct_4_real": round(real_distinct, 4),
@@ -155,7 +165,7 @@ def main() -> None:
             name,
             f"{result['value']:.1f}",
             f"{min(speeds):.1f} to {max(speeds):.1f}",
-            f"{equal}/{len(prompts)}",
+            f"{equal}/{len(prompts)}" if greedy else "",
             f"{extra.get('target_forwards_per_token', '')}",
             f"{distinct:.2f} (real {real_distinct:.2f})",
         )
