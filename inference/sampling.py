@@ -88,11 +88,12 @@ def draw(probabilities: Tensor, uniforms: Sequence[float]) -> list[int]:
     cumulative = probabilities.double().cumsum(-1)
     total = cumulative[:, -1:]
     point = torch.tensor(uniforms, dtype=torch.float64, device=total.device)[:, None] * total
-    index = torch.searchsorted(cumulative, point, right=True)
-    # rounding can put u * total on the total itself: take the last token that has mass
-    last = (probabilities > 0).long().cumsum(-1).argmax(-1, keepdim=True)
-    index = torch.minimum(index, last).masked_fill(~(total > 0), -1)
+    index = torch.searchsorted(cumulative, point, right=True).masked_fill(~(total > 0), -1)
     tokens: list[int] = index[:, 0].tolist()
+    if probabilities.shape[-1] in tokens:
+        # rounding has put u * total on the total itself: the last token that has mass is meant
+        last = (probabilities > 0).long().cumsum(-1).argmax(-1).tolist()
+        tokens = [min(token, end) for token, end in zip(tokens, last, strict=True)]
     if -1 in tokens:
         raise ValueError("the model's logits hold NaN or no finite value: check its weights and its precision.")
     return tokens
