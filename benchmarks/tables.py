@@ -1,4 +1,4 @@
-"""Writes the README's tables from the committed rows; ``--check`` only compares, for continuous integration."""
+"""Writes the tables of README and docs from the committed rows; ``--check`` only compares, for the tests."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 from benchmarks.rows import read
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
 
 
-def decode_cpu() -> str:
-    """The tables of :mod:`benchmarks.decode_cpu`, one for each case."""
-    rows = read("decode_cpu")
+def decode_cpu(sampled: bool) -> str:
+    """A table of :mod:`benchmarks.decode_cpu` for each of its cases that sample, or for each greedy one."""
+    rows = [row for row in read("decode_cpu") if (row["identical_rows"] is None) == sampled]
     if not rows:
         return "No rows yet: run `python -m benchmarks.decode_cpu`."
     cases = dict.fromkeys(row["case"] for row in rows)
@@ -23,17 +24,19 @@ def decode_cpu() -> str:
 
 def _decoding_case(rows: list[dict[str, Any]]) -> str:
     base = next(row["value"] for row in rows if row["method"] == "transformers generate")
+    greedy = rows[0]["identical_rows"] is not None
     lines = [
-        "| method | tokens/s (median, spread) | against `generate` | target forwards per token | equal to `generate` |",
-        "| --- | --- | --- | --- | --- |",
+        "| method | tokens/s (median, spread) | against `generate` | target forwards per token |"
+        + (" equal to `generate` |" if greedy else ""),
+        "| --- | --- | --- | --- |" + (" --- |" if greedy else ""),
     ]
     for row in rows:
         spread = f"{row['value']:.0f} ({row['spread']['min']:.0f} to {row['spread']['max']:.0f})"
         forwards = row.get("target_forwards_per_token")
-        equal = "" if row["identical_rows"] is None else f"{row['identical_rows']} of {row['rows']}"
+        equal = f" {row['identical_rows']} of {row['rows']} |" if greedy else ""
         lines.append(
             f"| {row['method']} | {spread} | {row['value'] / base:.2f}x | "
-            f"{'' if forwards is None else f'{forwards:.2f}'} | {equal} |"
+            f"{'' if forwards is None else f'{forwards:.2f}'} |{equal}"
         )
     first = rows[0]
     versions = first["versions"]
@@ -49,11 +52,11 @@ def _decoding_case(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"decode_cpu": decode_cpu}
+TABLES = {"decode_cpu": lambda: decode_cpu(sampled=True), "decode_cpu_greedy": lambda: decode_cpu(sampled=False)}
 
 
 def render(text: str) -> str:
-    """The README with every block between ``<!-- table NAME -->`` and ``<!-- end -->`` written anew."""
+    """A page with every block between ``<!-- table NAME -->`` and ``<!-- end -->`` written anew."""
 
     def block(match: re.Match[str]) -> str:
         return f"<!-- table {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->"
@@ -62,15 +65,17 @@ def render(text: str) -> str:
 
 
 def main() -> int:
-    """Writes, or with ``--check`` compares and returns 1 when the README is stale."""
-    old = README.read_text()
-    new = render(old)
-    if "--check" in sys.argv[1:]:
-        if old != new:
-            sys.stderr.write("the README's tables differ from benchmarks/results: run 'make tables'\n")
-        return int(old != new)
-    README.write_text(new)
-    return 0
+    """Writes, or with ``--check`` compares and returns 1 when a page is stale."""
+    stale = 0
+    for page in PAGES:
+        old = page.read_text()
+        new = render(old)
+        if "--check" not in sys.argv[1:]:
+            page.write_text(new)
+        elif old != new:
+            sys.stderr.write(f"the tables of {page.name} differ from benchmarks/results: run 'make tables'\n")
+            stale = 1
+    return stale
 
 
 if __name__ == "__main__":
