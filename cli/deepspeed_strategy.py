@@ -1,6 +1,5 @@
 """Lightning's DeepSpeed strategy with two gaps closed that stop a saccade run."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch.strategies import DeepSpeedStrategy
@@ -37,7 +36,7 @@ class DeepSpeedZeroStrategy(DeepSpeedStrategy):
         datamodule = getattr(self.lightning_module.trainer if self.lightning_module else None, "datamodule", None)
         return int(getattr(datamodule, "batch_size", 1))
 
-    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> Mapping[str, Any]:
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Loads a checkpoint folder, also where there is no optimizer.
 
         Args:
