@@ -237,7 +237,10 @@ def test_prompt_lookup_drafts_committed_tokens_only() -> None:
         for size in (2, 1):
             ends = [at for at in range(size, len(text)) if text[at - size : at] == text[-size:]]
             if ends:
-                pairs[size] = text[ends[-1] : ends[-1] + 4]
+                copied = list(text)
+                for place in range(ends[-1], ends[-1] + 4):  # behind the text, what was copied is copied again
+                    copied.append(copied[place])
+                pairs[size] = copied[len(text) :]
         right = pairs.get(2, pairs.get(1, []))
         assert drafted == right[: len(drafted)]
         assert bool(drafted) == bool(right) or len(drafted) == 0
