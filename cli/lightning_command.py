@@ -269,5 +269,7 @@ def run(arguments: Sequence[str]) -> None:
     """
     # one process reads tokens that lie ready; more would cost more than they bring
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    # Lightning 2.6 calls torch as it was; nothing that a user can mend
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)
     SaccadeCLI(arguments)
