@@ -23,6 +23,8 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.rows import replace, row
+from saccade.callbacks.decoding_report import DEGENERATE_BELOW
+from saccade.callbacks.decoding_totals import distinct_grams
 from saccade.datamodules import TextCorpus
 from saccade.inference import AssistedDecoding, Autoregressive, Decoder, PromptLookup, Sampling, SelfSpeculative
 from saccade.inference.provenance import device_names
@@ -41,11 +43,8 @@ def held_out_prompts(tokenizer: str, count: int, length: int, new_tokens: int) -
 
 def distinct_4(texts: list[list[int]]) -> float:
     """Share of distinct 4-grams within each text, averaged: 1 is text without repetition."""
-    shares = []
-    for text in texts:
-        grams = [tuple(text[i : i + 4]) for i in range(len(text) - 3)]
-        shares.append(len(set(grams)) / max(1, len(grams)))
-    return sum(shares) / len(shares)
+    counts = [distinct_grams(text) for text in texts]
+    return sum(distinct / max(1, grams) for distinct, grams in counts) / len(counts)
 
 
 def copy_bandwidth(megabytes: int = 512) -> float:
@@ -146,7 +145,7 @@ def main() -> None:
             "rows": len(prompts),
             "distinct_4": round(distinct, 4),
             "distinct_4_real": round(real_distinct, 4),
-            "degenerate": distinct < 0.7 * real_distinct,
+            "degenerate": distinct < DEGENERATE_BELOW * real_distinct,
             "bytes_per_second": bandwidth,
         }
         stats = [stats for _, stats in outputs[name] if stats is not None]

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from saccade.callbacks.decoding_totals import DecodingTotals, differing_tokens, 
 from saccade.callbacks.distributed import reduce_max, shards_parameters
 from saccade.callbacks.isolation import undisturbed
 from saccade.callbacks.progress import Bar, progress_bar
-from saccade.callbacks.prompts import Prompt, PromptPool
+from saccade.callbacks.prompts import Prompt, PromptCollector
 from saccade.callbacks.run_folder import run_folder
 from saccade.inference import Autoregressive, Decoder, Generation, Sampling
 
@@ -28,7 +28,7 @@ BASELINE = "autoregressive"
 _NEAR_TIE = {torch.float64: 0.0, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
-class DecodingEvaluation(Callback):
+class DecodingEvaluation(PromptCollector):
     """Runs decoders on the prompts of the validation data, beside validation's own loss.
 
     Up to ``max_prompts`` rows of the validation data, a fixed pseudo-random choice, are decoded by the autoregressive
@@ -68,7 +68,7 @@ class DecodingEvaluation(Callback):
         every_n_validations: int = 1,
         batch_size: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(prompt_length, max_prompts)
         for name, value in (
             ("prompt_length", prompt_length),
             ("max_new_tokens", max_new_tokens),
@@ -96,25 +96,7 @@ class DecodingEvaluation(Callback):
         self.batch_size = batch_size
         self.rows: list[dict[str, Any]] = []
         """Rows of the latest ``decoding.json``, the same on every rank."""
-        self._pool = PromptPool(prompt_length, max_prompts)
         self._validations = 0
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts collecting prompts."""
-        self._pool.clear()
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Collects the prompts of a batch."""
-        if not trainer.sanity_checking:
-            self._pool.add(batch)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decodes, logs and reports."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.inference import Session, compat
+from saccade.inference.statistics import clock
 
 
 @dataclass(frozen=True)
@@ -122,19 +122,12 @@ def measure_costs(model: nn.Module, prompt: Sequence[int], draft_length: int, re
 def _median_seconds(call: Callable[[], object], repeats: int, device: torch.device) -> float:
     times = []
     for attempt in range(repeats + 3):  # the first three warm up
-        synchronise(device)
-        start = time.perf_counter()
+        start = clock(device)
         call()
-        synchronise(device)
+        seconds = clock(device) - start
         if attempt >= 3:
-            times.append(time.perf_counter() - start)
+            times.append(seconds)
     return statistics.median(times)
-
-
-def synchronise(device: torch.device) -> None:
-    """Waits for the device, so that a clock read next to it measures work and not its announcement."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)

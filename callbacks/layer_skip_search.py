@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from saccade.callbacks.layer_skip_log import TrialLog
 from saccade.callbacks.layer_skip_proposals import propose
 from saccade.callbacks.layer_skip_proxy import ForwardCosts, SkipSet, draft_trace, measure_costs, score
 from saccade.callbacks.progress import Bar, progress_bar
-from saccade.callbacks.prompts import PromptPool
+from saccade.callbacks.prompts import PromptCollector
 from saccade.callbacks.run_folder import run_folder
 from saccade.inference import Autoregressive, Decoder, SelfSpeculative, compat
 from saccade.inference.provenance import provenance
@@ -225,7 +225,7 @@ def _digest(prompts: Sequence[Tensor]) -> str:
     return content.hexdigest()[:16]
 
 
-class LayerSkipSearch(Callback):
+class LayerSkipSearch(PromptCollector):
     """Searches the sub-layers to skip when training or validation ends, and writes ``skip_layers.json``.
 
     See :func:`search_layers`. Prompts are rows of the validation data, a fixed pseudo-random choice. Rank 0 searches
@@ -264,7 +264,7 @@ class LayerSkipSearch(Callback):
         gamma: float = 0.6,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(prompt_length, max_prompts)
         if when not in ("fit_end", "validation_end"):
             raise ValueError(f"when must be fit_end or validation_end, got {when!r}.")
         for name, value in (("prompt_length", prompt_length), ("max_prompts", max_prompts), ("trials", trials)):
@@ -284,7 +284,6 @@ class LayerSkipSearch(Callback):
         }
         self.result: LayerSkipResult | None = None
         """What the latest search found, on every rank."""
-        self._pool = PromptPool(prompt_length, max_prompts)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuses what would fail after hours of training."""
@@ -293,23 +292,6 @@ class LayerSkipSearch(Callback):
                 "LayerSkipSearch needs the whole model on rank 0, but the strategy shards its weights: search the "
                 "exported model with 'saccade search-layers'."
             )
-
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts collecting prompts."""
-        self._pool.clear()
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Collects the prompts of a batch."""
-        if not trainer.sanity_checking:
-            self._pool.add(batch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Searches, if it is time."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from saccade.callbacks.distributed import gather_integers
@@ -107,3 +108,33 @@ class PromptPool:
         selected = sorted(owner)[: self.max_prompts]
         share = [replace(self._seen[key], index=place) for place, key in enumerate(selected) if owner[key] == own]
         return share, len(selected)
+
+
+class PromptCollector(Callback):
+    """A callback that has collected prompts when a validation is over; what it does with them, a subclass says.
+
+    Args:
+        prompt_length: Tokens taken from the start of each validation row.
+        max_prompts: Most prompts of a validation, over all ranks.
+    """
+
+    def __init__(self, prompt_length: int, max_prompts: int) -> None:
+        super().__init__()
+        self._pool = PromptPool(prompt_length, max_prompts)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts collecting prompts."""
+        self._pool.clear()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collects the prompts of a batch."""
+        if not trainer.sanity_checking:
+            self._pool.add(batch)

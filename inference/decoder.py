@@ -194,11 +194,10 @@ class Decoder(ABC):
         self, model: nn.Module, request: Request, sampling: Sampling | None, synced: bool, tally: Tally
     ) -> Iterator[list[list[int]]]:
         rows = list(range(len(request.prompts)))
-        capacity = max(len(prompt) for prompt in request.prompts) + request.max_new_tokens + self.width
         drafter = self.drafter(model, request)
         streams = [random.Random()] * len(rows) if sampling is None else sampling.streams(len(rows))
         try:
-            with Session(model, capacity, skip=self.skipped(model), synced=synced) as session:
+            with Session(model, request.positions + self.width, skip=self.skipped(model), synced=synced) as session:
                 tally.start(session, drafter)
                 run = Run(session, [list(prompt) for prompt in request.prompts], sampling, streams)
                 # The prompt's last logits are a round with nothing drafted: the first token is the target's own.

@@ -31,6 +31,11 @@ class Request:
     eos: frozenset[int]
     pad: int
 
+    @property
+    def positions(self) -> int:
+        """Positions that the longest row can come to: its prompt and all its new tokens."""
+        return max(len(prompt) for prompt in self.prompts) + self.max_new_tokens
+
     @classmethod
     def read(
         cls,

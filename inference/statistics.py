@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from saccade.inference.request import Request
 
 
+def clock(device: torch.device) -> float:
+    """Seconds of a steady clock, read when the device has done all its work and not merely been told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 @dataclass
 class DecodingStats:
     """Counts and times of one request, or of several pooled with ``a + b``.
@@ -189,6 +196,4 @@ class Tally:
         self.pooled.seconds, self.pooled.prefill_seconds = seconds, self._first
 
     def _clock(self) -> float:
-        if self._session.device.type == "cuda":
-            torch.cuda.synchronize(self._session.device)
-        return time.perf_counter()
+        return clock(self._session.device)

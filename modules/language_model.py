@@ -97,13 +97,10 @@ class LanguageModel(LightningModule):
                 raise ValueError(f"{name}: must lie between 0 and 1, but is {value}")
         if not 0 <= sublayer_dropout <= 1:
             raise ValueError(f"sublayer_dropout: must lie between 0 and 1, but is {sublayer_dropout}")
-        if learning_rate <= 0 or weight_decay < 0:
-            name, value, rule = (
-                ("learning_rate", learning_rate, "above 0")
-                if learning_rate <= 0
-                else ("weight_decay", weight_decay, "at least 0")
-            )
-            raise ValueError(f"{name}: must be {rule}, but is {value}")
+        if learning_rate <= 0:
+            raise ValueError(f"learning_rate: must be above 0, but is {learning_rate}")
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay: must be at least 0, but is {weight_decay}")
         if schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule: must be 'cosine' or 'constant', but is {schedule!r}")
         self.save_hyperparameters()

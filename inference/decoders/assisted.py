@@ -52,15 +52,14 @@ class AssistedDecoding(Decoder):
             raise ValueError(
                 f"the draft's vocabulary has {theirs} ids, the target's {ours}: use a draft with the same tokenizer."
             )
-        capacity = max(len(prompt) for prompt in request.prompts) + request.max_new_tokens + self.width
         context = getattr(compat.text_config(draft), "max_position_embeddings", None)
-        needed = capacity - self.width
+        needed = request.positions
         if context is not None and needed > context:
             raise ValueError(
                 f"prompt and new tokens need {needed} positions, the draft model has {context}: lower max_new_tokens "
                 "or use a draft with a longer context."
             )
-        return DraftModelDrafter(draft, self.draft_length, capacity, self.confidence_threshold)
+        return DraftModelDrafter(draft, self.draft_length, needed + self.width, self.confidence_threshold)
 
     def _draft(self, model: nn.Module) -> nn.Module:
         if not isinstance(self.draft_model, str):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from saccade.inference.drafting.drafter import Drafter, Run
+from saccade.inference.drafting.drafter import Drafter, NoDraft, Run
 from saccade.inference.sampling import draw
 from saccade.inference.verification import Draft
 
@@ -69,9 +69,9 @@ class ChainDrafter(Drafter):
                 counts[row] += 1
                 if unsure[row] or counts[row] >= limits[row]:
                     open_rows.remove(row)
-        device = run.session.device
         if not columns:
-            return Draft(torch.empty(len(counts), 0, dtype=torch.long, device=device), counts)
+            return NoDraft().draft(run, limits)
         self.end(run)
+        device = run.session.device
         drafted = torch.stack(distributions, 1).to(device) if distributions else None
         return Draft(torch.cat(columns, 1).to(device), counts, drafted)

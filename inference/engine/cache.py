@@ -24,6 +24,7 @@ class KVCache:
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
         self.starts: list[int] = [0]
+        self._uniform = True
         self.extent = 0
         self._slots: tuple[Tensor, Tensor] | None = None
 
@@ -39,6 +40,7 @@ class KVCache:
             ValueError: The step does not fit in the buffers.
         """
         self.starts = list(starts)
+        self._uniform = len(set(starts)) == 1
         self.extent = max(starts) + tokens
         self._slots = None
         if self.extent > self.capacity:
@@ -52,7 +54,7 @@ class KVCache:
             self.values[layer] = values.new_zeros(batch, heads, self.capacity, values.shape[-1])
         key_buffer, value_buffer = self._buffers(layer)
         first, tokens = self.starts[0], keys.shape[2]
-        if all(start == first for start in self.starts):
+        if self._uniform:
             key_buffer[:, :, first : first + tokens] = keys
             value_buffer[:, :, first : first + tokens] = values
         else:
