@@ -40,6 +40,20 @@ _CHECKPOINT = "SACCADE_CKPT_PATH"
 # arguments of one subcommand's method; without them a saved config serves the other subcommands too
 _OF_ONE_CALL = ("ckpt_path", "verbose", "weights_only", "return_predictions", "config")
 
+# what constructors raise over their arguments
+_REFUSALS = (
+    ArgumentError,
+    ArithmeticError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    MisconfigurationException,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 _EPILOG = """\
 A second --config replaces a list of the first one. To add to trainer.callbacks instead of replacing it, write
 `--trainer.callbacks+=ClassName` (its settings after it, as `--trainer.callbacks.setting=value`), or `callbacks+:` in
@@ -177,9 +191,7 @@ class SaccadeCLI(LightningCLI):
         """Build model, data and trainer; what a constructor refuses is one line."""
         try:
             super().instantiate_classes()
-        except (ArgumentError, ArithmeticError, ImportError, LookupError, OSError, RuntimeError) as error:
-            self._fail(error)
-        except (AttributeError, MisconfigurationException, NotImplementedError, TypeError, ValueError) as error:
+        except _REFUSALS as error:
             self._fail(error)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
