@@ -1,5 +1,39 @@
-"""LightningDataModules: text corpora, packed and split by file."""
+"""LightningDataModules and what they are made of: text, multimodal data, and protocols that take data away."""
 
+from saccade.datamodules.missing_data import Condition, MissingProtocol
+from saccade.datamodules.multimodal_batch import Modality, MultimodalBatch
+from saccade.datamodules.multimodal_sentiment import MultimodalSentiment
+from saccade.datamodules.protocols import (
+    CiderMissing,
+    FixedModalityMissing,
+    FrameDrop,
+    NothingMissing,
+    PatternDropout,
+    RandomFeatureMissing,
+    RandomModalityMissing,
+    RandomRateMissing,
+    RateTriples,
+    TwoTierMissing,
+)
+from saccade.datamodules.synthetic_sentiment import SyntheticSentiment
 from saccade.datamodules.text_corpus import TextCorpus
 
-__all__ = ["TextCorpus"]
+__all__ = [
+    "CiderMissing",
+    "Condition",
+    "FixedModalityMissing",
+    "FrameDrop",
+    "MissingProtocol",
+    "Modality",
+    "MultimodalBatch",
+    "MultimodalSentiment",
+    "NothingMissing",
+    "PatternDropout",
+    "RandomFeatureMissing",
+    "RandomModalityMissing",
+    "RandomRateMissing",
+    "RateTriples",
+    "SyntheticSentiment",
+    "TextCorpus",
+    "TwoTierMissing",
+]

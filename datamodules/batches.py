@@ -74,25 +74,25 @@ class BatchSampler(DistributedSampler[list[int]]):
                 yield piece.tolist()
 
 
-class BatchLoader(DataLoader[dict[str, Tensor]]):
+class BatchLoader(DataLoader[Any]):
     """A DataLoader whose position is saved in the checkpoint, so that training resumes in the middle of an epoch.
 
     Lightning calls `state_dict` and `load_state_dict` of such a loader by itself.
 
     Args:
-        dataset: The sequences.
+        dataset: Gives a whole batch for a list of indices.
         sampler: The batches.
         num_workers: Loader processes; 0 loads in the training process.
         pin_memory: Copy batches to page-locked memory, for a GPU.
     """
 
-    def __init__(self, dataset: PackedSequences, sampler: BatchSampler, num_workers: int, pin_memory: bool) -> None:
+    def __init__(self, dataset: Dataset[Any], sampler: BatchSampler, num_workers: int, pin_memory: bool) -> None:
         super().__init__(dataset, batch_size=None, sampler=sampler, num_workers=num_workers, pin_memory=pin_memory)
         self._batches = sampler
         self._delivered = 0
         self._resume: dict[str, int] | None = None
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator, because Lightning asks for the iterator before it tells the sampler the epoch.
         sampler = self._batches
         resume, self._resume = self._resume, None
