@@ -1,0 +1,54 @@
+"""What the metrics here have in common: states that are sums of a fixed size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class SumMetric(Metric):
+    """A metric whose states are sums: totals of ranks add up exactly, and a rank without data brings zeros.
+
+    States keep their precision when the module that holds the metric is cast, as `precision: bf16-true` does.
+    """
+
+    full_state_update = False
+
+    def add_sum(self, name: str, size: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> None:
+        """Add a state of zeros that is summed over ranks.
+
+        Args:
+            name: Of the attribute.
+            size: Its shape.
+            dtype: float64 for sums of real numbers, long for counts.
+        """
+        self.add_state(name, torch.zeros(size, dtype=dtype), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
+        # only the device follows: sums in bfloat16 would be wrong, and ranks of different types cannot be added
+        return super()._apply(lambda state: state.to(fn(state.new_empty(0)).device), exclude_state)
+
+
+def check_pairs(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Predictions and labels, detached and in at least float32.
+
+    Args:
+        preds: Predicted values, [B].
+        target: Labels, [B].
+
+    Raises:
+        ValueError: They are not two tensors [B] of one length.
+    """
+    if preds.ndim != 1 or preds.shape != target.shape:
+        shapes = f"{list(preds.shape)} and {list(target.shape)}"
+        raise ValueError(f"preds, target: must both be [B] with the same B, but are {shapes}; flatten the predictions")
+    pairs = (preds.detach(), target.detach())
+    return tuple(x if x.dtype == torch.float64 else x.float() for x in pairs)  # type: ignore[return-value]
+
+
+def ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """`part / whole` as float32 scalar, 0 where `whole` is 0."""
+    return (part.double() / whole.clamp(min=1)).float()
