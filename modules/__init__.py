@@ -1,7 +1,22 @@
 """LightningModules: what `saccade fit` trains."""
 
+from saccade.modules.baselines import CrossmodalTransformer, LateFusion, LNLNLike, TFRNetLike
 from saccade.modules.language_model import LanguageModel
 from saccade.modules.lora import LoraSettings
+from saccade.modules.multimodal import MultimodalModule, Optimization
 from saccade.modules.sublayer_dropout import SublayerDropout
+from saccade.modules.t2dr import T2DR, LossWeights
 
-__all__ = ["LanguageModel", "LoraSettings", "SublayerDropout"]
+__all__ = [
+    "T2DR",
+    "CrossmodalTransformer",
+    "LNLNLike",
+    "LanguageModel",
+    "LateFusion",
+    "LoraSettings",
+    "LossWeights",
+    "MultimodalModule",
+    "Optimization",
+    "SublayerDropout",
+    "TFRNetLike",
+]

@@ -41,12 +41,13 @@ class LoraSettings:
             raise ValueError("lora.target_modules: the list is empty; name layers, or null for all linear layers")
 
 
-def attach_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
+def attach_lora(model: PreTrainedModel, settings: LoraSettings, task: str | None = "CAUSAL_LM") -> None:
     """Put adapters into the model, in place, and freeze everything else; the model keeps its class.
 
     Args:
         model: The Hugging Face model.
         settings: Of the adapters.
+        task: PEFT's name of what the model does; None for a plain encoder.
 
     Raises:
         ValueError: No layer has one of the names in `target_modules`.
@@ -56,7 +57,7 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank and takes floats
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules or "all-linear",
-        task_type="CAUSAL_LM",
+        task_type=task,
     )
     # PEFT is silent about names that match nothing, as long as another one matches
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]

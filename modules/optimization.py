@@ -1,6 +1,7 @@
 """Optimizer groups and the learning-rate schedule."""
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -56,6 +57,13 @@ def warmup_schedule(
     Raises:
         ValueError: The run has no known length, and the schedule needs one.
     """
+    return LambdaLR(optimizer, warmup_factor(schedule, total_steps, warmup_fraction, final_fraction))
+
+
+def warmup_factor(
+    schedule: Schedule, total_steps: float, warmup_fraction: float, final_fraction: float
+) -> Callable[[int], float]:
+    """Make what `warmup_schedule` multiplies the peak rate with at each step; its arguments and errors are the same."""
     if not math.isfinite(total_steps):
         if schedule == "cosine" or warmup_fraction > 0:
             raise ValueError(
@@ -73,4 +81,4 @@ def warmup_schedule(
         progress = min(1.0, (step - warmup) / max(1, total_steps - warmup))
         return final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
 
-    return LambdaLR(optimizer, factor)
+    return factor
