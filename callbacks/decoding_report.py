@@ -89,16 +89,17 @@ def rows(
 
 def settings(decoder: Decoder) -> dict[str, Any]:
     """The settings of a decoder as plain values; a model is named by where it came from."""
-    return _plain(decoder) if is_dataclass(decoder) else {}
+    return plain(decoder) if is_dataclass(decoder) else {}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Settings as JSON knows them; what is no number, text or container is named by its type, a model by its source."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value) if item.init}
+        return {item.name: plain(getattr(value, item.name)) for item in fields(value) if item.init}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     origin = getattr(value, "name_or_path", "")

@@ -61,6 +61,27 @@ def gather_integers(values: Sequence[int], capacity: int, device: torch.device) 
     return [[value for value in item.tolist() if value >= 0] for item in shared], dist.get_rank()
 
 
+def gather_rows(values: Tensor, device: torch.device) -> Tensor:
+    """Joins the rows of all ranks, in the order of the ranks.
+
+    Args:
+        values: Rows of this rank, maybe none, [N, ...]; the shape of a row and its type are the same on every rank.
+        device: Device of this rank.
+
+    Returns:
+        The rows of all ranks on the CPU, the same on every rank. Without a process group: those of this one.
+    """
+    if not _active():
+        return values.detach().cpu()
+    counts, _ = gather_integers([len(values)], 1, device)
+    slots = values.new_zeros((max(count[0] for count in counts), *values.shape[1:]))
+    slots[: len(values)] = values.detach()
+    slots = slots.to(device)
+    shared = [torch.empty_like(slots) for _ in counts]
+    dist.all_gather(shared, slots)
+    return torch.cat([rows[: count[0]] for rows, count in zip(shared, counts, strict=True)]).cpu()
+
+
 def shards_parameters(trainer: Trainer) -> bool:
     """Whether the strategy spreads the weights over the ranks, so that every forward is a collective call.
 

@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelCh
 from lightning.pytorch.trainer.states import TrainerFn
 
 from saccade.callbacks.export import ModelExport
+from saccade.callbacks.prediction_table import PredictionTable
 from saccade.cli.run_folders import CHECKPOINTS, MODEL
 
 
@@ -105,7 +106,7 @@ def run_callbacks(folder: Path, subcommand: str, trainer_settings: dict[str, Any
         folder: Of the run.
         subcommand: fit, validate, test or predict.
         trainer_settings: The trainer's arguments; its switches for checkpoints, progress bar and logger hold here too.
-        given: The user's own callbacks; of two progress bars theirs is the one.
+        given: The user's own callbacks; of two progress bars or tables theirs is the one.
 
     Returns:
         New callbacks, to be added to the user's.
@@ -114,6 +115,8 @@ def run_callbacks(folder: Path, subcommand: str, trainer_settings: dict[str, Any
     shows_progress = trainer_settings.get("enable_progress_bar") is not False
     if shows_progress and not any(isinstance(callback, ProgressBar) for callback in given):
         callbacks.append(RunProgressBar())
+    if subcommand == "predict" and not any(isinstance(callback, PredictionTable) for callback in given):
+        callbacks.append(PredictionTable())
     if subcommand == "fit":
         if trainer_settings.get("logger") is not False:
             callbacks.append(LearningRateMonitor(logging_interval="step"))

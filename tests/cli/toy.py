@@ -51,7 +51,7 @@ class ToyModel(LightningModule):
     test_step = validation_step
 
     def predict_step(self, batch, batch_idx):
-        return self.layer(batch[0])
+        return {"value": self.layer(batch[0])[:, 0]}
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=self.rate)

@@ -1,0 +1,121 @@
+"""Predictions become one table, the same from one process and from two."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from saccade.callbacks.prediction_table import PredictionTable
+from saccade.modules import LanguageModel
+from tests.callbacks.prediction_script import COUNT, KEYS, Data, Model, predict
+from tests.callbacks.tiny import Rows, rows
+
+ROOT = Path(__file__).parents[2]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_one_row_for_each_sample_in_the_order_of_the_data(tmp_path):
+    text = predict(tmp_path)
+    assert files(tmp_path) == ["predictions.csv"]
+    header, *lines = csv.reader(text.splitlines())
+    assert header == ["id", "value", "word", "half", "large", "key"]
+    assert lines[3] == ['clip, "3"', "0.3", "w3", "0.30078125", "True", str(int(KEYS[3]))]
+    assert [line[2] for line in lines] == [f"w{index}" for index in range(COUNT)]
+    assert [torch.tensor(float(line[1])) for line in lines] == list(torch.arange(COUNT) / 10), "not a digit is lost"
+
+
+def test_two_processes_write_what_one_writes(tmp_path):
+    environment = {key: value for key, value in os.environ.items() if key not in {"LOCAL_RANK", "WORLD_SIZE"}}
+    subprocess.run(
+        [sys.executable, "-m", "tests.callbacks.prediction_script", str(tmp_path)],
+        cwd=ROOT,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=120,
+    )
+    assert {"done0", "done1"} < set(files(tmp_path))
+    table = predict(tmp_path / "alone")
+    assert (tmp_path / "dealt" / "predictions.csv").read_text() == table
+    assert (tmp_path / "padded" / "predictions.csv").read_text() == table
+    assert (tmp_path / "twice" / "predictions.csv").read_text() == predict(tmp_path / "both", data=Data(loaders=2))
+    assert (tmp_path / "one" / "predictions.csv").read_text() == "".join(table.splitlines(True)[:5])
+    assert all(files(tmp_path / name) == ["predictions.csv"] for name in ("dealt", "padded", "twice", "one"))
+
+
+def test_several_dataloaders_follow_each_other(tmp_path):
+    table = predict(tmp_path / "one").splitlines()
+    assert predict(tmp_path / "two", data=Data(loaders=2)).splitlines() == table + table[1:]
+
+
+def test_equal_keys_of_one_process_are_all_kept(tmp_path):
+    class Twins(Model):
+        def predict_step(self, batch, batch_idx, dataloader_idx=0):
+            return {"key": torch.zeros_like(batch[0])}
+
+    data = Data()
+    data.sample_ids = None
+    assert predict(tmp_path, Twins(), data) == "key\n" + "0\n" * COUNT
+
+
+def test_language_model_and_no_datamodule(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    module = LanguageModel(config={"model_type": "llama", "vocab_size": 31, "num_key_value_heads": 1, **sizes}, seed=0)
+
+    class Plain(Data):
+        sample_ids = None
+
+        def predict_dataloader(self):
+            return DataLoader(Rows(rows(5)), batch_size=2)
+
+    header, *lines = csv.reader(predict(tmp_path, module, Plain()).splitlines())
+    assert header == ["loss", "perplexity"]
+    assert len(lines) == 5
+    assert all(float(line[0]) > 0 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        (torch.zeros(2, 1), r"returned a tensor of shape \[2, 1\]; name each column"),
+        ({}, "returned an empty one"),
+        ([1.0], "returned a list"),
+        ({"value": torch.zeros(2, 3)}, r"column 'value' is a tensor of shape \[2, 3\]"),
+        ({"value": torch.tensor(1.0)}, r"column 'value' is a tensor of shape \[\]"),
+        ({"value": [1.0, 2.0]}, "column 'value' is a list"),
+        ({"value": "ab"}, "column 'value' is a str"),
+        ({"value": None}, "column 'value' is None"),
+        ({"value": torch.zeros(2), "word": ["a"]}, r"columns of one length, but returned \{'value': 2, 'word': 1\}"),
+        ({"other": torch.zeros(2)}, "the same columns for every batch"),
+    ],
+)
+def test_anything_else_is_one_clear_line_and_leaves_no_file(tmp_path, output, reason):
+    with pytest.raises(ValueError, match=rf"^predict_step: must return [^\n]*{reason}[^\n]*$"):
+        predict(tmp_path, Model(output))
+    assert files(tmp_path) == []
+
+
+def test_an_earlier_table_stays_when_a_run_fails(tmp_path):
+    before = predict(tmp_path)
+    with pytest.raises(ValueError, match="predict_step"):
+        predict(tmp_path, Model("nothing"))
+    assert (tmp_path / "predictions.csv").read_text() == before
+    assert files(tmp_path) == ["predictions.csv"]
+
+
+def test_fast_dev_run_writes_nothing(tmp_path):
+    assert predict(tmp_path, fast_dev_run=True) is None
+    assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["", "a/b.csv", ".", ".."])
+def test_filename_must_be_plain(name):
+    with pytest.raises(ValueError, match="filename: must be the plain name of a file"):
+        PredictionTable(name)
