@@ -255,10 +255,9 @@ def figure(results: list[dict[str, Any]], data: str) -> Figure:
     axes.set_yticks(range(len(points)), [point[0] for point in points])
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlim((-0.35 * widest, widest) if lower_is_better else (-widest, 0.35 * widest))
-    better = "larger error" if lower_is_better else "smaller share right"
-    axes.set_xlabel(f"{metric} minus that of T2DR, mean of tests A, B and C (95 % interval); away from 0: {better}")
+    axes.set_xlabel(f"{metric}, mean of tests A, B and C, minus that of T2DR")
     seeds = len(by_arm["T2DR"])
-    axes.set_title(f"{data} data, {seeds} training seeds; blue: the interval excludes 0", fontsize=10)
+    axes.set_title(f"{data} data, {seeds} training seeds, 95 % intervals; blue: 0 is outside", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     return drawing
 

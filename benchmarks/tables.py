@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.rows import read
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "t2dr.md")
 
 
 def decode_cpu(sampled: bool) -> str:
@@ -52,7 +52,44 @@ def _decoding_case(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-TABLES = {"decode_cpu": lambda: decode_cpu(sampled=True), "decode_cpu_greedy": lambda: decode_cpu(sampled=False)}
+def t2dr_study(brief: bool = False) -> str:
+    """The arms of :mod:`benchmarks.t2dr_study` on the generator; briefly, T2DR and the baselines only."""
+    rows = [row for row in read("t2dr_study") if row["case"].startswith("synthetic, ")]
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.t2dr_study`."
+    groups = {"intra": "A", "inter": "B", "mixed": "C", "block": "D", "unbalanced": "E", "mean of A, B, C": "A to C"}
+    by_arm: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        by_arm.setdefault(row["method"], {})[row["case"].split(", 5 ")[0].removeprefix("synthetic, ")] = row
+    if brief:
+        wanted = ("T2DR", "late fusion, zero fill", "cross-modal transformer", "TFR-Net-like", "LNLN-like")
+        by_arm = {arm: by_arm[arm] for arm in wanted}
+    lines = [
+        "| arm | " + " | ".join(groups.values()) + " | T2DR is better by (95 % interval) |",
+        "| --- |" + " --- |" * (len(groups) + 1),
+    ]
+    for arm, found in sorted(by_arm.items(), key=lambda item: item[1]["mean of A, B, C"]["mean"]):
+        difference = found["mean of A, B, C"].get("t2dr_minus_this")
+        better = "" if difference is None else f"{-difference[0]:.4f} ({-difference[2]:.4f} to {-difference[1]:.4f})"
+        means = " | ".join(f"{found[group]['mean']:.3f}" for group in groups)
+        lines.append(f"| {arm} | {means} | {better} |")
+    first = rows[0]
+    versions = first["versions"]
+    lines += [
+        "",
+        f"MAE on the embedded data (test split of 686 clips), mean of {first['runs']} training seeds by"
+        f" {first['mask_seeds']} mask seeds, width 32, {first['epochs']} epochs; {first['device']}, torch"
+        f" {versions['torch']}; commit {first['commit'][:8]}.",
+    ]
+    return "\n".join(lines)
+
+
+TABLES = {
+    "decode_cpu": lambda: decode_cpu(sampled=True),
+    "decode_cpu_greedy": lambda: decode_cpu(sampled=False),
+    "t2dr_study": t2dr_study,
+    "t2dr_brief": lambda: t2dr_study(brief=True),
+}
 
 
 def render(text: str) -> str:

@@ -283,5 +283,7 @@ def run(arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     # Lightning 2.6 calls torch as it was; nothing that a user can mend
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # an averaged model is whole on every rank here, and a test reads averaged weights as they are
+    warnings.filterwarnings("ignore", message=".*WeightAveraging callback.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)
     SaccadeCLI(arguments)

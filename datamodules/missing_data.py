@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from saccade.datamodules.random_masks import uniform
 UNKNOWN_TOKEN = 100
 """What stands for an erased word: [UNK] of BERT."""
 
-Kind = Literal["random", "block", "same_steps"]
+Kind = Literal["random", "block", "same_steps", "same_block"]
 
 PATTERNS: tuple[tuple[str, ...], ...] = (
     ("text",),
@@ -41,7 +41,7 @@ class Condition:
         present: Modalities that stay; the others are taken away as a whole.
         rates: Share of the content that is erased in text, audio and vision, 0 to 1.
         kind: `random`: each position by itself. `block`: one contiguous block of that share. `same_steps`: the same
-            positions in all modalities.
+            positions in all modalities. `same_block`: one block of that share of the words, the same in all modalities.
         absent: Shares of the samples that lose one and two of their modalities, drawn at random, 0 to 1.
 
     Raises:
@@ -62,8 +62,8 @@ class Condition:
             raise ValueError(f"present: must be some of {', '.join(MODALITIES)}, but is {list(self.present)}")
         if len(self.rates) != len(MODALITIES) or not all(0 <= rate <= 1 for rate in self.rates):
             raise ValueError(f"rates: must be three numbers between 0 and 1, but is {list(self.rates)}")
-        if self.kind not in ("random", "block", "same_steps"):
-            raise ValueError(f"kind: must be random, block or same_steps, but is {self.kind!r}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind: must be random, block, same_steps or same_block, but is {self.kind!r}")
         # shares that are computed may miss 1 by a rounding
         if len(self.absent) != 2 or min(self.absent) < 0 or sum(self.absent) > 1 + 1e-6:
             raise ValueError(f"absent: must be two shares with a sum of at most 1, but is {list(self.absent)}")
@@ -102,7 +102,7 @@ def erase(batch: MultimodalBatch, condition: Condition, seed: int) -> Multimodal
         The samples with what is left; `complete` is the batch as it was.
     """
     size, device = len(batch), batch.key.device
-    rates = torch.tensor(condition.rates, device=device).expand(size, -1)
+    rates = torch.tensor(condition.rates, device=device, dtype=torch.float32).expand(size, -1)
     present = torch.tensor([name in condition.present for name in MODALITIES], device=device).expand(size, -1)
     if any(condition.absent):
         one, two = condition.absent
@@ -142,7 +142,7 @@ def take_away(
 
     Args:
         batch: Samples with all their data.
-        rates: Share of the content to be erased in each modality [B, 3].
+        rates: Share of the content to be erased in each modality [B, 3], on any device.
         present: Modalities that stay, bool [B, 3].
         kind: Of the erasure (`Condition`).
         seed: Of the masks.
@@ -152,6 +152,8 @@ def take_away(
     Returns:
         The samples with what is left; `complete` is the batch as it was.
     """
+    # float32 whatever the model computes with: its precision must not change what is missing
+    rates, present = rates.to(batch.key.device, torch.float32), present.to(batch.key.device)
     masks = {}
     nothing = torch.ones_like(batch.key, dtype=torch.bool)
     for place, name in enumerate(MODALITIES):
@@ -159,14 +161,19 @@ def take_away(
         content = modality.content
         rate = rates[:, place, None]
         if kind == "block":
-            gone = _block(batch.key, name, content, rate, seed, epoch)
+            place_in_content = content.int().cumsum(1) - 1
+            gone = _block(batch.key, name, place_in_content, content.sum(1, keepdim=True), rate, seed, epoch)
+        elif kind == "same_block":
+            text = batch.modalities["text"]
+            words = text.content
+            # the first word's step is 1 where the other modalities have a row for [CLS], 0 elsewhere
+            first_word = _step(text, _steps(batch, text)).gather(1, words.int().argmax(1, keepdim=True))
+            step = _step(modality, _steps(batch, modality)) - first_word
+            gone = _block(batch.key, "steps", step, words.sum(1, keepdim=True), rate, seed, epoch)
         else:
             stream = "steps" if kind == "same_steps" else name
-            length = content.shape[1]
-            counted = _steps(batch, modality) if kind == "same_steps" else content
-            first = counted.int().argmax(1, keepdim=True)
-            steps = (torch.arange(length, device=content.device)[None] - first).clamp(min=0)
-            gone = uniform(batch.key, stream, seed, epoch, length).gather(1, steps) < rate
+            step = _step(modality, _steps(batch, modality) if kind == "same_steps" else content).clamp(min=0)
+            gone = uniform(batch.key, stream, seed, epoch, content.shape[1]).gather(1, step) < rate
         masks[name] = content & (gone | ~present[:, place, None])
         nothing &= ~((modality.available > 0) & content & ~masks[name]).any(1)
     if spare:
@@ -185,12 +192,16 @@ def _steps(batch: MultimodalBatch, modality: Modality) -> Tensor:
     return modality.valid & (rows_for_all[:, None] | ~modality.special)
 
 
-def _block(key: Tensor, name: str, content: Tensor, rate: Tensor, seed: int, epoch: int) -> Tensor:
-    """One contiguous block of the content, at a random place [B, T]."""
-    place = content.int().cumsum(1)  # 1 for the first content position
-    length = content.sum(1, keepdim=True)
+def _step(modality: Modality, counted: Tensor) -> Tensor:
+    """How far each position is behind the first counted one, negative before it, long [B, T]."""
+    first = counted.int().argmax(1, keepdim=True)
+    return torch.arange(modality.valid.shape[1], device=first.device)[None] - first
+
+
+def _block(key: Tensor, name: str, place: Tensor, length: Tensor, rate: Tensor, seed: int, epoch: int) -> Tensor:
+    """One contiguous block of `length` [B, 1] places, `place` being 0 for the first of them [B, T]."""
     size = (rate * length).round()
-    start = (uniform(key, f"block/{name}", seed, epoch, 1) * (length - size + 1)).floor() + 1
+    start = (uniform(key, f"block/{name}", seed, epoch, 1) * (length - size + 1)).floor()
     return (place >= start) & (place < start + size)
 
 

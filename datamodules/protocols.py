@@ -33,13 +33,18 @@ def _check_rates(name: str, rates: Sequence[float]) -> None:
         raise ValueError(f"{name}: must be numbers between 0 and 1, at least one, but is {list(rates)}")
 
 
+def _check_once(name: str, tests: Sequence[object]) -> None:
+    if len(set(tests)) < len(tests):
+        raise ValueError(f"{name}: must name each test once, but is {list(tests)}")
+
+
 def _drawn(batch: MultimodalBatch, stream: str, seed: int, epoch: int, count: int) -> Tensor:
     return uniform(batch.key, f"protocol/{stream}", seed, epoch, count)
 
 
 def _everything(batch: MultimodalBatch) -> tuple[Tensor, Tensor]:
     """No rate and no absent modality: [B, 3] each."""
-    rates = torch.zeros(len(batch), len(MODALITIES), device=batch.key.device)
+    rates = torch.zeros(len(batch), len(MODALITIES), device=batch.key.device, dtype=torch.float32)
     return rates, rates == 0
 
 
@@ -89,6 +94,7 @@ class TwoTierMissing(MissingProtocol):
         unknown = [name for name in self.tests if name not in ("A", "B", "C", "D", "E")]
         if unknown or not self.tests:
             raise ValueError(f"tests: must be some of A, B, C, D, E, but is {self.tests}")
+        _check_once("tests", self.tests)
 
     def training(self, batch: MultimodalBatch, epoch: int) -> MultimodalBatch:
         """Draw both kinds of missing data."""
@@ -135,6 +141,7 @@ class RandomFeatureMissing(MissingProtocol):
     def __post_init__(self) -> None:
         _check_rates("training_rate", [self.training_rate])
         _check_rates("rates", self.rates)
+        _check_once("rates", self.rates)
 
     def training(self, batch: MultimodalBatch, epoch: int) -> MultimodalBatch:
         """Erase at the training rate; the masks are the same in every epoch."""
@@ -163,6 +170,7 @@ class RandomRateMissing(MissingProtocol):
 
     def __post_init__(self) -> None:
         _check_rates("rates", self.rates)
+        _check_once("rates", self.rates)
 
     def training(self, batch: MultimodalBatch, epoch: int) -> MultimodalBatch:
         """Draw a rate for each modality of each sample, or none."""
@@ -239,8 +247,8 @@ class FixedModalityMissing(MissingProtocol):
     """P4: the six patterns, each tested by itself, and everything (HME, CyIN, CorrKD, HRLF).
 
     Args:
-        training_patterns: `complete` trains on complete data (HME); `all` gives every sample one of the seven patterns,
-            drawn anew in every epoch (one model for all patterns).
+        training_patterns: `complete` trains on complete data and validates on the seven patterns (HME); `all` gives
+            every sample one of the seven patterns in both, in training a new one in every epoch (one model for all).
         seed: Of training's draws.
     """
 
@@ -254,10 +262,18 @@ class FixedModalityMissing(MissingProtocol):
     def training(self, batch: MultimodalBatch, epoch: int) -> MultimodalBatch:
         """Draw one of seven patterns, or take nothing away."""
         rates, present = _everything(batch)
-        if self.training_patterns == "all":
-            whole = _drawn(batch, "whole", self.seed, epoch, 1) < 1 / 7
-            present = whole | _six_patterns(batch, self.seed, epoch)
-        return take_away(batch, rates, present, seed=self.seed, epoch=epoch, spare=True)
+        if self.training_patterns == "complete":
+            return take_away(batch, rates, present)
+        return self._seven_patterns(batch, epoch)
+
+    def validation(self, batch: MultimodalBatch) -> MultimodalBatch:
+        """Draw one of seven patterns, the same in every epoch."""
+        return self._seven_patterns(batch, -1)
+
+    def _seven_patterns(self, batch: MultimodalBatch, epoch: int) -> MultimodalBatch:
+        whole = _drawn(batch, "whole", self.seed, epoch, 1) < 1 / 7
+        present = whole | _six_patterns(batch, self.seed, epoch)
+        return take_away(batch, _everything(batch)[0], present, seed=self.seed, epoch=epoch, spare=True)
 
     def conditions(self) -> list[Condition]:
         """The six patterns, and everything."""
@@ -278,6 +294,7 @@ class FrameDrop(MissingProtocol):
 
     def __post_init__(self) -> None:
         _check_rates("rates", self.rates)
+        _check_once("rates", self.rates)
 
     def training(self, batch: MultimodalBatch, epoch: int) -> MultimodalBatch:
         """Draw one rate for each sample; one of which nothing would be left stays as it is."""
@@ -319,13 +336,14 @@ class PatternDropout(MissingProtocol):
 class CiderMissing(MissingProtocol):
     """P7: the five kinds of CIDer.
 
-    Traps avoided: a block is measured on content, without [CLS] and [SEP], and drawn by itself for each modality; steps
-    are those of the words, whether or not audio and vision have rows for [CLS] and [SEP] too.
+    Trap avoided: steps and blocks are those of the words, whether or not audio and vision have rows for [CLS] and [SEP]
+    too. Other than in the released code: it trains on `rmfm` whatever it tests, with a rate drawn for every position,
+    which comes to half of the positions; and its `rmm` leaves some samples without any modality.
 
     Args:
         kind: `rmfm`: positions at a rate of the sample's own in training. `rmfm_same`: at one rate, as in P1. `rmm`:
-            whole modalities, each by itself, at least one stays. `tmfm`: the same steps in all modalities (aligned
-            data). `stmfm`: one contiguous block.
+            whole modalities, each by itself, at least one stays. `tmfm`: the same steps in all modalities. `stmfm`: one
+            contiguous block, the same in all modalities. Both are meant for aligned data.
         training_rate: Of all kinds but `rmfm`.
         rates: Tested; for `rmm` the chance with which each modality goes.
         seed: Of training's masks.
@@ -341,10 +359,11 @@ class CiderMissing(MissingProtocol):
             raise ValueError(f"kind: must be rmfm, rmfm_same, rmm, tmfm or stmfm, but is {self.kind!r}")
         _check_rates("training_rate", [self.training_rate])
         _check_rates("rates", self.rates)
+        _check_once("rates", self.rates)
 
     @property
     def _erasure(self) -> Kind:
-        return {"tmfm": "same_steps", "stmfm": "block"}.get(self.kind, "random")  # type: ignore[return-value]
+        return {"tmfm": "same_steps", "stmfm": "same_block"}.get(self.kind, "random")  # type: ignore[return-value]
 
     def training(self, batch: MultimodalBatch, epoch: int) -> MultimodalBatch:
         """Take away as the kind says."""
@@ -387,6 +406,7 @@ class RateTriples(MissingProtocol):
             raise ValueError(f"triples: must be lists of three rates (text, audio, vision), but is {self.triples}")
         for rates in self.triples:
             _check_rates("triples", rates)
+        _check_once("triples", [tuple(rates) for rates in self.triples])
 
     def training(self, batch: MultimodalBatch, epoch: int) -> MultimodalBatch:
         """Draw a rate of 0, 0.1, ..., 1 for each modality, or leave the sample as it is."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -49,7 +50,10 @@ def inputs_of(batch: MultimodalBatch) -> tuple[Tensor, ...]:
 
 
 def write_program(model: Any, folder: Path) -> None:
-    """Write `model.pt2` (torch.export, any batch size and any lengths) and `settings.json`.
+    """Write `model.pt2` (torch.export, any batch size and lengths up to 4096) and `settings.json`.
+
+    A text encoder that torch.export cannot trace, or weights that are spread over ranks, do not fail a run that trained
+    well: a warning says so, and nothing is written.
 
     Args:
         model: A built `saccade.modules.MultimodalModule`.
@@ -70,8 +74,16 @@ def write_program(model: Any, folder: Path) -> None:
         "inputs": [f"{name}.{part}" for name in MODALITIES for part in _PARTS],
         "outputs": ["value", "weights"],
     }
+    try:
+        if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+            raise TypeError("its weights are spread over ranks")
+        program = _program(model, _example(facts.widths, tokens))
+    except Exception as error:  # tracing fails with errors of many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        rank_zero_warn(f"saccade: no {PROGRAM} is exported: torch.export cannot trace the model ({reason})")
+        return
     with written_folder(folder) as unfinished:
-        torch.export.save(_program(model, _example(facts.widths, tokens)), unfinished / PROGRAM)
+        torch.export.save(program, unfinished / PROGRAM)
         (unfinished / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -167,7 +167,7 @@ class T2DR(MultimodalModule):
         """Learned floors of Intra-Attn by modality."""
         if not self.first_tier or self.intra_attention not in ("A", "B", "C"):
             return {}
-        return {name: encoder.floors() for name, encoder in self.encoders.items()}  # type: ignore[operator]
+        return {name: cast(IADR, encoder).floors() for name, encoder in self.encoders.items()}
 
     def encode(self, batch: MultimodalBatch) -> list[Sequence]:
         """First tier: the encoded positions of each modality."""
@@ -176,7 +176,7 @@ class T2DR(MultimodalModule):
             modality = batch.modalities[name]
             hidden = self.stems[name](self.features(batch, name), modality.available)
             if self.first_tier:
-                hidden, _ = self.encoders[name].sequence(hidden, modality.available, modality.valid)
+                hidden, _ = cast(IADR, self.encoders[name]).sequence(hidden, modality.available, modality.valid)
             sequences.append(Sequence(hidden, modality.available.to(hidden.dtype), modality.content))
         return sequences
 
@@ -214,8 +214,7 @@ class T2DR(MultimodalModule):
         """Make one vector of a modality's positions [B, width]."""
         available = sequence.available
         if self.first_tier:
-            pooled: Tensor = self.encoders[MODALITIES[place]].pooled(hidden, available, modality.valid)
-            return pooled
+            return cast(IADR, self.encoders[MODALITIES[place]]).pooled(hidden, available, modality.valid)
         share = (available * modality.content)[..., None]
         return (hidden * share).sum(1) / share.sum(1).clamp(min=1e-6)
 

@@ -33,7 +33,7 @@ class InterAttn(nn.Module):
         self, width: int, heads: int = 4, modalities: int = 3, dropout: float = 0.1, fusion: Fusion = "attention"
     ) -> None:
         super().__init__()
-        if width % heads:
+        if heads < 1 or width % heads:
             raise ValueError(f"heads: must divide width, but width is {width} and heads is {heads}")
         if fusion not in FUSIONS:
             raise ValueError(f"fusion: must be one of {', '.join(FUSIONS)}, but is {fusion!r}")

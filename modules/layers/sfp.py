@@ -76,6 +76,8 @@ class SFP(nn.Module):
         super().__init__()
         if filling not in FILLINGS:
             raise ValueError(f"filling: must be one of {', '.join(FILLINGS)}, but is {filling!r}")
+        if heads < 1 or width % heads:
+            raise ValueError(f"heads: must divide width, but width is {width} and heads is {heads}")
         self.filling, self.heads = filling, heads
         self.register_buffer("mean", torch.zeros(modalities, width))
         self.learns = filling in ("full", "shared")

@@ -52,6 +52,8 @@ class TextEncoder(nn.Module):
         except (OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(f"text_encoder.path: cannot load an encoder from {settings.path!r} ({reason})") from error
+        if getattr(self.model, "pooler", None) is not None:
+            self.model.pooler = None  # nothing reads it, and DDP would wait for its gradients
         self.width: int = int(self.model.config.hidden_size)
         if settings.lora is not None:
             attach_lora(self.model, settings.lora, task=None)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
 from saccade.cli.config_lookup import packaged_configs
 from saccade.cli.main import main
+from saccade.datamodules import SyntheticSentiment
 from saccade.inference.skip_sets import write_skip_file
 from tests.support.trained import QUICK
 
@@ -32,7 +33,9 @@ def newest(place: Path, name: str) -> Path:
 
 
 def test_every_kind_is_tested_below():
-    assert {name.split("/")[0] for name in CONFIGS} == {"lm", "decoding", "decoder", "search", "strategy"}
+    assert {name.split("/")[0] for name in CONFIGS} == {
+        "lm", "decoding", "decoder", "search", "strategy", "t2dr", "missing",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -52,6 +55,53 @@ def test_language_models_fit(name, inside):
     (inside / "small.yaml").write_text(yaml.safe_dump(small))
     assert main(["fit", "--config", name, "--config", "small.yaml", "--name", "small", *QUICK]) == 0
     assert (newest(inside, "small") / "model" / "config.json").is_file()
+
+
+FEW_CLIPS = [
+    "--data.generator=SyntheticSentiment", "--data.generator.clips=[40,16,16]", "--data.batch_size=16",
+]  # fmt: skip
+FAST = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+NARROW = ["--model.width=8", "--model.heads=2", "--model.depth=1"]
+
+
+@pytest.mark.parametrize("name", [name for name in of_kind("t2dr") if name != "t2dr/mosi.yaml"])
+def test_multimodal_models_fit_and_are_tested(name, inside):
+    shared = ["--config", "t2dr/demo.yaml", "--config", name, "--name", "multimodal", *FEW_CLIPS, *FAST, *NARROW]
+    assert main(["fit", *shared]) == 0
+    assert (newest(inside, "multimodal") / "model" / "model.pt2").is_file()
+    assert main(["test", *shared, "--trainer.callbacks.mask_seeds=1", "--ckpt_path", "best"]) == 0
+    assert (newest(inside, "multimodal") / "missing.md").is_file()
+
+
+def test_bert_reads_a_feature_file(inside):
+    """`t2dr/mosi.yaml` on a file that the generator wrote, with a BERT of one layer."""
+    SyntheticSentiment(clips=(40, 16, 16)).write(inside / "features.pkl")
+    config = BertConfig(
+        vocab_size=3000, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    BertModel(config, add_pooling_layer=False).save_pretrained(inside / "bert")
+    arguments = [
+        "fit",
+        "--config",
+        "t2dr/mosi.yaml",
+        "--data.path=features.pkl",
+        "--data.batch_size=16",
+        "--name",
+        "mosi",
+        *FAST,
+        *NARROW,
+    ]
+    assert main([*arguments, "--model.text_encoder.path=bert"]) == 0
+    assert (newest(inside, "mosi") / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.parametrize("name", of_kind("missing"))
+def test_protocols_train_and_test(name, inside):
+    shared = ["--config", "t2dr/demo.yaml", "--config", name, "--name", "protocol", *FEW_CLIPS, *FAST, *NARROW]
+    assert main(["validate", *shared, "--trainer.callbacks.mask_seeds=1"]) == 0
+    rows = json.loads((newest(inside, "protocol") / "missing.json").read_text())
+    protocol = yaml.safe_load(CONFIGS[name].read_text())["data"]["init_args"]["train_protocol"]["class_path"]
+    assert protocol.rsplit(".", 1)[-1] in json.dumps(rows[0])
 
 
 @pytest.mark.parametrize("name", of_kind("search"))

@@ -1,17 +1,21 @@
 """Erasure: rates, independence, what is never erased, the same masks in any batch and on any device."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saccade.datamodules.missing_data import UNKNOWN_TOKEN, Condition, erase, take_away
+from saccade.datamodules.missing_data import UNKNOWN_TOKEN, Condition, Kind, erase, take_away
 from saccade.datamodules.multimodal_batch import MODALITIES, MultimodalBatch
 from saccade.datamodules.multimodal_sentiment import MultimodalSentiment, derive_availability
-from saccade.datamodules.protocols import TwoTierMissing
+from saccade.datamodules.protocols import RandomFeatureMissing, TwoTierMissing
 from saccade.datamodules.synthetic_sentiment import SyntheticSentiment
 from tests.datamodules.made_samples import SAMPLES, erased, rate, rows, samples, with_rows_for_specials
+
+KINDS = get_args(Kind)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.5, 0.9])
@@ -68,6 +72,11 @@ def test_a_block_is_one_run_of_the_right_size():
         length = gone.modalities[name].content.sum(1)
         assert torch.equal(mask.sum(1), (0.4 * length).round().long())
         assert bool((starts == 1).all())
+        # every place has its chance: one of about ten begins with the first word, one ends with the last
+        content = gone.modalities[name].content
+        last = length + content.int().argmax(1) - 1
+        for edge in (content.int().argmax(1), last):
+            assert 0.04 < float(mask[torch.arange(SAMPLES), edge].float().mean()) < 0.25
 
 
 def test_same_steps_are_the_same_beside_a_cls():
@@ -87,13 +96,58 @@ def test_same_steps_are_the_same_where_all_have_rows_for_a_cls():
     assert rate(gone, "text") == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("rows_for_cls", [False, True])
+@pytest.mark.parametrize("share", [0.3, 0.9, 1.0])
+def test_a_same_block_takes_the_same_words_everywhere(rows_for_cls, share):
+    batch = with_rows_for_specials(samples()) if rows_for_cls else samples()
+    gone = erase(batch, Condition("x", "x", rates=(share,) * 3, kind="same_block"), seed=0)
+    words = batch.modalities["text"].content
+    lost = erased(gone, "text")
+    starts = (lost.int().diff(dim=1, prepend=torch.zeros(SAMPLES, 1, dtype=torch.int)) == 1).sum(1)
+    assert torch.equal(lost.sum(1), (share * words.sum(1)).round().long())
+    assert bool((starts == 1).all())
+    for name in ("audio", "vision"):
+        if rows_for_cls:
+            assert torch.equal(erased(gone, name)[words], lost[words])
+        else:
+            assert torch.equal(erased(gone, name)[:, :-1], lost[:, 1:])
+    first = lost[torch.arange(SAMPLES), words.int().argmax(1)].float().mean()
+    assert bool((first == 1) if share == 1 else (0.02 < first < 0.9))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16, torch.float64])
+def test_masks_do_not_depend_on_the_precision(kind, precision):
+    """The bench erases where the default type is the model's, as in training with bf16-true."""
+    batch = samples(length=50)
+    condition = Condition("x", "x", rates=(0.1, 0.3, 0.9), kind=kind, absent=(0.3, 0.2))
+    protocols = (TwoTierMissing(), RandomFeatureMissing(training_rate=0.3))
+    wanted = [erase(batch, condition, 3), *(protocol.training(batch, 0) for protocol in protocols)]
+    torch.set_default_dtype(precision)
+    try:
+        found = [erase(batch, condition, 3), *(protocol.training(batch, 0) for protocol in protocols)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(wanted, found, strict=True):
+        for name in MODALITIES:
+            assert torch.equal(one.modalities[name].available, other.modalities[name].available)
+
+
+def test_rates_may_lie_on_another_device():
+    """A protocol of one's own makes them on the CPU; the batch is elsewhere."""
+    elsewhere = rows(samples(5), torch.arange(5), "meta")
+    for kind in KINDS:
+        gone = take_away(elsewhere, torch.full((5, 3), 0.5), torch.ones(5, 3, dtype=torch.bool), kind, spare=True)
+        assert gone.modalities["text"].available.device.type == "meta"
+
+
 RATES = st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0])
 
 
 @given(
     present=st.sets(st.sampled_from(MODALITIES)),
     rates=st.tuples(RATES, RATES, RATES),
-    kind=st.sampled_from(["random", "block", "same_steps"]),
+    kind=st.sampled_from(KINDS),
     absent=st.sampled_from([(0.0, 0.0), (0.3, 0.2), (0.0, 1.0)]),
     tokens=st.booleans(),
     seed=st.integers(0, 99),
@@ -199,7 +253,7 @@ def test_complete_samples_are_not_changed(generated):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind", ["random", "block", "same_steps"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_masks_are_the_same_on_a_gpu(kind):
     batch = samples()
     there = rows(batch, torch.arange(SAMPLES), "cuda")
@@ -220,7 +274,7 @@ def test_masks_are_the_same_on_a_gpu(kind):
         ({"present": ("txt",)}, "present: must be some of text, audio, vision, but is ['txt']"),
         ({"rates": (0.1, 0.2)}, "rates: must be three numbers between 0 and 1, but is [0.1, 0.2]"),
         ({"rates": (0.1, 0.2, 1.1)}, "rates: must be three numbers between 0 and 1, but is [0.1, 0.2, 1.1]"),
-        ({"kind": "blok"}, "kind: must be random, block or same_steps, but is 'blok'"),
+        ({"kind": "blok"}, "kind: must be random, block, same_steps or same_block, but is 'blok'"),
         ({"absent": (0.6, 0.6)}, "absent: must be two shares with a sum of at most 1, but is [0.6, 0.6]"),
     ],
 )

@@ -203,19 +203,26 @@ def test_same_frames_in_every_epoch_where_the_field_draws_once():
 
 
 @pytest.mark.parametrize(
-    ("kind", "erasure"), [("rmfm", "random"), ("rmfm_same", "random"), ("tmfm", "same_steps"), ("stmfm", "block")]
+    ("kind", "erasure"), [("rmfm", "random"), ("rmfm_same", "random"), ("tmfm", "same_steps"), ("stmfm", "same_block")]
 )
 def test_cider_trains_and_tests_the_same_kind(kind, erasure):
     protocol = CiderMissing(kind=kind, training_rate=0.5)
     assert {condition.kind for condition in protocol.conditions()} == {erasure}
     made = protocol.training(samples(), 0)
     audio, vision = erased(made, "audio"), erased(made, "vision")
-    assert torch.equal(audio, vision) is (kind == "tmfm")
+    assert torch.equal(audio, vision) is (kind in ("tmfm", "stmfm"))
     runs = (audio.int().diff(dim=1, prepend=torch.zeros(SAMPLES, 1, dtype=torch.int)) == 1).sum(1)
     assert (int(runs.max()) == 1) is (kind == "stmfm")
     assert float(audio.sum() / made.modalities["audio"].content.sum()) == pytest.approx(0.5, abs=0.04)
     rates = made.modalities["audio"].observed
     assert (float(rates.std()) > 0.2) is (kind == "rmfm")
+
+
+@pytest.mark.parametrize("chance", [0.3, 0.9])
+def test_cider_gives_one_modality_back_where_all_would_go(chance):
+    lost = (~CiderMissing(kind="rmm", training_rate=chance).training(samples(), 0).present).sum(1)
+    for number, share in enumerate(shares_of(chance, "independent"), 1):
+        assert float((lost == number).float().mean()) == pytest.approx(share, abs=0.06)
 
 
 def test_patterns_are_dropped_at_their_rate():
@@ -230,6 +237,15 @@ def test_fixed_modalities_train_on_complete_data_if_asked():
     batch = samples(50)
     made = FixedModalityMissing(training_patterns="complete").training(batch, 0)
     assert torch.equal(made.observed, batch.observed)
+
+
+def test_fixed_modalities_validate_on_all_patterns_always():
+    batch = samples()
+    made = FixedModalityMissing(training_patterns="complete").validation(batch)
+    assert torch.equal(made.present, FixedModalityMissing(training_patterns="all").validation(batch).present)
+    for pattern in (*PATTERNS, MODALITIES):
+        wanted = torch.tensor([name in pattern for name in MODALITIES])
+        assert float((made.present == wanted).all(1).float().mean()) == pytest.approx(1 / 7, abs=0.04)
 
 
 def test_triples_leave_half_clean_and_never_take_everything():
@@ -256,6 +272,12 @@ def test_patterns_are_the_six():
         (lambda: PatternDropout(drop_rate=-1), "drop_rate: must be"),
         (lambda: CiderMissing(kind="x"), "kind: must be rmfm"),
         (lambda: RateTriples(triples=[(0.1, 0.2)]), "triples: must be lists of three"),
+        (lambda: RateTriples(triples=[(0.1, 0.2, 1.2)]), "triples: must be numbers between 0 and 1"),
+        (lambda: RateTriples(triples=[[0.1, 0.2, 0.3]] * 2), "triples: must name each test once"),
+        (lambda: RandomFeatureMissing(rates=[0.1, 0.1]), "rates: must name each test once"),
+        (lambda: FrameDrop(rates=[float("nan")]), "rates: must be numbers between 0 and 1"),
+        (lambda: CiderMissing(training_rate=2), "training_rate: must be numbers between 0 and 1"),
+        (lambda: TwoTierMissing(tests=["A", "A"]), "tests: must name each test once"),
     ],
 )
 def test_wrong_settings_are_one_line(make, said):

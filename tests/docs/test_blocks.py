@@ -31,6 +31,10 @@ TINY_CALLBACK = {
     "LayerSkipSearch": ("trials=2", "finalists=1", "repeats=1", "max_prompts=1", "max_new_tokens=4"),
     "decoder/": ("max_prompts=2", "prompt_length=8", "max_new_tokens=8"),
 }
+TINY_CLIPS = [
+    "--data.generator=SyntheticSentiment", "--data.generator.clips=[40,16,16]", "--data.batch_size=16",
+    "--model.width=8", "--trainer.max_epochs=1",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -70,6 +74,8 @@ def saccade(arguments: list[str], run: bool) -> int:
         at = tiny.index("lm/demo.yaml") + 1
         tiny[at:at] = ["--config", "lm/tiny.yaml", "--model.config.head_dim=8"]
     text = " ".join(arguments)
+    if "t2dr/" in text:
+        tiny += TINY_CLIPS
     small = [setting for word, settings in TINY_CALLBACK.items() if word in text for setting in settings]
     return command([*tiny, *(f"--trainer.callbacks.{setting}" for setting in small), *QUICK])
 

@@ -1,9 +1,12 @@
 """A small multimodal data module and models for tests."""
 
+from dataclasses import replace
+
 import torch
 
 from saccade.datamodules import MultimodalBatch, MultimodalSentiment, SyntheticSentiment
 from saccade.datamodules.missing_data import Condition, erase
+from saccade.datamodules.multimodal_batch import Modality
 from saccade.modules.multimodal import DataFacts, MultimodalModule
 
 CLIPS = (96, 32, 48)
@@ -55,3 +58,27 @@ def steps(module: MultimodalModule, data: MultimodalSentiment, count: int) -> li
         optimizer.step()
         trace.append(float(loss.detach()))
     return trace
+
+
+def longer(batch: MultimodalBatch, count: int) -> MultimodalBatch:
+    """The same samples with more padding, which holds something."""
+
+    def grown(part: torch.Tensor, value: float = 0) -> torch.Tensor:
+        more = torch.full((part.shape[0], count, *part.shape[2:]), value, dtype=part.dtype)
+        return torch.cat([part, more], 1)
+
+    modalities = {
+        name: Modality(grown(part.values, 9), grown(part.valid), grown(part.available), grown(part.special))
+        for name, part in batch.modalities.items()
+    }
+    return replace(batch, modalities=modalities, complete=None)
+
+
+def shuffled(batch: MultimodalBatch, order: torch.Tensor) -> MultimodalBatch:
+    """The same samples in another order, or some of them."""
+    modalities = {
+        name: Modality(part.values[order], part.valid[order], part.available[order], part.special[order])
+        for name, part in batch.modalities.items()
+    }
+    label = None if batch.label is None else batch.label[order]
+    return MultimodalBatch(modalities, label, batch.key[order])

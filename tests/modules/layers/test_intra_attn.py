@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saccade.modules.layers import IADR, IntraAttn, Stem
+from saccade.modules.layers import IntraAttn
 from saccade.modules.layers.intra_attn import VARIANTS, floor_bias
 
 FLOORED = ("A", "B", "C")
@@ -90,60 +90,63 @@ def test_gradients_reach_missing_positions(variant):
         assert float(size[:10].mean() / size[10:].mean()) < 0.4
 
 
-def test_padding_changes_nothing():
-    encoder = IADR(16, 4, 2, "A").eval()
-    hidden, available, valid = everything(length=12)
-    valid[:, 9:] = False
-    available = available * valid
-    available[:, 3:5] = 0
-    found = encoder(hidden, available, valid)
-    other = hidden.clone()
-    other[:, 9:] = 100.0
-    assert torch.allclose(encoder(other, available, valid), found, atol=1e-6)
-    assert torch.allclose(encoder(hidden[:, :9], available[:, :9], valid[:, :9]), found, atol=1e-6)
-    order = torch.tensor([2, 0, 1])
-    assert torch.allclose(encoder(hidden[order], available[order], valid[order]), found[order], atol=1e-6)
+def equal_contents(variant: str, floor: float = 0.1) -> IntraAttn:
+    """Equal scores everywhere, and what a query gets are the values themselves."""
+    layer = IntraAttn(20, 4, variant, floor).eval()
+    for part in (layer.project, layer.out):
+        part.weight.data.zero_()
+        part.bias.data.zero_()
+    layer.project.weight.data[40:] = torch.eye(20)
+    layer.out.weight.data = torch.eye(20)
+    return layer
 
 
-def test_floors_are_told_and_learn():
-    encoder = IADR(16, 4, 2, "A", floor=0.2)
-    assert encoder.floors() == pytest.approx([0.2] * 9)
-    hidden, available, valid = everything(length=12)
-    available[:, :6] = 0
-    encoder(hidden, available, valid).square().sum().backward()
-    assert encoder.blocks[0].attention.floor_logit.grad.abs().sum() > 0
-    assert encoder.pool_floor_logit.grad.abs().sum() > 0
-
-
+@pytest.mark.parametrize("lost", [2, 6, 10, 14, 18])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_parameter_takes_part(variant):
-    encoder = IADR(16, 4, 1, variant)
-    hidden, available, valid = everything(length=8)
-    available[:, :3] = 0
-    encoder(hidden, available, valid).square().sum().backward()
-    assert all(parameter.grad is not None for parameter in encoder.parameters())
+def test_the_layer_itself_puts_this_mass_on_missing_keys(variant, lost):
+    available, valid = torch.ones(1, 20), torch.ones(1, 20, dtype=torch.bool)
+    available[:, :lost] = 0
+    found, _ = equal_contents(variant)(torch.eye(20)[None], available, valid)  # one-hot: the weights of every query
+    rate = lost / 20
+    wanted = {"hard": 0.0, "none": rate, "none+marker": rate, "B": 0.1 / 1.1}.get(
+        variant, 0.1 * rate / ((1 - rate) + 0.1 * rate)
+    )
+    assert torch.allclose(found[0, :, :lost].sum(1), torch.full((20,), wanted), atol=1e-4)
+    assert torch.allclose(found.sum(2), torch.ones(1, 20), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("variant", "ratio"), [("A", 0.1), ("C", 0.1), ("B", 0.1 * 14 / 6), ("none", 1.0), ("hard", 0.0)]
+)
+def test_gradients_to_missing_positions_are_as_small_as_the_floor(variant, ratio):
+    hidden, available, valid = torch.randn(2, 20, 20), torch.ones(2, 20), torch.ones(2, 20, dtype=torch.bool)
+    available[:, :6] = 0
+    hidden.requires_grad_()
+    equal_contents(variant)(hidden, available, valid)[0].square().sum().backward()
+    size = hidden.grad.abs().mean((0, 2))
+    assert float(size[:6].mean() / size[6:].mean()) == pytest.approx(ratio, abs=1e-4)
+
+
+def test_b_gives_no_missing_key_more_than_an_observed_one():
+    """With few missing keys their budget would exceed what they would get if they were observed."""
+    available, valid = torch.ones(1, 50), torch.ones(1, 50, dtype=torch.bool)
+    available[:, :2] = 0
+    bias = floor_bias(available, valid, torch.tensor([0.1]), "B")
+    assert float(bias.max()) == 0
+    assert float(bias[0, 0, 0]) == 0
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"heads": 3}, "heads: must divide"),
+        ({"heads": 0}, "heads: must divide"),
         ({"variant": "D"}, "variant: must be one of"),
         ({"floor": 0.0}, "floor: must"),
+        ({"floor": 1.0}, "floor: must"),
     ],
 )
-def test_wrong_settings(settings, said):
-    with pytest.raises(ValueError, match=said):
+def test_wrong_settings_are_one_line(settings, said):
+    with pytest.raises(ValueError, match=said) as caught:
         IntraAttn(**{"width": 16, "heads": 4, **settings})
-
-
-def test_stem_standardises_clips_and_marks():
-    stem = Stem(2, 8, torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0]))
-    values = torch.tensor([[[3.0, 0.5], [1180.0, 0.0], [7.0, 7.0]]])
-    available = torch.tensor([[1.0, 1.0, 0.0]])
-    assert torch.allclose(stem.scaled(values, available), torch.tensor([[[1.0, 0.5], [10.0, 0.0], [0.0, 0.0]]]))
-    other = values.clone()
-    other[:, 2] = -50.0  # nothing is read where nothing is there
-    assert torch.equal(stem(values, available), stem(other, available))
-    blind = Stem(2, 8, torch.zeros(2), torch.ones(2), marker=False)
-    assert blind.marker is None
+    assert "\n" not in str(caught.value)

@@ -1,11 +1,11 @@
-"""SFP, CAS and Inter-Attn: what comes through unchanged, what is finite, and what the weights are."""
+"""SFP: what it leaves alone, what it reads, and that it learns what is shared."""
 
 import itertools
 
 import pytest
 import torch
 
-from saccade.modules.layers import CAS, SFP, InterAttn
+from saccade.modules.layers import SFP
 from saccade.modules.layers.sfp import FILLINGS, Sequence, filled, filling_loss
 
 SUBSETS = [kept for size in (1, 2, 3) for kept in itertools.combinations(range(3), size)]
@@ -103,72 +103,60 @@ def test_filling_learns_what_is_shared():
     assert float((guess - truth).square().mean()) < 0.5 * float((truth - truth.mean(0)).square().mean())
 
 
-@pytest.mark.parametrize("outputs", [1, 5])
-@pytest.mark.parametrize("kept", [(), *SUBSETS])
-def test_weights_sum_to_one_and_favour_what_is_there(outputs, kept):
-    layer = CAS(8, outputs, filled_weight=0.0)
-    present = torch.zeros(4, 3, dtype=torch.bool)
-    present[:, list(kept)] = True
-    results, weights, expected = layer(torch.randn(4, 3, 8), present.float(), present)
-    assert results.shape == (4, 3, outputs)
-    assert torch.allclose(weights.sum(1), torch.ones(4))
-    if kept:
-        assert float(weights[~present].detach().abs().sum()) == 0
-    half = CAS(8, outputs, filled_weight=0.5)
-    half.load_state_dict(layer.state_dict())
-    assert bool((half(torch.randn(4, 3, 8), present.float(), present)[1] > 0).all())
-    assert bool(torch.isfinite(expected).all())
+def test_only_the_other_modalities_are_read():
+    """A position's guess would be worth nothing as training if it could look at the position itself."""
+    layer, given = SFP(8, 4).eval(), sequences()
+    changed = [Sequence(item.hidden.clone(), item.available, item.content) for item in given]
+    changed[0].hidden[:, 2] = 99.0
+    one, other = layer(given), layer(changed)
+    there = torch.arange(7) != 2  # the position's own encoding is part of its question
+    assert torch.allclose(one[0][:, there], other[0][:, there], atol=1e-6)
+    assert not torch.allclose(one[1], other[1], atol=1e-3)
 
 
-def test_expected_errors_become_the_mean_errors():
-    """The scoring rule is least at the truth, and weights are then those of measurements with these errors."""
-    torch.manual_seed(0)
-    layer, errors = CAS(8), torch.tensor([0.25, 1.0, 0.5])
-    present = torch.ones(64, 3, dtype=torch.bool)
-    optimizer = torch.optim.Adam(layer.parameters(), 3e-2)
-    for _ in range(300):
-        vectors = torch.zeros(64, 3, 8)
-        _, weights, expected = layer(vectors, present.float(), present)
-        seen = errors * torch.rand(64, 3) * 2
-        loss = layer.loss(expected, seen)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert torch.allclose(expected.exp().mean(0), errors, rtol=0.15)
-    precision = errors**-2
-    assert torch.allclose(weights.mean(0), precision / precision.sum(), atol=0.08)
+def test_all_patterns_in_one_batch_are_those_patterns_alone():
+    layer = SFP(8, 4).eval()
+    apart = [sequences(batch=8, kept=kept, rate=0.3) for kept in [(), *SUBSETS]]
+    together = [
+        Sequence(
+            apart[0][place].hidden,
+            torch.stack([apart[row][place].available[row] for row in range(8)]),
+            apart[0][place].content,
+        )
+        for place in range(3)
+    ]
+    for place, mixed in enumerate(layer(together)):
+        for row in range(8):
+            assert torch.allclose(mixed[row], layer(apart[row])[place][row], atol=1e-6)
 
 
-def test_uniform_scorer_and_wrong_settings():
-    present = torch.ones(4, 3, dtype=torch.bool)
-    _, weights, expected = CAS(8, uniform=True)(torch.randn(4, 3, 8), present.float(), present)
-    assert torch.allclose(weights, torch.full((4, 3), 1 / 3))
-    assert float(CAS(8, uniform=True).loss(expected, torch.rand(4, 3))) == 0
-    for make, said in (
-        (lambda: CAS(8, filled_weight=2), "filled_weight: must lie"),
+def test_a_fraction_is_a_mixture():
+    hidden, guess = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    part = Sequence(hidden, torch.tensor([[0.25, 1.0, 0.0]] * 2), torch.ones(2, 3, dtype=torch.bool))
+    found = filled(part, guess)
+    assert torch.allclose(found[:, 0], 0.25 * hidden[:, 0] + 0.75 * guess[:, 0], atol=1e-6)
+    assert torch.equal(found[:, 1], hidden[:, 1])
+
+
+def test_the_mean_is_learned_in_training_only():
+    layer, given = SFP(8, 4, filling="mean"), sequences(rate=0.3)
+    layer.eval()(given)
+    assert float(layer.mean.abs().sum()) == 0
+    layer.train()
+    for _ in range(600):
+        layer(given)
+    share = (given[0].available * given[0].content)[..., None]
+    assert torch.allclose(layer.mean[0], (given[0].hidden * share).sum((0, 1)) / share.sum((0, 1)), atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
         (lambda: SFP(8, filling="x"), "filling: must be one of"),
-        (lambda: InterAttn(8, 3), "heads: must divide"),
-        (lambda: InterAttn(8, fusion="x"), "fusion: must be one of"),
-    ):
-        with pytest.raises(ValueError, match=said):
-            make()
-
-
-def test_attention_is_the_weights_when_contents_are_equal():
-    layer = InterAttn(8, 4)
-    layer.project.weight.data.zero_()
-    weights = torch.tensor([[0.7, 0.2, 0.1]])
-    found = layer.attention(torch.randn(1, 3, 8), weights)
-    assert torch.allclose(found, weights[:, None, None].expand(1, 4, 3, 3), atol=1e-5)
-    layer.strength_logit.data.fill_(-30.0)  # a strength of 0
-    assert torch.allclose(layer.attention(torch.randn(1, 3, 8), weights), torch.full((1, 4, 3, 3), 1 / 3), atol=1e-5)
-
-
-@pytest.mark.parametrize("fusion", ["attention", "concatenation"])
-def test_fusion_is_finite_with_a_weight_of_zero(fusion):
-    layer = InterAttn(8, 4, fusion=fusion)
-    found = layer(torch.randn(2, 3, 8), torch.tensor([[1.0, 0, 0], [0, 0.5, 0.5]]))
-    assert found.shape == (2, 16)
-    assert bool(torch.isfinite(found).all())
-    found.square().sum().backward()
-    assert all(parameter.grad is not None for parameter in layer.parameters())
+        (lambda: SFP(8, heads=3), "heads: must divide"),
+    ],
+)
+def test_wrong_settings_are_one_line(make, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        make()
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,186 @@
+"""What a trained T2DR must show (learning checks L1 to L8, filling, scorer), and what training costs on a processor.
+
+The checks take minutes, so they are no tests. Each is a row whose bound is the limit; the script fails when one does
+not hold. Run:
+
+    python -m benchmarks.t2dr_checks
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from benchmarks.rows import replace, row
+from benchmarks.t2dr_study import ARMS
+from saccade.callbacks import MissingDataEvaluation
+from saccade.datamodules import Condition, MultimodalBatch, MultimodalSentiment, SyntheticSentiment, TwoTierMissing
+from saccade.datamodules.missing_data import erase
+from saccade.modules import T2DR
+
+CASE = "T2DR width 32, embedded data, 25 epochs, seed 1111"
+COST_CASE = "width 32, embedded data, batch 64, 1 thread, forward, backward and optimizer step"
+COSTLY = ("T2DR", "late fusion, zero fill", "cross-modal transformer", "TFR-Net-like", "LNLN-like")
+
+
+def trained(folder: str, generator: SyntheticSentiment) -> tuple[T2DR, MultimodalSentiment, MissingDataEvaluation]:
+    """A T2DR as the demo trains it, tested."""
+    seed_everything(1111, verbose=False)
+    data, bench = MultimodalSentiment(generator=generator), MissingDataEvaluation(TwoTierMissing(), mask_seeds=3)
+    best = ModelCheckpoint(folder, monitor="val_loss", filename="best")
+    trainer = Trainer(
+        default_root_dir=folder, max_epochs=25, callbacks=[EMAWeightAveraging(decay=0.99), best, bench],
+        logger=CSVLogger(folder, name="", version="logs"), gradient_clip_val=1.0, enable_model_summary=False,
+        num_sanity_val_steps=0, accelerator="cpu", devices=1, log_every_n_steps=5,
+    )  # fmt: skip
+    module = ARMS["T2DR"]()
+    trainer.fit(module, data)
+    trainer.test(module, data, ckpt_path=best.best_model_path, verbose=False)
+    return module.eval(), data, bench  # type: ignore[return-value]
+
+
+def checks(folder: str) -> list[tuple[str, float, str, float]]:
+    """Name, measured figure, relation and limit of every check."""
+    module, data, bench = trained(folder, SyntheticSentiment())
+    found = {(item["group"], item["name"]): item for item in bench.rows if item["kind"] == "condition"}
+
+    def mae(group: str, name: str) -> float:
+        return float(found[group, name]["metrics"]["mae"]["mean"])
+
+    curve = [
+        mae("intra", item["name"]) for item in bench.rows if item["kind"] == "condition" and item["group"] == "intra"
+    ]
+    full = next(item for key, item in found.items() if key == ("inter", "text+audio+vision"))
+    constant = float(bench.rows[0]["constant"]["mae"])
+    with (Path(folder) / "logs" / "metrics.csv").open() as stream:
+        losses = [float(line["train_loss_task"]) for line in csv.DictReader(stream) if line.get("train_loss_task")]
+    floors = [value for values in module.floors().values() for value in values]
+    batch = whole(data)
+    return [
+        ("L1 MAE with everything", curve[0], "<=", 0.40),
+        ("L1 correlation with everything", float(full["metrics"]["corr"]["mean"]), ">=", 0.93),
+        (
+            "L2 largest fall of the error as the rate rises",
+            max(a - b for a, b in itertools.pairwise(curve)),
+            "<=",
+            0.02,
+        ),
+        ("L3 MAE at rate 0.9", curve[9], "<=", 1.05),
+        ("L4 everything minus text alone", curve[0] - mae("inter", "text"), "<=", 0.03),
+        ("L5 text alone minus everything", mae("inter", "text") - curve[0], "<=", 0.05),
+        ("L5 constant minus audio and vision", constant - mae("inter", "audio+vision"), ">=", 0.2),
+        ("L6 mean weight of the text", float(full["weights"]["text"]["mean"]), ">=", 0.5),
+        ("L7 last task loss over first", losses[-1] / losses[0], "<=", 0.6),
+        ("L8 least floor", min(floors), ">=", 0.0),
+        ("L8 largest floor", max(floors), "<=", 1.0),
+        ("U8 filled audio finds its own among 100, from text", retrieval(module, batch), ">=", 0.10),
+        ("U9 falls of the text's weight as text goes, of 5", float(falls(module, batch)), ">=", 4),
+        ("U9 weight of vision where it is the best modality", swapped(folder), ">=", 0.5),
+    ]
+
+
+def whole(data: MultimodalSentiment) -> MultimodalBatch:
+    """The test split as one batch."""
+    data.eval_batch_size = 1000
+    return next(iter(data.test_dataloader()))
+
+
+def retrieval(module: T2DR, batch: MultimodalBatch) -> float:
+    """Share of samples whose audio vector, filled from text, is nearest to their own complete one of 100."""
+    with torch.no_grad():
+        alone = erase(batch, Condition("x", "x", present=("text",)), 0)
+        guess = module.fuse(module.encode(alone), alone).vectors[:, 1]
+        truth = module.fuse(module.encode(batch), batch).vectors[:, 1]
+    hits = []
+    for start in range(0, len(batch) - 99, 100):
+        part = slice(start, start + 100)
+        near = F.normalize(guess[part] - guess.mean(0), dim=1) @ F.normalize(truth[part] - truth.mean(0), dim=1).T
+        hits.append(float((near.argmax(1) == torch.arange(100)).float().mean()))
+    return statistics.mean(hits)
+
+
+def falls(module: T2DR, batch: MultimodalBatch) -> int:
+    """How often the text's mean weight falls as its observed share does, in five steps."""
+    with torch.no_grad():
+        weights = [
+            float(module(erase(batch, Condition("x", "x", rates=(rate, 0.0, 0.0)), 0)).weights[:, 0].mean())
+            for rate in (0.0, 0.18, 0.36, 0.54, 0.72, 0.9)
+        ]
+    return sum(after < before for before, after in itertools.pairwise(weights))
+
+
+def swapped(folder: str) -> float:
+    """Mean weight of vision when vision tells what text told, and the other way round."""
+    with tempfile.TemporaryDirectory(dir=folder) as other:
+        module, data, _ = trained(other, SyntheticSentiment(text_error=1.5, vision_error=0.3))
+    with torch.no_grad():
+        weights = module(whole(data)).weights
+    return float(weights[:, 2].mean()) if weights is not None else 0.0
+
+
+def cost(arm: str) -> tuple[list[float], float]:
+    """Samples a second in five runs of 20 steps, and the process's peak memory in MiB."""
+    torch.set_num_threads(1)
+    seed_everything(0, verbose=False)
+    data = MultimodalSentiment()
+    data.prepare_data()
+    data.setup("fit")
+    module: Any = ARMS[arm]()
+    from saccade.modules.multimodal import DataFacts
+
+    means, stds = ({name: pair[place] for name, pair in data.statistics.items()} for place in (0, 1))
+    module.build(DataFacts(dict(data.widths), means, stds, data.task, data.label_range, data.classes))
+    module.train()
+    optimizer = torch.optim.AdamW(module.parameters(), 1e-3)
+    protocol = TwoTierMissing()
+    batches = [protocol.training(batch, 0) for batch in data.train_dataloader()]
+    speeds = []
+    for run in range(6):
+        began = time.perf_counter()
+        for batch in batches:
+            loss = torch.stack(list(module.losses(batch).values())).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        if run:  # the first warms up
+            speeds.append(sum(map(len, batches)) / (time.perf_counter() - began))
+    return speeds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> int:
+    """Measure, write the rows, and return 1 where a check does not hold."""
+    warnings.filterwarnings("ignore")
+    made, failed = [], 0
+    for arm in COSTLY:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # a process of its own, for its memory
+            speeds, peak = pool.apply(cost, (arm,))
+        made.append(row("t2dr_checks", COST_CASE, arm, "training_samples_per_second", speeds, "samples/s"))
+        made.append(row("t2dr_checks", COST_CASE, arm, "peak_memory", [peak], "MiB"))
+        print(f"{arm}: {statistics.median(speeds):.0f} samples/s, {peak:.0f} MiB", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, value, relation, limit in checks(folder):
+            holds = value <= limit if relation == "<=" else value >= limit
+            failed += not holds
+            made.append(row("t2dr_checks", CASE, "T2DR", name, [value], relation, bound=limit, seed=1111))
+            print(f"{'holds' if holds else 'FAILS'}  {name}: {value:.4f} {relation} {limit}", flush=True)
+    replace(made)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
