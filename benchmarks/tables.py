@@ -84,7 +84,29 @@ def t2dr_study(brief: bool = False) -> str:
     return "\n".join(lines)
 
 
+def t2dr_cost() -> str:
+    """Training speed and memory of T2DR and its baselines, from :mod:`benchmarks.t2dr_checks`."""
+    rows = [row for row in read("t2dr_checks") if row["metric"] in ("training_samples_per_second", "peak_memory")]
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.t2dr_checks`."
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["method"], {})[row["metric"]] = row
+    lines = ["| model | samples/s (median, spread) | peak memory |", "| --- | --- | --- |"]
+    for model, both in found.items():
+        speed, memory = both["training_samples_per_second"], both["peak_memory"]
+        spread = f"{speed['spread']['min']:.0f} to {speed['spread']['max']:.0f}"
+        lines.append(f"| {model} | {speed['value']:.0f} ({spread}) | {memory['value']:.0f} |")
+    first = rows[0]
+    lines += [
+        "",
+        f"{first['case']}; {first['device']}, torch {first['versions']['torch']}; commit {first['commit'][:8]}.",
+    ]
+    return "\n".join(lines)
+
+
 TABLES = {
+    "t2dr_cost": t2dr_cost,
     "decode_cpu": lambda: decode_cpu(sampled=True),
     "decode_cpu_greedy": lambda: decode_cpu(sampled=False),
     "t2dr_study": t2dr_study,
