@@ -32,6 +32,7 @@ from saccade.callbacks import MissingDataEvaluation
 from saccade.datamodules import Condition, MultimodalBatch, MultimodalSentiment, SyntheticSentiment, TwoTierMissing
 from saccade.datamodules.missing_data import erase
 from saccade.modules import T2DR
+from saccade.modules.multimodal import DataFacts
 
 CASE = "T2DR width 32, embedded data, 25 epochs, seed 1111"
 COST_CASE = "width 32, embedded data, batch 64, 1 thread, forward, backward and optimizer step"
@@ -152,10 +153,7 @@ def cost(arm: str) -> tuple[list[float], float]:
     data.prepare_data()
     data.setup("fit")
     module: Any = ARMS[arm]()
-    from saccade.modules.multimodal import DataFacts
-
-    means, stds = ({name: pair[place] for name, pair in data.statistics.items()} for place in (0, 1))
-    module.build(DataFacts(dict(data.widths), means, stds, data.task, data.label_range, data.classes))
+    module.build(DataFacts.of(data))
     module.train()
     optimizer = torch.optim.AdamW(module.parameters(), 1e-3)
     protocol = TwoTierMissing()

@@ -132,6 +132,7 @@ def run(arm: str, seed: int, data: str, features: str | None, epochs: int, mask_
         "origin": origin | {"threads": 1, "device": ", ".join(device_names())},
         "arm": arm,
         "seed": seed,
+        "epochs": epochs,
         "conditions": alone,
         "groups": groups,
         "fit_seconds": trained,
@@ -192,18 +193,22 @@ def study_rows(results: list[dict[str, Any]], data: str) -> list[dict[str, Any]]
     metric, unit = _metric(results)
     seeds = len(by_arm["T2DR"])
     masks = max(len(item["groups"]["intra"][metric]) for item in results)
-    epochs = f"{seeds} training seeds x {masks} mask seeds"
+    size = f"{seeds} training seeds x {masks} mask seeds"
     made = []
     for arm, runs in by_arm.items():
         for group in ("mean of A, B, C", *GROUPS):
             values = {seed: score(item, group, metric) for seed, item in runs.items()}
-            extra: dict[str, Any] = {"mean": statistics.mean(values.values()), "epochs": 25, "mask_seeds": masks}
+            extra: dict[str, Any] = {
+                "mean": statistics.mean(values.values()),
+                "epochs": results[0]["epochs"],
+                "mask_seeds": masks,
+            }
             shared = [seed for seed in values if seed in by_arm["T2DR"]]
             if arm != "T2DR" and len(shared) > 1:
                 ours = [score(by_arm["T2DR"][seed], group, metric) for seed in shared]
                 extra["t2dr_minus_this"] = paired(ours, [values[seed] for seed in shared])
             made.append(
-                row("t2dr_study", f"{data}, {group}, {epochs}", arm, metric, values.values(), unit, extra=extra)
+                row("t2dr_study", f"{data}, {group}, {size}", arm, metric, values.values(), unit, extra=extra)
                 | next(iter(runs.values()))["origin"]
             )
     return made

@@ -33,10 +33,7 @@ class Parts:
         Args:
             batch: The batch; what is erased from it later changes no length.
         """
-        needed = {
-            name: (modality.valid * torch.arange(1, modality.valid.shape[1] + 1, device=modality.valid.device)).amax(1)
-            for name, modality in batch.modalities.items()
-        }
+        needed = {name: modality.lengths for name, modality in batch.modalities.items()}
         order = torch.stack(list(needed.values())).sum(0).argsort(stable=True)
         rows = list(order.split(_PART if order.device.type == "cpu" else max(len(order), 1)))
         lengths = [{name: max(1, int(last[part].max())) for name, last in needed.items()} for part in rows]

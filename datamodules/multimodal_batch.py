@@ -37,6 +37,11 @@ class Modality:
         return self.valid & ~self.special
 
     @property
+    def lengths(self) -> Tensor:
+        """Positions up to the last valid one, long [B]; 0 where there is none."""
+        return (self.valid * torch.arange(1, self.valid.shape[1] + 1, device=self.valid.device)).amax(1)
+
+    @property
     def present(self) -> Tensor:
         """Whether any content is available, bool [B]."""
         return ((self.available > 0) & self.content).any(1)

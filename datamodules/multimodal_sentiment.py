@@ -326,7 +326,7 @@ class Samples(Dataset[MultimodalBatch]):
             if derived or values.ndim == 3:
                 modality = replace(modality, available=_availability(modality))
             self.modalities[name] = modality
-            self.lengths[name] = (valid * torch.arange(1, valid.shape[1] + 1)).amax(1)
+            self.lengths[name] = modality.lengths
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -81,6 +81,16 @@ class DataFacts:
     label_range: float = 3.0
     classes: int | None = None
 
+    @classmethod
+    def of(cls, data: Any) -> DataFacts:
+        """Take them from a data module that is set up.
+
+        Args:
+            data: Such as `saccade.datamodules.MultimodalSentiment`.
+        """
+        means, stds = ({name: pair[place] for name, pair in data.statistics.items()} for place in (0, 1))
+        return cls(dict(data.widths), means, stds, data.task, float(data.label_range), data.classes)
+
 
 @dataclass
 class Prediction:
@@ -243,16 +253,7 @@ class MultimodalModule(LightningModule, ABC):
                 "text_encoder: token numbers need one and features need none; set data.text=tokens together with"
                 " model.text_encoder, or neither"
             )
-        self.build(
-            DataFacts(
-                widths=dict(data.widths),
-                means={name: pair[0] for name, pair in data.statistics.items()},
-                stds={name: pair[1] for name, pair in data.statistics.items()},
-                task=data.task,
-                label_range=float(data.label_range),
-                classes=data.classes,
-            )
-        )
+        self.build(DataFacts.of(data))
 
     def configure_model(self) -> None:
         """Build the model where `setup` has not; without a trainer see `build`."""

@@ -27,7 +27,7 @@ class LossWeights:
 
     Args:
         unimodal: Each modality's own result; half of it for a filled modality.
-        scorer: Divergence of the scorer's weights from those that the errors justify.
+        scorer: How badly the scorer expected the errors of the modalities' own results.
         filling: Filled positions should be those of the complete sample.
 
     Raises:

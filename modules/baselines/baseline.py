@@ -61,3 +61,7 @@ class Baseline(MultimodalModule):
             hidden = self.stems[name](self.features(batch, name), modality.available)
             found.append(self.encoders[name](hidden, modality.available, modality.valid))
         return torch.stack(found, 1)
+
+    def losses(self, batch: MultimodalBatch) -> dict[str, Tensor]:
+        """The task's loss."""
+        return {"task": self.task_loss(self(batch).value, self.labels(batch)).mean()}

@@ -99,7 +99,3 @@ class CrossmodalTransformer(Baseline):
             encoded[name], available = encoder.sequence(merged, modality.available, modality.valid)
             vectors.append(encoder.pooled(encoded[name], available, modality.valid))
         return Prediction(self.labelled(self.head(torch.cat(vectors, 1))))
-
-    def losses(self, batch: MultimodalBatch) -> dict[str, Tensor]:
-        """The task's loss."""
-        return {"task": self.task_loss(self(batch).value, self.labels(batch)).mean()}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from saccade.datamodules.multimodal_batch import MODALITIES, MultimodalBatch
 from saccade.modules.baselines.baseline import Baseline
 from saccade.modules.layers.sfp import mlp
@@ -26,7 +24,3 @@ class LateFusion(Baseline):
         vectors = self.vectors(batch)
         here = vectors * batch.present[..., None].to(vectors.dtype)
         return Prediction(self.labelled(self.head(here.flatten(1))))
-
-    def losses(self, batch: MultimodalBatch) -> dict[str, Tensor]:
-        """The task's loss."""
-        return {"task": self.task_loss(self(batch).value, self.labels(batch)).mean()}

@@ -1,7 +1,6 @@
 """Two processes must report what one process reports, to the last count."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +9,8 @@ import pytest
 
 from tests.callbacks.scenarios import SCENARIOS, evaluation
 from tests.callbacks.tiny import TinyModule, loader, trainer
+from tests.support.processes import ROOT, environment
 
-ROOT = Path(__file__).parents[2]
 COUNTS = (
     "requests",
     "prompt_tokens",
@@ -31,12 +30,10 @@ COUNTS = (
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("ddp")
-    environment = {key: value for key, value in os.environ.items() if key not in {"LOCAL_RANK", "WORLD_SIZE"}}
-    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     done = subprocess.run(
         [sys.executable, "-m", "tests.callbacks.ddp_script", str(folder)],
         cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *known])},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=270,

@@ -1,7 +1,6 @@
 """The bench reports what a direct computation gives, on any number of ranks, and disturbs nothing."""
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -27,8 +26,8 @@ from saccade.datamodules.multimodal_batch import MODALITIES, MultimodalBatch
 from saccade.datamodules.protocols import FixedModalityMissing, FrameDrop, NothingMissing, RandomRateMissing
 from tests.callbacks.tiny import trainer
 from tests.callbacks.tiny_multimodal import SHARES, TinyMultimodal, TinyProtocol, condition, loader, samples
+from tests.support.processes import ROOT, environment
 
-ROOT = Path(__file__).parents[2]
 FILES = ["missing.json", "missing.md", "missing_patterns.png", "missing_rates.png", "missing_weights.png"]
 
 
@@ -409,12 +408,10 @@ def test_tables_and_notes(tmp_path) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("ddp")
-    environment = {key: value for key, value in os.environ.items() if key not in {"LOCAL_RANK", "WORLD_SIZE"}}
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-m", "tests.callbacks.ddp_missing_data", str(folder)],
         cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=270,

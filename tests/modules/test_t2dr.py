@@ -1,6 +1,5 @@
 """T2DR: every switch trains, nothing leaks, checkpoints and text encoders work."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +19,9 @@ from saccade.modules import (
     Optimization,
 )
 from saccade.modules.layers.text_encoder import TextEncoderSettings
+from saccade.modules.multimodal import DataFacts
 from tests.modules.tiny_multimodal import (
     built,
-    facts_of,
     first_batch,
     longer,
     shuffled,
@@ -30,6 +29,7 @@ from tests.modules.tiny_multimodal import (
     tiny_data,
     with_missing,
 )
+from tests.support.processes import environment
 
 SMALL = {"width": 8, "heads": 2}
 ARMS = {
@@ -229,18 +229,15 @@ def test_wrong_data_is_one_line(data, tmp_path):
 
 
 def test_facts_are_those_of_the_data(data):
-    facts = facts_of(data)
+    facts = DataFacts.of(data)
     assert facts.widths == {"text": 12, "audio": 4, "vision": 6}
     assert (facts.task, facts.label_range, facts.classes) == ("regression", 3.0, None)
 
 
 def test_two_processes_train_and_agree(tmp_path):
     script = Path(__file__).with_name("ddp_multimodal.py")
-    root = Path(__file__).parents[2]
-    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(root), *known])}
     command = [sys.executable, str(script), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=240, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (float((tmp_path / f"mae{count}").read_text()) for count in (1, 2))
     assert two == pytest.approx(one, abs=1e-5)

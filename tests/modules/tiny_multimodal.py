@@ -20,19 +20,8 @@ def tiny_data(**settings) -> MultimodalSentiment:
     return data
 
 
-def facts_of(data: MultimodalSentiment) -> DataFacts:
-    return DataFacts(
-        dict(data.widths),
-        {name: pair[0] for name, pair in data.statistics.items()},
-        {name: pair[1] for name, pair in data.statistics.items()},
-        data.task,
-        data.label_range,
-        data.classes,
-    )
-
-
 def built(module: MultimodalModule, data: MultimodalSentiment) -> MultimodalModule:
-    module.build(facts_of(data))
+    module.build(DataFacts.of(data))
     return module.eval()
 
 

@@ -1,0 +1,13 @@
+"""The environment of processes that tests start."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment() -> dict[str, str]:
+    """This process's, for one that imports `tests`, is no rank of anything yet, and computes on one thread."""
+    kept = {key: value for key, value in os.environ.items() if key not in {"LOCAL_RANK", "WORLD_SIZE"}}
+    known = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *known])}
