@@ -17,6 +17,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 from saccade.datamodules.multimodal_batch import MODALITIES, MultimodalBatch
+from saccade.modules.layers.stem import Stem
 from saccade.modules.layers.text_encoder import TextEncoder, TextEncoderSettings
 from saccade.modules.metrics import metrics_for
 from saccade.modules.multimodal_export import write_program
@@ -259,6 +260,20 @@ class MultimodalModule(LightningModule, ABC):
         """Build the model where `setup` has not; without a trainer see `build`."""
         if self._trainer is not None:
             self.setup(stage="")
+
+    def make_stems(self, facts: DataFacts, marker: bool) -> nn.ModuleDict:
+        """A `Stem` for each modality.
+
+        Args:
+            facts: With the statistics of the features.
+            marker: Whether missing positions are marked.
+        """
+        return nn.ModuleDict(
+            {
+                name: Stem(facts.widths[name], self.width, facts.means[name], facts.stds[name], marker)
+                for name in MODALITIES
+            }
+        )
 
     def features(self, batch: MultimodalBatch, name: str) -> Tensor:
         """The features of one modality [B, T, D]; those of a text of token numbers are the encoder's."""

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from saccade.datamodules.multimodal_batch import MODALITIES, Modality, MultimodalBatch
-from saccade.modules.layers import CAS, IADR, SFP, InterAttn, Stem
+from saccade.modules.layers import CAS, IADR, SFP, InterAttn
 from saccade.modules.layers.inter_attn import Fusion
 from saccade.modules.layers.intra_attn import Variant
-from saccade.modules.layers.sfp import Filling, Sequence, filled, filling_loss, mlp
+from saccade.modules.layers.perceptron import mlp
+from saccade.modules.layers.sfp import Filling, Guess, Sequence, filled, filling_loss
 from saccade.modules.layers.text_encoder import TextEncoderSettings
 from saccade.modules.multimodal import DataFacts, MultimodalModule, Optimization, Prediction
 
@@ -29,6 +30,7 @@ class LossWeights:
         unimodal: Each modality's own result; half of it for a filled modality.
         scorer: How badly the scorer expected the errors of the modalities' own results.
         filling: Filled positions should be those of the complete sample.
+        alignment: A clip's guessed shared features should be its own among those of the batch.
 
     Raises:
         ValueError: A weight is negative.
@@ -36,7 +38,8 @@ class LossWeights:
 
     unimodal: float = 0.3
     scorer: float = 0.1
-    filling: float = 0.1
+    filling: float = 0.5
+    alignment: float = 0.1
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -53,7 +56,7 @@ class Fused:
         weights: Of the modalities, summing to 1 [B, 3].
         results: Of each modality alone [B, 3], or [B, 3, C].
         vectors: Of the modalities, after filling [B, 3, width].
-        predicted: Positions that SFP predicted of each modality [B, T, width].
+        guesses: What SFP guessed of each modality.
         expected: Logarithms of the errors that CAS expects of the results [B, 3].
     """
 
@@ -61,7 +64,7 @@ class Fused:
     weights: Tensor
     results: Tensor
     vectors: Tensor
-    predicted: list[Tensor]
+    guesses: list[Guess]
     expected: Tensor
 
 
@@ -138,13 +141,7 @@ class T2DR(MultimodalModule):
 
     def construct(self, facts: DataFacts) -> None:
         """Create the layers."""
-        marker = self.intra_attention != "none"
-        self.stems = nn.ModuleDict(
-            {
-                name: Stem(facts.widths[name], self.width, facts.means[name], facts.stds[name], marker)
-                for name in MODALITIES
-            }
-        )
+        self.stems = self.make_stems(facts, marker=self.intra_attention != "none")
         if self.first_tier:
             self.encoders = nn.ModuleDict(
                 {
@@ -188,15 +185,17 @@ class T2DR(MultimodalModule):
             batch: They were made of.
             fills: False leaves missing positions as the first tier made them.
         """
-        predicted = [sequence.hidden for sequence in sequences]
-        if self.second_tier:
-            guesses = self.sfp(sequences)
+        guesses = self.sfp(sequences) if self.second_tier else [Guess(sequence.hidden) for sequence in sequences]
+        if not fills:
             # not used, but in the graph: DDP waits for the gradient of every parameter
-            predicted = guesses if fills else [own + 0 * guess for own, guess in zip(predicted, guesses, strict=True)]
+            guesses = [
+                Guess(own.hidden + 0 * guess.positions, guess.shared)
+                for own, guess in zip(sequences, guesses, strict=True)
+            ]
         vectors = torch.stack(
             [
-                self.pool(place, filled(sequence, guess), sequence, batch.modalities[name])
-                for place, (name, sequence, guess) in enumerate(zip(MODALITIES, sequences, predicted, strict=True))
+                self.pool(place, filled(sequence, guess.positions), sequence, batch.modalities[name])
+                for place, (name, sequence, guess) in enumerate(zip(MODALITIES, sequences, guesses, strict=True))
             ],
             1,
         )
@@ -205,10 +204,10 @@ class T2DR(MultimodalModule):
             here = present[..., None].to(vectors.dtype)
             weights = here / here.sum(1, keepdim=True).clamp(min=1)
             value = self.labelled(self.head((vectors * weights).sum(1)))
-            return Fused(value, weights.squeeze(-1), vectors[..., :0], vectors, predicted, vectors[..., 0] * 0)
+            return Fused(value, weights.squeeze(-1), vectors[..., :0], vectors, guesses, vectors[..., 0] * 0)
         results, weights, expected = self.cas(vectors, batch.observed.to(vectors.dtype), present)
         value = (weights[..., None] * results).sum(1) + self.head(self.inter_attn(vectors, weights))
-        return Fused(self.labelled(value), weights, self.labelled(results), vectors, predicted, expected)
+        return Fused(self.labelled(value), weights, self.labelled(results), vectors, guesses, expected)
 
     def pool(self, place: int, hidden: Tensor, sequence: Sequence, modality: Modality) -> Tensor:
         """Make one vector of a modality's positions [B, width]."""
@@ -219,7 +218,7 @@ class T2DR(MultimodalModule):
         return (hidden * share).sum(1) / share.sum(1).clamp(min=1e-6)
 
     def losses(self, batch: MultimodalBatch) -> dict[str, Tensor]:
-        """Compute the weighted terms: task, unimodal, scorer and filling."""
+        """Compute the weighted terms: task, unimodal, scorer, filling and alignment."""
         label, complete, weights = self.labels(batch), batch.complete, self.loss_weights
         first_stage = self.stages == "two" and self._progress() < _STAGE
         if first_stage and complete is not None:
@@ -234,9 +233,11 @@ class T2DR(MultimodalModule):
         terms["unimodal"] = weights.unimodal * (errors * counted).mean()
         terms["scorer"] = weights.scorer * self.cas.loss(fused.expected, errors)
         if complete is not None and self.sfp.learns:
-            with torch.no_grad():
+            with torch.set_grad_enabled(weights.alignment > 0):
                 target = self.encode(complete)
-            terms["filling"] = weights.filling * filling_loss(fused.predicted, sequences, target)
+            guesses = fused.guesses
+            terms["filling"] = weights.filling * filling_loss(guesses, sequences, target)
+            terms["alignment"] = weights.alignment * self.sfp.alignment(guesses, target)
         if first_stage:
             # the first tier alone, judged by the modalities' own results; the others stay in the graph for DDP
             own = self.task_loss(fused.results.mean(1), label).mean()

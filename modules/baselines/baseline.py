@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.datamodules.multimodal_batch import MODALITIES, MultimodalBatch
-from saccade.modules.layers import IADR, Stem
+from saccade.modules.layers import IADR
 from saccade.modules.layers.text_encoder import TextEncoderSettings
 from saccade.modules.multimodal import DataFacts, MultimodalModule, Optimization
 
@@ -43,15 +43,16 @@ class Baseline(MultimodalModule):
 
     def construct(self, facts: DataFacts) -> None:
         """Create stems and encoders; a subclass adds the rest."""
-        self.stems = nn.ModuleDict(
-            {
-                name: Stem(facts.widths[name], self.width, facts.means[name], facts.stds[name], marker=False)
-                for name in MODALITIES
-            }
-        )
+        self.stems = self.make_stems(facts, marker=False)
+        blocks = self.encoder_blocks
         self.encoders = nn.ModuleDict(
-            {name: IADR(self.width, self.heads, self.depth, "none", dropout=self.dropout) for name in MODALITIES}
+            {name: IADR(self.width, self.heads, blocks, "none", dropout=self.dropout) for name in MODALITIES}
         )
+
+    @property
+    def encoder_blocks(self) -> int:
+        """Blocks of each modality's encoder."""
+        return self.depth
 
     def vectors(self, batch: MultimodalBatch) -> Tensor:
         """One vector for each modality [B, 3, width]."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from saccade.datamodules.multimodal_batch import MODALITIES, MultimodalBatch
 from saccade.modules.baselines.baseline import Baseline
 from saccade.modules.layers import IADR
-from saccade.modules.layers.sfp import mlp
+from saccade.modules.layers.perceptron import mlp
 from saccade.modules.multimodal import DataFacts, Prediction
 
 
@@ -55,11 +55,6 @@ class CrossmodalTransformer(Baseline):
     def construct(self, facts: DataFacts) -> None:
         """Create the layers."""
         super().construct(facts)
-        # the encoders read what the cross-attention made; one block less keeps the size comparable
-        depth = max(1, self.depth - 1)
-        self.encoders = nn.ModuleDict(
-            {name: IADR(self.width, self.heads, depth, "none", dropout=self.dropout) for name in MODALITIES}
-        )
         self.cross = nn.ModuleDict(
             {
                 f"{name}_{other}": _CrossAttention(self.width, self.heads, self.dropout)
@@ -70,6 +65,11 @@ class CrossmodalTransformer(Baseline):
         )
         self.merge = nn.ModuleDict({name: nn.Linear(2 * self.width, self.width) for name in MODALITIES})
         self.head = mlp(len(MODALITIES) * self.width, 2 * self.width, self.outputs)
+
+    @property
+    def encoder_blocks(self) -> int:
+        """One less than `depth`: the encoders read what the cross-attention made, and the size stays comparable."""
+        return max(1, self.depth - 1)
 
     def forward(self, batch: MultimodalBatch) -> Prediction:
         """Predict."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from saccade.datamodules.multimodal_batch import MODALITIES, MultimodalBatch
 from saccade.modules.baselines.baseline import Baseline
-from saccade.modules.layers.sfp import mlp
+from saccade.modules.layers.perceptron import mlp
 from saccade.modules.multimodal import DataFacts, Prediction
 
 

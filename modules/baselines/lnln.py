@@ -7,7 +7,7 @@ from torch import Tensor
 
 from saccade.datamodules.multimodal_batch import MODALITIES, MultimodalBatch
 from saccade.modules.baselines.baseline import Baseline
-from saccade.modules.layers.sfp import mlp
+from saccade.modules.layers.perceptron import mlp
 from saccade.modules.multimodal import DataFacts, Prediction
 
 _COMPLETENESS, _PROXY = 0.9, 0.1

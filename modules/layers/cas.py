@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from saccade.modules.layers.sfp import mlp
+from saccade.modules.layers.perceptron import mlp
 
 _LIMIT = 5.0  # of the logarithm of an expected error
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saccade.modules.layers.perceptron import mlp
 from saccade.modules.layers.stem import codes
 
 Filling = Literal["zero", "mean", "full", "shared"]
@@ -16,18 +17,8 @@ Filling = Literal["zero", "mean", "full", "shared"]
 
 FILLINGS: tuple[Filling, ...] = ("zero", "mean", "full", "shared")
 _MOMENTUM = 0.01
+_TEMPERATURE = 0.1  # of the alignment's similarities
 _SPAN = 50.0  # length to which all sequences are scaled, so that the same moment has the same code in all modalities
-
-
-def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two linear maps with a ReLU between them.
-
-    Args:
-        inputs: Width of the input.
-        hidden: Width between the maps.
-        outputs: Width of the output.
-    """
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))
 
 
 @dataclass
@@ -52,6 +43,19 @@ class Sequence:
         return place.clamp(min=0).to(self.hidden.dtype) * (_SPAN / count)
 
 
+@dataclass
+class Guess:
+    """What the other modalities tell of one modality.
+
+    Args:
+        positions: Predicted encoded positions [B, T, width].
+        shared: Predicted shared features of these positions [B, T, width]; None where a filling learns nothing.
+    """
+
+    positions: Tensor
+    shared: Tensor | None = None
+
+
 class SFP(nn.Module):
     """Shared feature prediction: fill missing positions with what the other modalities share with them.
 
@@ -59,7 +63,8 @@ class SFP(nn.Module):
     for all modalities, takes encoded positions into a shared space. A missing position asks, by its moment and its own
     modality, the available positions of the other modalities there, and a decoder of its modality turns the answer into
     a position. A modality that is absent as a whole is filled in the same way, position by position. Observed
-    positions stay as they are.
+    positions stay as they are. `alignment` teaches S to keep what a clip's modalities share: without it the encoders
+    keep what serves the label and little else, and there is nothing to fill with.
 
     Args:
         width: Features of a position.
@@ -89,27 +94,64 @@ class SFP(nn.Module):
             self.identity = nn.Parameter(0.02 * torch.randn(modalities, width))
             self.query, self.pair = nn.Linear(2 * width, width), nn.Linear(2 * width, 2 * width)
             self.nobody = nn.Parameter(torch.zeros(modalities, width))
+            self.expect = nn.Linear(width, width)
             self.decode = nn.ModuleList(mlp(2 * width, 2 * width, width) for _ in range(modalities))
 
-    def forward(self, sequences: list[Sequence]) -> list[Tensor]:
+    def forward(self, sequences: list[Sequence]) -> list[Guess]:
         """Predict every position of every modality from the other modalities.
 
         Args:
             sequences: The encoded modalities, in their order.
 
         Returns:
-            Predicted positions [B, T, width] of each modality.
+            What is guessed of each modality.
         """
         if not self.learns:
-            return [self._constant(place, sequence) for place, sequence in enumerate(sequences)]
+            return [Guess(self._constant(place, sequence)) for place, sequence in enumerate(sequences)]
         keys = []
         for place, sequence in enumerate(sequences):
-            shared = self.shared[place % len(self.shared)](sequence.hidden)
+            shared = self.shared_features(place, sequence)
             code = codes(sequence.moments, shared.shape[-1])
             keys.append((shared, code, (sequence.available > 0) & sequence.content))
         return [self._asked(place, sequence, keys) for place, sequence in enumerate(sequences)]
 
-    def _asked(self, place: int, sequence: Sequence, keys: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    def shared_features(self, place: int, sequence: Sequence) -> Tensor:
+        """Shared features [B, T, width] of the positions of modality number `place`."""
+        features: Tensor = self.shared[place % len(self.shared)](sequence.hidden)
+        return features
+
+    def alignment(self, guesses: list[Guess], complete: list[Sequence]) -> Tensor:
+        """Contrast what is guessed of a clip's shared features with those of all clips (InfoNCE; ours).
+
+        A clip's vector is the mean over its available positions; both directions count. Clips of which a modality has
+        nothing are left out there.
+
+        Args:
+            guesses: Of samples with missing parts.
+            complete: The encoded complete samples; gradients reach them, which keeps shared content in the encoders.
+
+        Returns:
+            Mean cross-entropy over modalities in nats, a scalar; ln B is chance.
+        """
+        terms = []
+        for place, (guess, whole) in enumerate(zip(guesses, complete, strict=True)):
+            if guess.shared is None:
+                continue
+            has = (whole.available > 0) & whole.content
+            share = has[..., None].to(guess.shared.dtype)
+            count = share.sum(1).clamp(min=1)
+            some = has.any(1)
+            # out-of-place clips keep their column, at a similarity that nobody looks at: shapes stay fixed
+            wanted = F.normalize((self.shared_features(place, whole) * share).sum(1) / count, dim=-1)
+            guessed = F.normalize((guess.shared * share).sum(1) / count, dim=-1)
+            scores = (guessed @ wanted.T).float() / _TEMPERATURE
+            scores = scores.masked_fill(~(some[:, None] & some), -1e4)
+            own = torch.arange(len(scores), device=scores.device)
+            both = F.cross_entropy(scores, own, reduction="none") + F.cross_entropy(scores.T, own, reduction="none")
+            terms.append((both / 2 * some).sum() / some.sum().clamp(min=1))
+        return torch.stack(terms).mean()
+
+    def _asked(self, place: int, sequence: Sequence, keys: list[tuple[Tensor, Tensor, Tensor]]) -> Guess:
         others = [item for other, item in enumerate(keys) if other != place]
         shared = torch.cat([item[0] for item in others], 1)
         when = torch.cat([item[1] for item in others], 1)
@@ -130,8 +172,7 @@ class SFP(nn.Module):
             split(query), split(key), split(value), attn_mask=readable[:, None, None]
         )
         answer = answer.transpose(1, 2).reshape(batch, length, width)
-        predicted: Tensor = self.decode[place](torch.cat([answer, query], -1))
-        return predicted
+        return Guess(self.decode[place](torch.cat([answer, query], -1)), self.expect(answer))
 
     def _constant(self, place: int, sequence: Sequence) -> Tensor:
         if self.filling == "mean" and self.training:
@@ -149,11 +190,11 @@ def filled(sequence: Sequence, predicted: Tensor) -> Tensor:
     return torch.where(share >= 1, sequence.hidden, mixed)
 
 
-def filling_loss(predicted: list[Tensor], sequences: list[Sequence], complete: list[Sequence]) -> Tensor:
+def filling_loss(guesses: list[Guess], sequences: list[Sequence], complete: list[Sequence]) -> Tensor:
     """Compute how far predictions are from the positions of the complete samples, which are a fixed target.
 
     Args:
-        predicted: Positions of each modality [B, T, width], from samples with missing parts.
+        guesses: Of each modality, from samples with missing parts.
         sequences: Those samples.
         complete: The same samples before anything was taken away.
 
@@ -161,8 +202,8 @@ def filling_loss(predicted: list[Tensor], sequences: list[Sequence], complete: l
         Mean over modalities of the mean squared distance at positions that are missing but known; a scalar.
     """
     terms = []
-    for guess, part, whole in zip(predicted, sequences, complete, strict=True):
-        wanted = ((whole.available - part.available).clamp(min=0) * whole.content).to(guess.dtype)
-        distance = ((guess - whole.hidden.detach()) ** 2).mean(-1)
+    for guess, part, whole in zip(guesses, sequences, complete, strict=True):
+        wanted = ((whole.available - part.available).clamp(min=0) * whole.content).to(guess.positions.dtype)
+        distance = ((guess.positions - whole.hidden.detach()) ** 2).mean(-1)
         terms.append((distance * wanted).sum() / wanted.sum().clamp(min=1))
     return torch.stack(terms).mean()

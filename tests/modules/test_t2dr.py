@@ -41,7 +41,7 @@ ARMS = {
     "no first tier": {"first_tier": False},
     "no second tier": {"second_tier": False},
     "two stages": {"stages": "two"},
-    "task only": {"loss_weights": LossWeights(0, 0, 0)},
+    "task only": {"loss_weights": LossWeights(0, 0, 0, 0)},
 }
 
 

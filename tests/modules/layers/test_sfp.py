@@ -1,12 +1,13 @@
 """SFP: what it leaves alone, what it reads, and that it learns what is shared."""
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from saccade.modules.layers import SFP
-from saccade.modules.layers.sfp import FILLINGS, Sequence, filled, filling_loss
+from saccade.modules.layers.sfp import FILLINGS, Guess, Sequence, filled, filling_loss
 
 SUBSETS = [kept for size in (1, 2, 3) for kept in itertools.combinations(range(3), size)]
 
@@ -27,7 +28,8 @@ def sequences(batch: int = 4, width: int = 8, kept: tuple[int, ...] = (0, 1, 2),
 def test_filling_is_finite_and_leaves_what_is_there(filling, kept):
     layer = SFP(8, 4, filling=filling)
     given = sequences(kept=kept, rate=0.4)
-    for sequence, predicted in zip(given, layer(given), strict=True):
+    for sequence, guess in zip(given, layer(given), strict=True):
+        predicted = guess.positions
         found = filled(sequence, predicted)
         assert found.shape == sequence.hidden.shape
         assert bool(torch.isfinite(found).all())
@@ -43,7 +45,7 @@ def test_a_sample_does_not_depend_on_the_others():
     mixed[0].available[1:] = 0
     mixed[2].available[2:] = 0
     for one, other in zip(layer(given), layer(mixed), strict=True):
-        assert torch.allclose(one[0], other[0], atol=1e-6)
+        assert torch.allclose(one.positions[0], other.positions[0], atol=1e-6)
 
 
 def test_missing_positions_of_the_others_are_not_read():
@@ -51,9 +53,9 @@ def test_missing_positions_of_the_others_are_not_read():
     given = sequences(rate=0.5)
     changed = [Sequence(item.hidden.clone(), item.available, item.content) for item in given]
     changed[1].hidden[changed[1].available == 0] = 99.0
-    assert torch.allclose(layer(given)[0], layer(changed)[0], atol=1e-6)
+    assert torch.allclose(layer(given)[0].positions, layer(changed)[0].positions, atol=1e-6)
     changed[1].hidden[changed[1].available == 1] = 99.0
-    assert not torch.allclose(layer(given)[0], layer(changed)[0], atol=1e-3)
+    assert not torch.allclose(layer(given)[0].positions, layer(changed)[0].positions, atol=1e-3)
 
 
 def test_moments_agree_between_modalities_of_other_lengths():
@@ -67,9 +69,9 @@ def test_moments_agree_between_modalities_of_other_lengths():
 
 def test_filling_loss_counts_what_is_missing_but_known():
     whole, part = sequences(), sequences(kept=(1, 2))
-    right = [item.hidden for item in whole]
+    right = [Guess(item.hidden) for item in whole]
     assert float(filling_loss(right, part, whole)) == 0
-    wrong = [item.hidden + 2 for item in whole]
+    wrong = [Guess(item.hidden + 2) for item in whole]
     assert float(filling_loss(wrong, part, whole)) == pytest.approx(4 / 3)  # one of three modalities
     assert float(filling_loss(wrong, whole, whole)) == 0
 
@@ -97,7 +99,7 @@ def test_filling_learns_what_is_shared():
         optimizer.step()
     part, whole = draw(100)
     layer.requires_grad_(False)
-    guess, truth = layer(part)[0].mean(1), whole[0].hidden.mean(1)
+    guess, truth = layer(part)[0].positions.mean(1), whole[0].hidden.mean(1)
     scores = torch.nn.functional.normalize(guess, dim=1) @ torch.nn.functional.normalize(truth, dim=1).T
     assert float((scores.argmax(1) == torch.arange(100)).float().mean()) > 0.5
     assert float((guess - truth).square().mean()) < 0.5 * float((truth - truth.mean(0)).square().mean())
@@ -110,8 +112,8 @@ def test_only_the_other_modalities_are_read():
     changed[0].hidden[:, 2] = 99.0
     one, other = layer(given), layer(changed)
     there = torch.arange(7) != 2  # the position's own encoding is part of its question
-    assert torch.allclose(one[0][:, there], other[0][:, there], atol=1e-6)
-    assert not torch.allclose(one[1], other[1], atol=1e-3)
+    assert torch.allclose(one[0].positions[:, there], other[0].positions[:, there], atol=1e-6)
+    assert not torch.allclose(one[1].positions, other[1].positions, atol=1e-3)
 
 
 def test_all_patterns_in_one_batch_are_those_patterns_alone():
@@ -127,7 +129,7 @@ def test_all_patterns_in_one_batch_are_those_patterns_alone():
     ]
     for place, mixed in enumerate(layer(together)):
         for row in range(8):
-            assert torch.allclose(mixed[row], layer(apart[row])[place][row], atol=1e-6)
+            assert torch.allclose(mixed.positions[row], layer(apart[row])[place].positions[row], atol=1e-6)
 
 
 def test_a_fraction_is_a_mixture():
@@ -160,3 +162,31 @@ def test_wrong_settings_are_one_line(make, said):
     with pytest.raises(ValueError, match=said) as caught:
         make()
     assert "\n" not in str(caught.value)
+
+
+def test_alignment_is_chance_for_noise_and_small_for_what_is_right():
+    torch.manual_seed(0)
+    layer, whole = SFP(32, 4), sequences(batch=32, width=32)
+    exact = [Guess(item.hidden, layer.shared_features(place, item)) for place, item in enumerate(whole)]
+    noise = [Guess(item.hidden, torch.randn_like(item.hidden)) for item in whole]
+    assert float(layer.alignment(exact, whole)) < 0.5 < math.log(32) - 0.5 < float(layer.alignment(noise, whole))
+
+
+def test_alignment_leaves_out_clips_that_have_nothing():
+    layer, whole = SFP(8, 4), sequences(batch=6)
+    for item in whole:
+        item.available[4:] = 0
+    guesses = layer(whole)
+    kept = [Sequence(item.hidden[:4], item.available[:4], item.content[:4]) for item in whole]
+    fewer = [Guess(guess.positions[:4], guess.shared[:4]) for guess in guesses]
+    assert float(layer.alignment(guesses, whole)) == pytest.approx(float(layer.alignment(fewer, kept)), abs=1e-5)
+    for item in whole:
+        item.available[:] = 0
+    assert float(layer.alignment(guesses, whole)) == 0
+
+
+def test_alignment_reaches_the_complete_samples():
+    layer, whole = SFP(8, 4), sequences(batch=6)
+    leaves = [Sequence(item.hidden.requires_grad_(), item.available, item.content) for item in whole]
+    layer.alignment(layer(sequences(batch=6, kept=(0,))), leaves).backward()
+    assert all(float(item.hidden.grad.abs().sum()) > 0 for item in leaves)
