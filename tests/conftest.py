@@ -1,6 +1,12 @@
-"""A really trained model of a few thousand weights, for tests of the command."""
+"""A really trained model of a few thousand weights, for tests of the command; how Triton kernels run."""
 
+import os
 from pathlib import Path
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported: kernels run on CPU tensors, slowly
 
 import lightning.pytorch  # noqa: F401 - its log handler keeps the stderr of the first import
 import pytest

@@ -1,0 +1,172 @@
+"""The Triton kernel of decode attention: split over the cache, grouped queries share a read of their keys.
+
+Flash-decoding (Dao et al., 2023) with what speculative decoding needs: lengths and starts on the device and per KV
+head, and a tree's ancestor bits. Several programs read parts of one KV head's slots, so that a single row fills the
+chip; a second kernel joins their sums. Ours.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_WAVES = 2  # programs for each multiprocessor that the splits aim at
+_MAX_SPLITS = 64
+
+
+@triton.jit
+def _attend(
+    query, keys, values, lengths, starts, ancestors, sums, logs, scale,
+    query_b, query_h, query_n, key_b, key_h, key_s, value_b, value_h, value_s,
+    length_b, length_h, kv_heads, nodes, groups, head_dim,
+    HAS_STARTS: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    split = tl.program_id(0)
+    pair = tl.program_id(1)
+    b, h = pair // kv_heads, pair % kv_heads
+    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)  # group-major: the nodes of a query head lie together
+    real = row < groups * nodes
+    node = row % nodes
+    head = h * groups + row // nodes
+    column = tl.arange(0, WIDTH)
+    wide = column < head_dim
+    place = query + b.to(tl.int64) * query_b + head[:, None] * query_h + node[:, None] * query_n + column[None, :]
+    q = tl.load(place, mask=real[:, None] & wide[None, :], other=0.0)
+    if UPCAST:
+        q = q.to(tl.float32)
+    bits = tl.load(ancestors + node, mask=real, other=0)
+    length = tl.load(lengths + b * length_b + h * length_h).to(tl.int32)
+    start = length * 0
+    if HAS_STARTS:
+        start = tl.load(starts + b * length_b + h * length_h).to(tl.int32)
+    stop = length + nodes
+    part = tl.cdiv(tl.cdiv(stop - start, SPLITS), SLOTS) * SLOTS
+    low = start + split * part
+    high = tl.minimum(low + part, stop)
+    best = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    mixed = tl.zeros([ROWS, WIDTH], tl.float32)
+    key_base = keys + b.to(tl.int64) * key_b + h.to(tl.int64) * key_h
+    value_base = values + b.to(tl.int64) * value_b + h.to(tl.int64) * value_h
+    for first in range(low, high, SLOTS):
+        slot = first + tl.arange(0, SLOTS)
+        inside = slot < high
+        reach = inside[:, None] & wide[None, :]
+        k = tl.load(key_base + slot[:, None].to(tl.int64) * key_s + column[None, :], mask=reach, other=0.0)
+        if UPCAST:
+            k = k.to(tl.float32)
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * 1.4426950408889634)
+        own = slot - length
+        shift = tl.minimum(tl.maximum(own, 0), 63).to(tl.int64)
+        ancestor = ((bits[:, None] >> shift[None, :]) & 1) == 1
+        seen = inside[None, :] & ((own < 0)[None, :] | ancestor)
+        score = tl.where(seen, score, float("-inf"))
+        top = tl.maximum(best, tl.max(score, 1))
+        anchor = tl.where(top == float("-inf"), 0.0, top)  # a row that has seen nothing yet
+        weight = tl.exp2(score - anchor[:, None])
+        fade = tl.exp2(best - anchor)
+        total = total * fade + tl.sum(weight, 1)
+        v = tl.load(value_base + slot[:, None].to(tl.int64) * value_s + column[None, :], mask=reach, other=0.0)
+        if UPCAST:
+            v = v.to(tl.float32)
+        mixed = mixed * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
+        best = top
+    anchor = tl.where(best == float("-inf"), 0.0, best)
+    at = ((pair * SPLITS + split) * groups * nodes + row).to(tl.int64)
+    tl.store(
+        logs + at, tl.where(total > 0, anchor + tl.log2(tl.where(total > 0, total, 1.0)), float("-inf")), mask=real
+    )
+    shown = mixed / tl.where(total > 0, total, 1.0)[:, None]
+    tl.store(sums + at[:, None] * WIDTH + column[None, :], shown, mask=real[:, None])
+
+
+@triton.jit
+def _join(
+    sums, logs, out, kv_heads, nodes, groups, head_dim,
+    SPLITS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    pair, row = tl.program_id(0), tl.program_id(1)
+    b, h = pair // kv_heads, pair % kv_heads
+    split = tl.arange(0, SPLITS)
+    column = tl.arange(0, WIDTH)
+    at = ((pair * SPLITS + split) * groups * nodes + row).to(tl.int64)
+    log = tl.load(logs + at)
+    weight = tl.exp2(log - tl.max(log, 0))
+    part = tl.load(sums + at[:, None] * WIDTH + column[None, :])
+    mixed = tl.sum(part * weight[:, None], 0) / tl.sum(weight, 0)
+    head = h * groups + row // nodes
+    place = (b * nodes + row % nodes).to(tl.int64) * (kv_heads * groups) + head
+    tl.store(out + place * head_dim + column, mixed.to(out.dtype.element_ty), mask=column < head_dim)
+
+
+@functools.lru_cache(maxsize=8)
+def _multiprocessors(index: int) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+def _splits(device: torch.device, programs: int, slots: int) -> int:
+    """Parts of a KV head's slots, a power of two: enough programs for the chip, none of them with less than 32 slots.
+
+    It depends on the buffers' size only, not on their lengths, so that a captured graph stays right while texts grow.
+    """
+    if device.type != "cuda":
+        return 4
+    wanted = max(1, _WAVES * _multiprocessors(device.index or 0) // max(1, programs))
+    return min(_MAX_SPLITS, triton.next_power_of_2(wanted), max(1, triton.next_power_of_2(slots // 32)))
+
+
+def triton_decode_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    ancestors: Tensor,
+    starts: Tensor | None = None,
+    scaling: float | None = None,
+) -> Tensor:
+    """Decode attention; see :func:`saccade.inference.engine.attention.reference_decode_attention`.
+
+    Args:
+        query: ``[batch, heads, nodes, head_dim]``, bfloat16, float16 or float32; its last dimension must be contiguous,
+            as that of ``keys`` and ``values``.
+        keys: ``[batch, kv_heads, slots, head_dim]``.
+        values: Like ``keys``.
+        lengths: ``[batch]`` or ``[batch, kv_heads]``, any integer type.
+        ancestors: ``[nodes]`` int64.
+        starts: Of the shape and layout of ``lengths``, or ``None``.
+        scaling: Factor on the scores.
+
+    Returns:
+        ``[batch, nodes, heads, head_dim]``.
+    """
+    batch, heads, nodes, head_dim = query.shape
+    kv_heads, slots = keys.shape[1], keys.shape[2]
+    groups = heads // kv_heads
+    rows = groups * nodes
+    block = min(64, max(16, triton.next_power_of_2(rows)))
+    tiles = triton.cdiv(rows, block)
+    splits = _splits(query.device, batch * kv_heads * tiles, slots)
+    width = max(16, triton.next_power_of_2(head_dim))
+    sums = torch.empty(batch * kv_heads * splits * rows, width, dtype=torch.float32, device=query.device)
+    logs = torch.empty(batch * kv_heads * splits * rows, dtype=torch.float32, device=query.device)
+    out = torch.empty(batch, nodes, heads, head_dim, dtype=query.dtype, device=query.device)
+    wide = query.element_size() > 2
+    interpreted = query.device.type == "cpu"  # Triton's interpreter multiplies bfloat16 as if it were integers
+    _attend[(splits, batch * kv_heads, tiles)](
+        query, keys, values, lengths, lengths if starts is None else starts, ancestors, sums, logs,
+        head_dim**-0.5 if scaling is None else scaling,
+        query.stride(0), query.stride(1), query.stride(2),
+        keys.stride(0), keys.stride(1), keys.stride(2), values.stride(0), values.stride(1), values.stride(2),
+        lengths.stride(0), lengths.stride(1) if lengths.dim() == 2 else 0, kv_heads, nodes, groups, head_dim,
+        HAS_STARTS=starts is not None, SPLITS=splits, ROWS=block, SLOTS=32 if wide else 64, WIDTH=width,
+        PRECISION="ieee" if wide else "tf32", UPCAST=interpreted, num_warps=4,
+    )  # fmt: skip
+    _join[(batch * kv_heads, rows)](
+        sums, logs, out, kv_heads, nodes, groups, head_dim, SPLITS=splits, WIDTH=width, num_warps=4
+    )
+    return out

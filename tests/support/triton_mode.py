@@ -1,0 +1,11 @@
+"""Where the Triton kernels of a test run: compiled on a CUDA device, else interpreted on the CPU (`tests/conftest.py`)."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton has no wheel for this platform")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+from saccade.inference.engine.kernels.decode_attention import triton_decode_attention  # noqa: E402
+
+__all__ = ["DEVICE", "triton_decode_attention"]
