@@ -6,6 +6,7 @@ from saccade.inference.decoders.autoregressive import Autoregressive
 from saccade.inference.decoders.prompt_lookup import PromptLookup
 from saccade.inference.decoders.self_speculative import SelfSpeculative
 from saccade.inference.engine.session import Session
+from saccade.inference.engine.settings import Engine
 from saccade.inference.sampling import Sampling
 from saccade.inference.statistics import DecodingStats
 from saccade.inference.trees import TokenTree
@@ -15,6 +16,7 @@ __all__ = [
     "Autoregressive",
     "Decoder",
     "DecodingStats",
+    "Engine",
     "Generation",
     "PromptLookup",
     "Sampling",

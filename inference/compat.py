@@ -9,17 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+from saccade.inference.engine.attention import decode_attention
 
 if TYPE_CHECKING:
     from saccade.inference.engine.cache import KVCache
 
 ATTENTION_NAME = "saccade"
+_DEVICE_STEP: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("saccade_device_step", default=None)
+
+
+@contextmanager
+def device_step(lengths: Tensor, ancestors: Tensor) -> Iterator[None]:
+    """Within this context a model's attention takes lengths and tree from the device (`decode_attention`).
+
+    Args:
+        lengths: ``[batch]`` slots in use before the step.
+        ancestors: ``[nodes]`` bits of the tree.
+    """
+    token = _DEVICE_STEP.set((lengths, ancestors))
+    try:
+        yield
+    finally:
+        _DEVICE_STEP.reset(token)
 
 
 def session_attention(
@@ -50,10 +70,14 @@ def session_attention(
         ``[batch, tokens, heads, head_dim]`` and ``None`` for the attention weights.
     """
     batch, heads, tokens, head_dim = query.shape
-    kv_heads = key.shape[1]
+    kv_heads, slots = key.shape[1], key.shape[2]
     groups = heads // kv_heads
+    if (step := _DEVICE_STEP.get()) is not None:
+        return decode_attention(query, key, value, *step, scaling=scaling), None
     if attention_mask is None and tokens > 1:
-        out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=groups > 1)
+        # a later piece of a prompt: its last token sees all slots
+        shape: Any = {"is_causal": True} if slots == tokens else {"attn_mask": causal_lower_right(tokens, slots)}
+        out = scaled_dot_product_attention(query, key, value, **shape, scale=scaling, enable_gqa=groups > 1)
         return out.transpose(1, 2).contiguous(), None
     if groups > 1:
         query = query.reshape(batch, kv_heads, groups * tokens, head_dim)
@@ -113,6 +137,23 @@ def precision_of(model: Any) -> torch.dtype:
     """The precision of a Hugging Face model's weights."""
     precision: torch.dtype = model.get_input_embeddings().weight.dtype
     return precision
+
+
+def cache_bytes(model: Any, batch: int, capacity: int) -> int:
+    """Size in bytes of a key-value cache in the model's precision."""
+    config = text_config(model)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    slots = 2 * config.num_hidden_layers * batch * capacity
+    return int(slots * heads * head_dim * precision_of(model).itemsize)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be allocated on a CUDA device; ``None`` elsewhere."""
+    if device.type != "cuda":
+        return None
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + held)
 
 
 def is_sharded(model: nn.Module) -> bool:

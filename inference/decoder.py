@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from saccade.inference import compat
 from saccade.inference.drafting.drafter import Drafter, NoDraft, Run
+from saccade.inference.engine.graphs import Floor
 from saccade.inference.engine.session import Session
+from saccade.inference.engine.settings import Engine, EngineKind
 from saccade.inference.request import Request
 from saccade.inference.sampling import Sampling
 from saccade.inference.statistics import DecodingStats, Tally
@@ -49,10 +51,21 @@ class Decoder(ABC):
     lossless: ClassVar[bool] = True
     """Whether greedy output equals the target's own and sampled output has the target's distribution."""
 
+    engine: Engine | EngineKind = "auto"
+    """How forwards run, how long prompts are read, how much the cache holds; each decoder's setting."""
+
     @property
     def width(self) -> int:
         """Most tokens that are drafted in a round."""
         return 0
+
+    @property
+    def floor(self) -> Floor:
+        """What the decoder keeps from call to call for its engine; ``floor.clear()`` frees it."""
+        if "_floor" not in vars(self):
+            vars(self)["_floor"] = Floor(Engine.of(self.engine))
+        floor: Floor = vars(self)["_floor"]
+        return floor
 
     @abstractmethod
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
@@ -197,7 +210,8 @@ class Decoder(ABC):
         drafter = self.drafter(model, request)
         streams = [random.Random()] * len(rows) if sampling is None else sampling.streams(len(rows))
         try:
-            with Session(model, request.positions + self.width, skip=self.skipped(model), synced=synced) as session:
+            capacity = request.positions + self.width
+            with Session(model, capacity, skip=self.skipped(model), synced=synced, floor=self.floor) as session:
                 tally.start(session, drafter)
                 run = Run(session, [list(prompt) for prompt in request.prompts], sampling, streams)
                 # The prompt's last logits are a round with nothing drafted: the first token is the target's own.

@@ -11,6 +11,7 @@ from saccade.inference import compat
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.draft_model import DraftModelDrafter
 from saccade.inference.drafting.drafter import Drafter
+from saccade.inference.engine.settings import Engine, EngineKind
 from saccade.inference.request import Request
 
 
@@ -23,6 +24,7 @@ class AssistedDecoding(Decoder):
             or a loaded model.
         draft_length: Most drafted tokens in a round.
         confidence_threshold: Drafting stops behind a token whose probability is below this; 0 never stops early.
+        engine: How forwards of both models run: a kind's name, or all settings (:class:`saccade.inference.Engine`).
 
     Raises:
         ValueError: A setting outside its range, a draft that cannot be loaded, or of another vocabulary.
@@ -31,9 +33,11 @@ class AssistedDecoding(Decoder):
     draft_model: str | PreTrainedModel
     draft_length: int = 5
     confidence_threshold: float = 0.4
+    engine: Engine | EngineKind = "auto"
     _loaded: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self.floor  # noqa: B018 - checks the engine's settings
         if self.draft_length < 1:
             raise ValueError(f"draft_length must be at least 1, got {self.draft_length}.")
         if not 0 <= self.confidence_threshold <= 1:
@@ -59,7 +63,7 @@ class AssistedDecoding(Decoder):
                 f"prompt and new tokens need {needed} positions, the draft model has {context}: lower max_new_tokens "
                 "or use a draft with a longer context."
             )
-        return DraftModelDrafter(draft, self.draft_length, needed + self.width, self.confidence_threshold)
+        return DraftModelDrafter(draft, self.draft_length, needed + self.width, self.confidence_threshold, self.floor)
 
     def _draft(self, model: nn.Module) -> nn.Module:
         if not isinstance(self.draft_model, str):

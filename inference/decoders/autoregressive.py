@@ -8,16 +8,28 @@ from torch import nn
 
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.drafter import Drafter, NoDraft
+from saccade.inference.engine.settings import Engine, EngineKind
 from saccade.inference.request import Request
 
 
 @dataclass
 class Autoregressive(Decoder):
-    """One token of the target's own in every forward; no settings.
+    """One token of the target's own in every forward.
 
     >>> Autoregressive().width
     0
+
+    Args:
+        engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.Engine`).
+
+    Raises:
+        ValueError: A setting of the engine outside its range.
     """
+
+    engine: Engine | EngineKind = "auto"
+
+    def __post_init__(self) -> None:
+        self.floor  # noqa: B018 - checks the engine's settings
 
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
         """Proposes nothing."""

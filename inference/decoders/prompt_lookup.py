@@ -9,6 +9,7 @@ from torch import nn
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.drafting.ngram import NgramDrafter
+from saccade.inference.engine.settings import Engine, EngineKind
 from saccade.inference.request import Request
 
 
@@ -21,6 +22,7 @@ class PromptLookup(Decoder):
     Args:
         max_ngram: Longest n-gram that is looked up; shorter ones follow when it does not occur.
         draft_length: Most drafted tokens in a round.
+        engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.Engine`).
 
     Raises:
         ValueError: A setting below 1.
@@ -28,8 +30,10 @@ class PromptLookup(Decoder):
 
     max_ngram: int = 3
     draft_length: int = 8
+    engine: Engine | EngineKind = "auto"
 
     def __post_init__(self) -> None:
+        self.floor  # noqa: B018 - checks the engine's settings
         for name in ("max_ngram", "draft_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

@@ -10,6 +10,7 @@ from saccade.inference import compat
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.drafting.layer_skip import LayerSkipDrafter, ThresholdController
+from saccade.inference.engine.settings import Engine, EngineKind
 from saccade.inference.request import Request
 from saccade.inference.skip_sets import read_skip_file, spread_skip_set
 
@@ -35,6 +36,7 @@ class SelfSpeculative(Decoder):
         epsilon: Step of the threshold.
         carry: Begin a call with the threshold that the last call ended with, as the authors' code does; the running
             acceptance starts at 0. False: every call begins with ``gamma``.
+        engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.Engine`).
 
     Raises:
         ValueError: A setting outside its range, a skip file of another model, or layers that the model lacks.
@@ -49,9 +51,11 @@ class SelfSpeculative(Decoder):
     beta2: float = 0.9
     epsilon: float = 0.01
     carry: bool = True
+    engine: Engine | EngineKind = "auto"
     _carried: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        self.floor  # noqa: B018 - checks the engine's settings
         if self.draft_length < 1:
             raise ValueError(f"draft_length must be at least 1, got {self.draft_length}.")
         for name in ("gamma", "alpha", "beta1", "beta2", "epsilon"):

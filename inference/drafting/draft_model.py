@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from saccade.inference.drafting.chain import ChainDrafter
 from saccade.inference.drafting.drafter import Run
+from saccade.inference.engine.graphs import Floor
 from saccade.inference.engine.session import Session
 
 
@@ -20,11 +21,14 @@ class DraftModelDrafter(ChainDrafter):
         length: Most drafted tokens in a round.
         capacity: Slots of every row of its cache.
         threshold: Confidence below which drafting stops; 0 never stops.
+        floor: Engines that are kept from call to call; ``None`` runs eagerly.
     """
 
-    def __init__(self, model: nn.Module, length: int, capacity: int, threshold: float) -> None:
+    def __init__(
+        self, model: nn.Module, length: int, capacity: int, threshold: float, floor: Floor | None = None
+    ) -> None:
         super().__init__(length)
-        self.session = Session(model, capacity)
+        self.session = Session(model, capacity, floor=floor)
         self.threshold = threshold
         self._open = False
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -27,6 +28,19 @@ class KVCache:
         self._uniform = True
         self.extent = 0
         self._slots: tuple[Tensor, Tensor] | None = None
+        self._starts_on_device: Tensor | None = None
+
+    @contextmanager
+    def on_device(self, starts: Tensor) -> Iterator[None]:
+        """Within this context rows are written at ``starts`` ``[batch]``, a tensor, and whole buffers are returned.
+
+        Nothing that the host knows is read, so that a captured step stays right while texts grow.
+        """
+        self._starts_on_device = starts
+        try:
+            yield
+        finally:
+            self._starts_on_device = None
 
     @property
     def start(self) -> int:
@@ -52,7 +66,14 @@ class KVCache:
             batch, heads, _, _ = keys.shape
             self.keys[layer] = keys.new_zeros(batch, heads, self.capacity, keys.shape[-1])
             self.values[layer] = values.new_zeros(batch, heads, self.capacity, values.shape[-1])
-        key_buffer, value_buffer = self._buffers(layer)
+        key_buffer, value_buffer = self.buffers(layer)
+        if self._starts_on_device is not None:
+            steps = torch.arange(keys.shape[2], device=keys.device)
+            rows, slots = torch.arange(len(keys), device=keys.device)[:, None], self._starts_on_device[:, None] + steps
+            key_buffer[rows, :, slots] = keys.transpose(1, 2)
+            value_buffer[rows, :, slots] = values.transpose(1, 2)
+            return key_buffer, value_buffer
+        key_buffer, value_buffer = key_buffer[: len(keys)], value_buffer[: len(keys)]
         first, tokens = self.starts[0], keys.shape[2]
         if self._uniform:
             key_buffer[:, :, first : first + tokens] = keys
@@ -70,7 +91,7 @@ class KVCache:
     def gather(self, row: int, start: int, nodes: Sequence[int]) -> None:
         """Moves the slots ``start + nodes[i]`` of a row to ``start + i``: keeps the accepted path of a tree."""
         for layer in range(len(self.keys)):
-            for buffer in self._buffers(layer):
+            for buffer in self.buffers(layer):
                 index = torch.tensor(nodes, device=buffer.device) + start
                 buffer[row, :, start : start + len(nodes)] = buffer[row].index_select(1, index)
 
@@ -81,6 +102,14 @@ class KVCache:
                 if buffer is not None:
                     buffers[layer] = buffer[list(rows)]
 
+    def compact(self, rows: Sequence[int]) -> None:
+        """Moves the given rows, in ascending order, to the front; buffers stay where they are."""
+        for buffer in (*self.keys, *self.values):
+            if buffer is not None:
+                for place, row in enumerate(rows):
+                    if place != row:
+                        buffer[place] = buffer[row]
+
     def clear(self) -> None:
         """Gives the buffers back."""
         self.keys, self.values = [None] * len(self.keys), [None] * len(self.values)
@@ -90,7 +119,12 @@ class KVCache:
         """Size of the buffers in bytes."""
         return sum(buffer.nbytes for buffer in (*self.keys, *self.values) if buffer is not None)
 
-    def _buffers(self, layer: int) -> tuple[Tensor, Tensor]:
+    def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
+        """Key and value buffer of a layer, ``[batch, kv_heads, capacity, head_dim]`` each.
+
+        Raises:
+            ValueError: The layer has not been written yet.
+        """
         keys, values = self.keys[layer], self.values[layer]
         if keys is None or values is None:
             raise ValueError(f"layer {layer} of the cache has not been written yet: prefill first.")

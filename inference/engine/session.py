@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from saccade.inference import compat
 from saccade.inference.engine.cache import KVCache
+from saccade.inference.engine.graphs import Floor, GraphEngine
+from saccade.inference.engine.settings import Engine
 from saccade.inference.engine.synchronise import Gate
 from saccade.inference.trees import TokenTree
 
@@ -28,13 +30,20 @@ class Session:
         capacity: Slots of each row: the longest text plus the widest step.
         skip: Sub-layers that ``forward(..., skipped=True)`` leaves out.
         synced: Agree with the other ranks before every forward, as sharded weights (ZeRO-3, FSDP) need.
+        floor: Where engines are kept from session to session; ``None`` is a floor of default settings.
 
     Raises:
         ValueError: The model cannot be driven exactly (the message says what stands in the way).
     """
 
     def __init__(
-        self, model: nn.Module, capacity: int, *, skip: compat.SublayerSkip | None = None, synced: bool = False
+        self,
+        model: nn.Module,
+        capacity: int,
+        *,
+        skip: compat.SublayerSkip | None = None,
+        synced: bool = False,
+        floor: Floor | None = None,
     ) -> None:
         compat.check_supported(model)
         self.model = model
@@ -42,6 +51,16 @@ class Session:
         self.device = compat.device_of(model)
         config = compat.text_config(model)
         layers = config.num_hidden_layers
+        self.floor = floor or Floor(Engine())
+        wanted = self.floor.settings.capacity
+        if wanted is not None and wanted < capacity:
+            raise ValueError(
+                f"engine.capacity is {wanted} tokens, but the longest text and its widest step need {capacity}: raise "
+                "it, or leave it out."
+            )
+        capacity = capacity if wanted is None else wanted
+        self._synced = synced
+        self._engine: GraphEngine | None = None
         context = getattr(config, "max_position_embeddings", None)
         self._last_position = 2**62 if context is None else context - 1
         self.storage = KVCache(layers, capacity)
@@ -60,7 +79,10 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.storage.clear()
+        if self._engine is None:
+            self.storage.clear()
+        else:
+            self.floor.give_back(self._engine)
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
         """Reads the prompts, padded on the right inside, into an empty cache.
@@ -73,13 +95,36 @@ class Session:
         """
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
-        tokens = torch.tensor([list(prompt) + [0] * (longest - len(prompt)) for prompt in prompts])
-        self.storage.place([0] * len(prompts), longest)
-        last = sorted({length - 1 for length in lengths})
-        keep = torch.tensor(last, device=self.device)
-        logits = self._call(tokens.to(self.device), None, torch.arange(longest, device=self.device)[None], keep, False)
+        self._allocate(len(prompts))
+        tokens = torch.tensor([list(prompt) + [0] * (longest - len(prompt)) for prompt in prompts]).to(self.device)
+        last: list[Tensor | None] = [None] * len(prompts)
+        for start in range(0, longest, self.floor.settings.prefill_chunk):
+            stop = min(longest, start + self.floor.settings.prefill_chunk)
+            self.storage.place([start] * len(prompts), stop - start)
+            ends = sorted({length - 1 - start for length in lengths if start < length <= stop})
+            keep = torch.tensor(ends or [0], device=self.device)
+            positions = torch.arange(start, stop, device=self.device)[None]
+            logits = self._call(tokens[:, start:stop], None, positions, keep, False)
+            for row, length in enumerate(lengths):
+                if start < length <= stop:
+                    last[row] = logits[row, ends.index(length - 1 - start)]
         self.lengths = lengths
-        return logits[torch.arange(len(prompts)), [last.index(length - 1) for length in lengths]]
+        return torch.stack([row for row in last if row is not None])
+
+    def _allocate(self, batch: int) -> None:
+        """Takes an engine where the settings ask for one, and refuses a cache that the device cannot hold."""
+        capacity = self.storage.capacity
+        self._engine = self.floor.lease(self.model, batch, capacity, self.skip, self._synced)
+        if self._engine is not None:
+            self.storage, self.cache = self._engine.storage, self._engine.cache
+        if not self.storage.bytes:
+            needed = compat.cache_bytes(self.model, batch, self.storage.capacity)
+            free = compat.free_bytes(self.device)
+            if free is not None and needed > free:
+                raise ValueError(
+                    f"the cache of {batch} x {self.storage.capacity} tokens needs {needed:,} bytes, but {free:,} are "
+                    f"free on {self.device}: shorten the texts, lower engine.capacity, or use fewer rows."
+                )
 
     def forward(self, tokens: Tensor, tree: TokenTree | None = None, *, skipped: bool = False) -> Tensor:
         """Runs the model on new tokens behind the committed ones; lengths do not move.
@@ -93,6 +138,8 @@ class Session:
             Logits ``[batch, nodes, vocabulary]``.
         """
         nodes = tokens.shape[1]
+        if self._engine is not None:
+            return self._forward_on(self._engine, tokens, tree, skipped)
         self.storage.place(self.lengths, nodes)
         uniform = len(set(self.lengths)) == 1
         starts = torch.tensor(self.lengths[:1] if uniform else self.lengths, device=self.device)[:, None]
@@ -113,6 +160,17 @@ class Session:
         # only padding, whose logits nobody reads, can stand behind the context; learned positions end there
         positions = (starts + depths).clamp(max=self._last_position)
         return self._call(tokens, mask, positions, 0, skipped)
+
+    def _forward_on(self, engine: GraphEngine, tokens: Tensor, tree: TokenTree | None, skipped: bool) -> Tensor:
+        if max(self.lengths) + tokens.shape[1] > engine.storage.capacity:
+            raise ValueError(
+                f"the cache holds {engine.storage.capacity} tokens, this step needs "
+                f"{max(self.lengths) + tokens.shape[1]}: raise capacity."
+            )
+        self._count(skipped)
+        shape = TokenTree.chain(tokens.shape[1] - 1) if tree is None else tree
+        with self._grad_free(), self._attention.active():
+            return engine.forward(tokens, self.lengths, shape, skipped)
 
     def token_column(self, tokens: Sequence[int]) -> Tensor:
         """One token for each row as ``[batch, 1]`` on the session's device."""
@@ -137,7 +195,10 @@ class Session:
     def keep(self, rows: Sequence[int]) -> None:
         """Drops all rows but the given ones, in their order."""
         with self._grad_free():
-            self.storage.keep(rows)
+            if self._engine is None:
+                self.storage.keep(rows)
+            else:
+                self.storage.compact(rows)
         self.lengths = [self.lengths[row] for row in rows]
 
     def drain(self) -> None:
@@ -161,12 +222,15 @@ class Session:
                 ).logits
             return logits
 
+        self._count(skipped)
+        with self._grad_free():
+            return run() if self.gate is None else self.gate.call("draft" if skipped else "target", run)
+
+    def _count(self, skipped: bool) -> None:
         if skipped:
             self.draft_forwards += 1
         else:
             self.target_forwards += 1
-        with self._grad_free():
-            return run() if self.gate is None else self.gate.call("draft" if skipped else "target", run)
 
     @contextmanager
     def _attached(self, skipped: bool) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Where the Triton kernels of a test run: compiled on a CUDA device, else interpreted on the CPU (`tests/conftest.py`)."""
+"""Where the Triton kernels of a test run: compiled on CUDA, else interpreted on the CPU (`tests/conftest.py`)."""
 
 import pytest
 import torch
@@ -7,5 +7,6 @@ pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 from saccade.inference.engine.kernels.decode_attention import triton_decode_attention  # noqa: E402
+from saccade.inference.engine.kernels.linear import triton_linear, triton_rotate  # noqa: E402
 
-__all__ = ["DEVICE", "triton_decode_attention"]
+__all__ = ["DEVICE", "triton_decode_attention", "triton_linear", "triton_rotate"]

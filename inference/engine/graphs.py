@@ -1,0 +1,208 @@
+"""Steps of a fixed width as replayed CUDA graphs over static buffers (ours)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saccade.inference import compat
+from saccade.inference.engine.attention import MAX_NODES, ancestor_bits
+from saccade.inference.engine.cache import KVCache
+from saccade.inference.engine.fused import FusedStep, why_not_fused
+from saccade.inference.engine.settings import Engine
+from saccade.inference.trees import TokenTree
+
+_WARM_UPS = 2  # runs before a capture: kernels are compiled and libraries set up outside of it
+
+
+@dataclass
+class Step:
+    """Static inputs of one step and, on a GPU, its graph.
+
+    Args:
+        tokens: ``[batch, nodes]`` ids.
+        lengths: ``[batch]`` slots in use before the step.
+        depths: ``[nodes]`` distances from the root.
+        ancestors: ``[nodes]`` (:func:`saccade.inference.engine.attention.ancestor_bits`).
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    depths: Tensor
+    ancestors: Tensor
+    graph: torch.cuda.CUDAGraph | None = field(default=None, repr=False)
+    logits: Tensor | None = field(default=None, repr=False)
+
+
+class GraphEngine:
+    """Runs a session's short forwards with everything that changes between them on the device.
+
+    Rows that end leave the batch as it is captured: the others move to the front, the rest runs along unread. Steps are
+    padded to the next power of two of nodes, so that a few graphs serve all. Without a GPU the same steps run
+    uncaptured, which is what tests on a processor see.
+
+    Args:
+        model: The model; its weights are read where they lie at every step.
+        batch: Rows.
+        capacity: Slots of each row that texts may use; the widest padded step is added.
+        skip: Sub-layers that skipped steps leave out.
+    """
+
+    def __init__(self, model: nn.Module, batch: int, capacity: int, skip: compat.SublayerSkip | None) -> None:
+        config = compat.text_config(model)
+        self.model: Any = model
+        self.batch, self.capacity, self.skip = batch, capacity, skip
+        self.storage = KVCache(config.num_hidden_layers, capacity + MAX_NODES)
+        self.cache = compat.session_cache(self.storage, config.num_hidden_layers)
+        context = getattr(config, "max_position_embeddings", None)
+        self._last_position = 2**62 if context is None else context - 1
+        reason = why_not_fused(model)
+        self._fused = None if reason else FusedStep(model)
+        if reason:
+            warnings.warn(
+                f"{type(model).__name__}: its own modules run in the graph, without fused kernels: {reason}.",
+                stacklevel=2,
+            )
+        self._steps: dict[tuple[int, bool], Step] = {}
+        self._pool: Any = None
+        self._signature = _addresses(model)
+
+    def fits(self, model: nn.Module, batch: int, capacity: int, skip: compat.SublayerSkip | None) -> bool:
+        """Whether this engine's buffers and graphs serve another call."""
+        return (
+            model is self.model
+            and batch == self.batch
+            and capacity <= self.capacity
+            and _sets(skip) == _sets(self.skip)
+            and _addresses(model) == self._signature
+        )
+
+    def forward(self, tokens: Tensor, lengths: Sequence[int], tree: TokenTree, skipped: bool) -> Tensor:
+        """Logits ``[rows, nodes, vocabulary]`` of new tokens ``[rows, nodes]`` behind ``lengths``.
+
+        Raises:
+            ValueError: More than 64 nodes.
+        """
+        rows, nodes = tokens.shape
+        padded = min(MAX_NODES, 1 << (nodes - 1).bit_length())
+        bits = ancestor_bits(tree.attention_mask)  # refuses more than 64 nodes
+        step = self._steps.get((padded, skipped))
+        fresh = step is None
+        if step is None:
+            step = self._steps[padded, skipped] = self._empty(padded, tokens.device)
+        step.tokens[:rows, :nodes].copy_(tokens)
+        # one transfer for all that the host knows; padding nodes see themselves, and nobody looks at them
+        extra = [1 << node for node in range(nodes, padded)]
+        extra = [bit - (1 << 64) if bit >= 1 << 63 else bit for bit in extra]
+        known = [*lengths, *[0] * (self.batch - rows), *tree.depths, *[0] * (padded - nodes), *bits.tolist(), *extra]
+        sent = torch.tensor(known).to(tokens.device, non_blocking=True)
+        torch._foreach_copy_(
+            [step.lengths, step.depths, step.ancestors], list(sent.split([self.batch, padded, padded]))
+        )
+        if tokens.device.type != "cuda":
+            return self._run(step, skipped)[:rows, :nodes]
+        if fresh:
+            self._capture(step, skipped)
+        graph, logits = step.graph, step.logits
+        if graph is None or logits is None:
+            raise RuntimeError("a step of this width failed to be captured before.")
+        graph.replay()
+        return logits[:rows, :nodes]
+
+    def _empty(self, nodes: int, device: torch.device) -> Step:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.long, device=device)
+
+        return Step(zeros(self.batch, nodes), zeros(self.batch), zeros(nodes), zeros(nodes))
+
+    def _run(self, step: Step, skipped: bool) -> Tensor:
+        positions = (step.lengths[:, None] + step.depths).clamp(max=self._last_position)
+        if self._fused is not None:
+            attention, mlp = _sets(self.skip) if skipped else (frozenset(), frozenset())
+            return self._fused(step.tokens, positions, step.lengths, step.ancestors, self.storage, attention, mlp)
+        with self.storage.on_device(step.lengths), compat.device_step(step.lengths, step.ancestors):
+            logits: Tensor = self.model(
+                input_ids=step.tokens,
+                # any mask of four dimensions keeps transformers from making one; the device's bits say what is seen
+                attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=step.tokens.device),
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=True,
+            ).logits
+        return logits
+
+    def _capture(self, step: Step, skipped: bool) -> None:
+        side = torch.cuda.Stream(step.tokens.device)
+        side.wait_stream(torch.cuda.current_stream(step.tokens.device))
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):  # they write behind the lengths, where the step itself writes again
+                self._run(step, skipped)
+        torch.cuda.current_stream(step.tokens.device).wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        with torch.cuda.graph(graph, pool=self._pool):
+            logits = self._run(step, skipped)
+        step.graph, step.logits = graph, logits
+
+
+class Floor:
+    """Keeps the graph engines of a decoder from call to call, one for each model, and says which engine a call takes.
+
+    Args:
+        settings: Of the decoder.
+    """
+
+    def __init__(self, settings: Engine) -> None:
+        self.settings = settings
+        self.uncaptured = False  # tests set it: the graphs' steps on a processor, one by one
+        self._idle: list[GraphEngine] = []
+        self._told = False
+
+    def lease(
+        self, model: nn.Module, batch: int, capacity: int, skip: compat.SublayerSkip | None, synced: bool
+    ) -> GraphEngine | None:
+        """An engine for one call, or ``None`` where steps run eagerly."""
+        if self.settings.kind != "graph":
+            return None
+        device = compat.device_of(model)
+        reason = ""
+        if device.type != "cuda" and not self.uncaptured:
+            reason = f"CUDA graphs need a CUDA device and the model is on {device.type}"
+        elif synced:
+            reason = "sharded weights are gathered anew for every step"
+        elif len({weight.device for weight in model.parameters()}) > 1:
+            reason = "the model lies on several devices"
+        if reason:
+            if not self._told:
+                warnings.warn(f"engine: {reason}, so steps run eagerly instead of as graphs.", stacklevel=2)
+                self._told = True
+            return None
+        for index, engine in enumerate(self._idle):
+            if engine.fits(model, batch, capacity, skip):
+                return self._idle.pop(index)
+        # an idle engine of this model that does not fit would only hold memory
+        self._idle = [engine for engine in self._idle if engine.model is not model]
+        grain = max(256, capacity // 8)
+        return GraphEngine(model, batch, -(-capacity // grain) * grain, skip)
+
+    def give_back(self, engine: GraphEngine) -> None:
+        """Keeps an engine for the next call."""
+        self._idle.append(engine)
+
+    def clear(self) -> None:
+        """Frees the buffers and graphs."""
+        self._idle.clear()
+
+
+def _sets(skip: compat.SublayerSkip | None) -> tuple[frozenset[int], frozenset[int]]:
+    return (frozenset(), frozenset()) if skip is None else (skip.attention, skip.mlp)
+
+
+def _addresses(model: nn.Module) -> tuple[int, ...]:
+    return tuple(weight.data_ptr() for weight in model.parameters())

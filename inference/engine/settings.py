@@ -1,0 +1,44 @@
+"""How a decoder's forwards run: eagerly, or as replayed CUDA graphs; how long prompts are read; how much fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+EngineKind = Literal["auto", "eager", "graph"]
+"""``eager`` runs the Hugging Face modules as they are; ``graph`` replays captured steps; ``auto`` chooses."""
+
+KINDS: tuple[EngineKind, ...] = ("auto", "eager", "graph")
+
+
+@dataclass
+class Engine:
+    """Settings of the floor that a decoder stands on. Its results do not depend on them beyond rounding.
+
+    Args:
+        kind: ``eager`` calls the model's own modules for every step. ``graph`` keeps lengths, positions and tree masks
+            on the device and replays every step of a known width as one CUDA graph, with fused kernels for Llama-,
+            Qwen2- and Qwen3-shaped models; its buffers stay with the decoder from call to call. ``auto`` is ``eager``.
+        prefill_chunk: Prompts longer than this are read in pieces of this many tokens, which bounds memory.
+        capacity: Slots of each row in tokens, at least the longest text and the widest step; ``None`` is just enough.
+
+    Raises:
+        ValueError: A setting outside its range.
+    """
+
+    kind: EngineKind = "auto"
+    prefill_chunk: int = 8192
+    capacity: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"engine.kind must be one of {', '.join(KINDS)}, got {self.kind!r}.")
+        if self.prefill_chunk < 1:
+            raise ValueError(f"engine.prefill_chunk must be at least 1, got {self.prefill_chunk}.")
+        if self.capacity is not None and self.capacity < 1:
+            raise ValueError(f"engine.capacity must be at least 1, got {self.capacity}.")
+
+    @classmethod
+    def of(cls, given: Engine | EngineKind) -> Engine:
+        """Settings from themselves or from the name of a kind."""
+        return given if isinstance(given, Engine) else cls(given)

@@ -1,0 +1,82 @@
+"""What only a CUDA device can show: captured graphs replay what eager forwards compute."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from saccade.inference import Autoregressive, SelfSpeculative
+from saccade.inference.engine import fused
+from saccade.inference.engine.fused import FusedStep
+from saccade.inference.engine.graphs import Floor
+from saccade.inference.engine.settings import Engine
+from tests.inference.test_lossless import LENGTHS, TOLERANCE, rows_that_left
+from tests.support.decoders import DECODERS
+from tests.support.models import prompts, tiny_model
+
+gpu = pytest.mark.gpu
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def on_cuda(batch):
+    return {name: value.cuda() for name, value in batch.items()}
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("name", list(DECODERS))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_graphs_write_what_eager_forwards_write(architecture, ties, name, dtype):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model = tiny_model(architecture, near_ties=ties, residual=0.3, seed=3, dtype=dtype).cuda()
+    batch = prompts(model, LENGTHS)
+    right = Autoregressive(engine="eager").generate(model, **on_cuda(batch), max_new_tokens=64).tokens
+    decoder = DECODERS[name](model)
+    decoder.engine = "graph"
+    vars(decoder).pop("_floor", None)
+    for _ in range(2):  # captured, then replayed from another call
+        tokens = decoder.generate(model, **on_cuda(batch), max_new_tokens=64).tokens
+        if dtype == torch.float64:
+            assert tokens == right
+        else:
+            left = rows_that_left(model.cpu().double(), batch, tokens, right)
+            model.to(dtype).cuda()
+            vars(decoder).pop("_floor", None)
+            assert all(gap <= TOLERANCE[torch.float32] for _, _, gap in left)
+
+
+@gpu
+@needs_cuda
+def test_a_graph_is_captured_once_for_each_width():
+    model = tiny_model("llama", residual=0.3, dtype=torch.float32).cuda()
+    decoder = SelfSpeculative(skip={"attention": [1], "mlp": []}, draft_length=6, engine="graph")
+    decoder.generate(model, **on_cuda(prompts(model, [5])), max_new_tokens=60)
+    engine = decoder.floor._idle[0]
+    graphs = {key: step.graph for key, step in engine._steps.items()}
+    assert all(graph is not None for graph in graphs.values())
+    assert {nodes for nodes, _ in graphs} <= {1, 2, 4, 8}
+    decoder.generate(model, **on_cuda(prompts(model, [9])), max_new_tokens=60)
+    assert all(engine._steps[key].graph is graph for key, graph in graphs.items())
+
+
+def test_fused_steps_through_interpreted_kernels(monkeypatch):
+    """On a processor the whole fused step also runs through Triton's interpreter."""
+    from tests.support.triton_mode import DEVICE, triton_decode_attention, triton_linear, triton_rotate
+
+    if DEVICE != "cpu":
+        pytest.skip("the kernels are compiled here, see above")
+    model = tiny_model("qwen3", dtype=torch.float32, layers=2)
+    floor = Floor(Engine("graph"))
+    floor.uncaptured = True
+    decoder = Autoregressive()
+    vars(decoder)["_floor"] = floor
+    batch = prompts(model, [4, 7])
+    right = Autoregressive().generate(model, **batch, max_new_tokens=4).tokens
+    called = []
+    monkeypatch.setattr(fused, "_kernels", lambda like: (triton_linear, triton_rotate))
+    monkeypatch.setattr(fused, "decode_attention", lambda *a, **k: called.append(1) or triton_decode_attention(*a, **k))
+    assert decoder.generate(model, **batch, max_new_tokens=4).tokens == right
+    assert len(called) == 3 * 2  # three steps behind the prefill, two layers
+    assert isinstance(floor._idle[0]._fused, FusedStep)
