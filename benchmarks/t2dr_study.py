@@ -240,9 +240,16 @@ def study_rows(results: list[dict[str, Any]], data: str) -> list[dict[str, Any]]
                 extra["t2dr_minus_this"] = paired(ours, [values[seed] for seed in shared])
             made.append(
                 row("t2dr_study", f"{data}, {group}, {size}", arm, metric, values.values(), unit, extra=extra)
-                | next(iter(runs.values()))["origin"]
+                | _origin(list(runs.values()))
             )
     return made
+
+
+def _origin(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Where an arm's runs come from; seeds may have been spread over devices, all arms of a seed on one."""
+    devices = dict.fromkeys(item["origin"]["device"] for item in runs)
+    dirty = any(item["origin"]["dirty"] for item in runs)
+    return runs[0]["origin"] | {"device": "; ".join(devices), "dirty": dirty}
 
 
 def score(result: dict[str, Any], group: str, metric: str) -> float:
@@ -287,7 +294,8 @@ def figure(results: list[dict[str, Any]], data: str) -> Figure:
             shown, place, xerr=0 if outside else [[mean - low], [high - mean]], fmt="o", color=colour, capsize=3
         )
         if outside:
-            axes.annotate(f"{mean:+.3f}", (shown, place), (-46, -4), textcoords="offset points", fontsize=8)
+            aside = -46 if lower_is_better else 10  # towards the middle
+            axes.annotate(f"{mean:+.3f}", (shown, place), (aside, -4), textcoords="offset points", fontsize=8)
     axes.set_yticks(range(len(points)), [point[0] for point in points])
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlim((-0.35 * widest, widest) if lower_is_better else (-widest, 0.35 * widest))

@@ -14,10 +14,16 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "t
 
 
 def decode_cpu(sampled: bool) -> str:
-    """A table of :mod:`benchmarks.decode_cpu` for each of its cases that sample, or for each greedy one."""
-    rows = [row for row in read("decode_cpu") if (row["identical_rows"] is None) == sampled]
+    """A table of :mod:`benchmarks.decode` on a processor for each case that samples, or for each greedy one."""
+    rows = [
+        row
+        for row in read("decode")
+        if row["metric"] == "tokens_per_second"
+        and (row["identical_rows"] is None) == sampled
+        and not row["device"].startswith("NVIDIA")
+    ]
     if not rows:
-        return "No rows yet: run `python -m benchmarks.decode_cpu`."
+        return "No rows yet: run `python -m benchmarks.decode`."
     cases = dict.fromkeys(row["case"] for row in rows)
     return "\n\n".join(_decoding_case([row for row in rows if row["case"] == case]) for case in cases)
 
@@ -52,36 +58,50 @@ def _decoding_case(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def t2dr_study(brief: bool = False) -> str:
-    """The arms of :mod:`benchmarks.t2dr_study` on the generator; briefly, T2DR and the baselines only."""
-    rows = [row for row in read("t2dr_study") if row["case"].startswith("synthetic, ")]
+GROUPS = {"intra": "A", "inter": "B", "mixed": "C", "block": "D", "unbalanced": "E", "mean of A, B, C": "A to C"}
+STUDIED = {
+    "synthetic": "MAE on the embedded data (generator seed {generator_seed}, test split of 686 clips)",
+    "digits": "accuracy on spoken and scanned digits (test split of 300)",
+}
+
+
+def t2dr_study(data: str = "synthetic", brief: bool = False) -> str:
+    """The arms of :mod:`benchmarks.t2dr_study` on one kind of data; briefly, T2DR and the baselines only."""
+    rows = [row for row in read("t2dr_study") if row["case"].startswith(f"{data}, ")]
     if not rows:
         return "No rows yet: run `python -m benchmarks.t2dr_study`."
-    groups = {"intra": "A", "inter": "B", "mixed": "C", "block": "D", "unbalanced": "E", "mean of A, B, C": "A to C"}
     by_arm: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
-        by_arm.setdefault(row["method"], {})[row["case"].split(", 5 ")[0].removeprefix("synthetic, ")] = row
+        by_arm.setdefault(row["method"], {})[row["case"].split(", 5 ")[0].removeprefix(f"{data}, ")] = row
     if brief:
         wanted = ("T2DR", "late fusion, zero fill", "cross-modal transformer", "TFR-Net-like", "LNLN-like")
         by_arm = {arm: by_arm[arm] for arm in wanted}
     lines = [
-        "| arm | " + " | ".join(groups.values()) + " | T2DR is better by (95 % interval) |",
-        "| --- |" + " --- |" * (len(groups) + 1),
+        "| arm | " + " | ".join(GROUPS.values()) + " | T2DR is better by (95 % interval) | on A | on B |",
+        "| --- |" + " --- |" * (len(GROUPS) + 3),
     ]
-    for arm, found in sorted(by_arm.items(), key=lambda item: item[1]["mean of A, B, C"]["mean"]):
-        difference = found["mean of A, B, C"].get("t2dr_minus_this")
-        better = "" if difference is None else f"{-difference[0]:.4f} ({-difference[2]:.4f} to {-difference[1]:.4f})"
-        means = " | ".join(f"{found[group]['mean']:.3f}" for group in groups)
-        lines.append(f"| {arm} | {means} | {better} |")
+    sign = -1 if rows[0]["metric"] == "mae" else 1  # of what is better
+    for arm, found in sorted(by_arm.items(), key=lambda item: -sign * item[1]["mean of A, B, C"]["mean"]):
+        means = " | ".join(f"{found[group]['mean']:.3f}" for group in GROUPS)
+        gains = " | ".join(_gain(found[group], sign) for group in ("mean of A, B, C", "intra", "inter"))
+        lines.append(f"| {arm} | {means} | {gains} |")
     first = rows[0]
-    versions = first["versions"]
+    what = STUDIED[data].format(**first)
     lines += [
         "",
-        f"MAE on the embedded data (test split of 686 clips), mean of {first['runs']} training seeds by"
-        f" {first['mask_seeds']} mask seeds, width 32, {first['epochs']} epochs; {first['device']}, torch"
-        f" {versions['torch']}; commit {first['commit'][:8]}.",
+        f"{what}, mean of {first['runs']} training seeds by {first['mask_seeds']} mask seeds, width 32,"
+        f" {first['epochs']} epochs; {first['device']}, torch {first['versions']['torch']}; commit"
+        f" {first['commit'][:8]}.",
     ]
     return "\n".join(lines)
+
+
+def _gain(row: dict[str, Any], sign: int) -> str:
+    """What T2DR is better by than an arm, with its interval; empty for T2DR itself."""
+    if "t2dr_minus_this" not in row:
+        return ""
+    mean, *ends = (sign * value for value in row["t2dr_minus_this"])
+    return f"{mean:.4f} ({min(ends):.4f} to {max(ends):.4f})"
 
 
 def t2dr_cost() -> str:
@@ -110,7 +130,8 @@ TABLES = {
     "decode_cpu": lambda: decode_cpu(sampled=True),
     "decode_cpu_greedy": lambda: decode_cpu(sampled=False),
     "t2dr_study": t2dr_study,
-    "t2dr_brief": lambda: t2dr_study(brief=True),
+    "t2dr_digits": lambda: t2dr_study("digits"),
+    "t2dr_brief": lambda: t2dr_study("digits", brief=True) + "\n\n" + t2dr_study(brief=True),
 }
 
 
