@@ -8,6 +8,9 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+MAX_NODES = 64
+"""Most nodes whose ancestors fit in one 64-bit number, which is what the engine's attention reads."""
+
 
 @dataclass(frozen=True)
 class TokenTree:
@@ -72,6 +75,22 @@ class TokenTree:
         while self.parents[nodes[-1]] >= 0:
             nodes.append(self.parents[nodes[-1]])
         return tuple(reversed(nodes))
+
+    @cached_property
+    def ancestor_bits(self) -> tuple[int, ...]:
+        """For every node a signed 64-bit number whose bit j says whether it sees node j.
+
+        Raises:
+            ValueError: The tree has more than 64 nodes.
+        """
+        if len(self.parents) > MAX_NODES:
+            raise ValueError(
+                f"the tree has {len(self.parents)} nodes, attention takes {MAX_NODES} at most: draft fewer tokens."
+            )
+        bits: list[int] = []
+        for node, parent in enumerate(self.parents):
+            bits.append((bits[parent] if parent >= 0 else 0) | 1 << node)
+        return tuple(value - (1 << 64) if value >> 63 else value for value in bits)
 
     @cached_property
     def attention_mask(self) -> Tensor:

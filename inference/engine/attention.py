@@ -5,28 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-MAX_NODES = 64
-"""Most new tokens of a row: their ancestors are the bits of one 64-bit number."""
-
-
-def ancestor_bits(mask: Tensor) -> Tensor:
-    """Packs a tree's mask: bit j of entry i says whether node i sees node j.
-
-    Args:
-        mask: ``[nodes, nodes]`` bool, as :attr:`saccade.inference.trees.TokenTree.attention_mask`.
-
-    Returns:
-        ``[nodes]`` int64.
-
-    Raises:
-        ValueError: The tree has more than 64 nodes.
-    """
-    nodes = mask.shape[-1]
-    if nodes > MAX_NODES:
-        raise ValueError(f"the tree has {nodes} nodes, attention takes {MAX_NODES} at most: draft fewer tokens.")
-    weights = torch.ones(nodes, dtype=torch.int64, device=mask.device) << torch.arange(nodes, device=mask.device)
-    return (mask.to(torch.int64) * weights).sum(-1)
-
 
 def reference_decode_attention(
     query: Tensor,
@@ -49,7 +27,7 @@ def reference_decode_attention(
             anything but NaN.
         values: Like ``keys``.
         lengths: ``[batch]`` or, for heads of their own lengths, ``[batch, kv_heads]``: slots in use before the step.
-        ancestors: ``[nodes]`` int64 (:func:`ancestor_bits`).
+        ancestors: ``[nodes]`` int64 (:attr:`saccade.inference.trees.TokenTree.ancestor_bits`).
         starts: First slot in use, of the shape of ``lengths``; ``None`` is 0.
         scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
 

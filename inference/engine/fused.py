@@ -93,7 +93,7 @@ def reference_rotate(
 
 
 def _rms_norm(inputs: Tensor, weight: Tensor, eps: float) -> Tensor:
-    exact = inputs if inputs.dtype == torch.float64 else inputs.float()
+    exact = inputs.float()  # in float64 too, as transformers' modules do: the engines shall not differ
     return weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).to(inputs.dtype)
 
 
@@ -126,7 +126,7 @@ class FusedStep:
             tokens: ``[batch, nodes]`` ids.
             positions: ``[batch, nodes]`` rotary positions.
             lengths: ``[batch]`` slots in use.
-            ancestors: ``[nodes]`` (:func:`saccade.inference.engine.attention.ancestor_bits`).
+            ancestors: ``[nodes]`` (:attr:`saccade.inference.trees.TokenTree.ancestor_bits`).
             storage: The cache, allocated.
             skipped_attention: Layers whose attention is left out.
             skipped_mlp: Layers whose MLP is left out.

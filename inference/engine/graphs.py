@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from saccade.inference import compat
-from saccade.inference.engine.attention import MAX_NODES, ancestor_bits
 from saccade.inference.engine.cache import KVCache
 from saccade.inference.engine.fused import FusedStep, why_not_fused
 from saccade.inference.engine.settings import Engine
-from saccade.inference.trees import TokenTree
+from saccade.inference.trees import MAX_NODES, TokenTree
+
+Attached = Callable[[bool], AbstractContextManager[None]]
+"""Hands a model to its session for the time of a forward; true leaves the skipped sub-layers out."""
 
 _WARM_UPS = 2  # runs before a capture: kernels are compiled and libraries set up outside of it
 
@@ -28,7 +31,7 @@ class Step:
         tokens: ``[batch, nodes]`` ids.
         lengths: ``[batch]`` slots in use before the step.
         depths: ``[nodes]`` distances from the root.
-        ancestors: ``[nodes]`` (:func:`saccade.inference.engine.attention.ancestor_bits`).
+        ancestors: ``[nodes]`` (:attr:`saccade.inference.trees.TokenTree.ancestor_bits`).
     """
 
     tokens: Tensor
@@ -82,15 +85,27 @@ class GraphEngine:
             and _addresses(model) == self._signature
         )
 
-    def forward(self, tokens: Tensor, lengths: Sequence[int], tree: TokenTree, skipped: bool) -> Tensor:
-        """Logits ``[rows, nodes, vocabulary]`` of new tokens ``[rows, nodes]`` behind ``lengths``.
+    def forward(
+        self, tokens: Tensor, lengths: Sequence[int], tree: TokenTree, skipped: bool, attached: Attached
+    ) -> Tensor:
+        """Runs the model on new tokens; a capture at the first step of a width, replays later.
+
+        Args:
+            tokens: ``[rows, nodes]`` ids.
+            lengths: Slots in use of every row.
+            tree: Shape of the tokens.
+            skipped: Leave out the skipped sub-layers.
+            attached: Hands the model's modules to the session; entered where they themselves run.
+
+        Returns:
+            Logits ``[rows, nodes, vocabulary]``, overwritten by the next step of this width.
 
         Raises:
             ValueError: More than 64 nodes.
         """
+        bits = tree.ancestor_bits  # refuses more than 64 nodes
         rows, nodes = tokens.shape
         padded = min(MAX_NODES, 1 << (nodes - 1).bit_length())
-        bits = ancestor_bits(tree.attention_mask)  # refuses more than 64 nodes
         step = self._steps.get((padded, skipped))
         fresh = step is None
         if step is None:
@@ -99,15 +114,15 @@ class GraphEngine:
         # one transfer for all that the host knows; padding nodes see themselves, and nobody looks at them
         extra = [1 << node for node in range(nodes, padded)]
         extra = [bit - (1 << 64) if bit >= 1 << 63 else bit for bit in extra]
-        known = [*lengths, *[0] * (self.batch - rows), *tree.depths, *[0] * (padded - nodes), *bits.tolist(), *extra]
+        known = [*lengths, *[0] * (self.batch - rows), *tree.depths, *[0] * (padded - nodes), *bits, *extra]
         sent = torch.tensor(known).to(tokens.device, non_blocking=True)
         torch._foreach_copy_(
             [step.lengths, step.depths, step.ancestors], list(sent.split([self.batch, padded, padded]))
         )
         if tokens.device.type != "cuda":
-            return self._run(step, skipped)[:rows, :nodes]
+            return self._run(step, skipped, attached)[:rows, :nodes]
         if fresh:
-            self._capture(step, skipped)
+            self._capture(step, skipped, attached)
         graph, logits = step.graph, step.logits
         if graph is None or logits is None:
             raise RuntimeError("a step of this width failed to be captured before.")
@@ -120,12 +135,13 @@ class GraphEngine:
 
         return Step(zeros(self.batch, nodes), zeros(self.batch), zeros(nodes), zeros(nodes))
 
-    def _run(self, step: Step, skipped: bool) -> Tensor:
+    def _run(self, step: Step, skipped: bool, attached: Attached) -> Tensor:
         positions = (step.lengths[:, None] + step.depths).clamp(max=self._last_position)
         if self._fused is not None:
             attention, mlp = _sets(self.skip) if skipped else (frozenset(), frozenset())
             return self._fused(step.tokens, positions, step.lengths, step.ancestors, self.storage, attention, mlp)
-        with self.storage.on_device(step.lengths), compat.device_step(step.lengths, step.ancestors):
+        device_side = compat.device_step(step.lengths, step.ancestors)
+        with attached(skipped), self.storage.on_device(step.lengths), device_side:
             logits: Tensor = self.model(
                 input_ids=step.tokens,
                 # any mask of four dimensions keeps transformers from making one; the device's bits say what is seen
@@ -136,18 +152,18 @@ class GraphEngine:
             ).logits
         return logits
 
-    def _capture(self, step: Step, skipped: bool) -> None:
+    def _capture(self, step: Step, skipped: bool, attached: Attached) -> None:
         side = torch.cuda.Stream(step.tokens.device)
         side.wait_stream(torch.cuda.current_stream(step.tokens.device))
         with torch.cuda.stream(side):
             for _ in range(_WARM_UPS):  # they write behind the lengths, where the step itself writes again
-                self._run(step, skipped)
+                self._run(step, skipped, attached)
         torch.cuda.current_stream(step.tokens.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._run(step, skipped)
+            logits = self._run(step, skipped, attached)
         step.graph, step.logits = graph, logits
 
 

@@ -169,8 +169,8 @@ class Session:
             )
         self._count(skipped)
         shape = TokenTree.chain(tokens.shape[1] - 1) if tree is None else tree
-        with self._grad_free(), self._attention.active():
-            return engine.forward(tokens, self.lengths, shape, skipped)
+        with self._grad_free():
+            return engine.forward(tokens, self.lengths, shape, skipped, self._attached)
 
     def token_column(self, tokens: Sequence[int]) -> Tensor:
         """One token for each row as ``[batch, 1]`` on the session's device."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 EngineKind = Literal["auto", "eager", "graph"]
 """``eager`` runs the Hugging Face modules as they are; ``graph`` replays captured steps; ``auto`` chooses."""
@@ -39,6 +40,15 @@ class Engine:
             raise ValueError(f"engine.capacity must be at least 1, got {self.capacity}.")
 
     @classmethod
-    def of(cls, given: Engine | EngineKind) -> Engine:
-        """Settings from themselves or from the name of a kind."""
+    def of(cls, given: Engine | EngineKind | Mapping[str, Any]) -> Engine:
+        """Settings from themselves, from the name of a kind, or from a mapping, as YAML hands them over.
+
+        Raises:
+            ValueError: The mapping has a key that is no setting.
+        """
+        if isinstance(given, Mapping):
+            known = {item.name for item in fields(cls)}
+            if unknown := sorted(set(given) - known):
+                raise ValueError(f"engine knows the settings {', '.join(sorted(known))}, got {unknown[0]!r}.")
+            return cls(**given)
         return given if isinstance(given, Engine) else cls(given)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from saccade.inference.engine.attention import ancestor_bits, decode_attention, reference_decode_attention
+from saccade.inference.engine.attention import decode_attention, reference_decode_attention
 from saccade.inference.trees import TokenTree
 from tests.support.triton_mode import DEVICE, triton_decode_attention
 
@@ -24,7 +24,7 @@ def inputs(
     starts = (lengths * torch.rand(shape, generator=draw)).long() if seed % 2 else None
     query = torch.randn(batch, kv_heads * groups, nodes, head_dim, generator=draw)
     keys, values = (torch.randn(batch, kv_heads, slots, head_dim, generator=draw) for _ in range(2))
-    made = [query.to(dtype), keys.to(dtype), values.to(dtype), lengths, ancestor_bits(tree.attention_mask), starts]
+    made = [query.to(dtype), keys.to(dtype), values.to(dtype), lengths, torch.tensor(tree.ancestor_bits), starts]
     return [item if item is None else item.to(DEVICE) for item in made], tree
 
 
@@ -85,7 +85,7 @@ def test_64_nodes_fill_the_bits():
     )
     assert torch.allclose(triton_decode_attention(*given_), reference_decode_attention(*given_), atol=1e-5)
     with pytest.raises(ValueError, match="the tree has 65 nodes, attention takes 64 at most"):
-        ancestor_bits(TokenTree.chain(64).attention_mask)
+        TokenTree.chain(64).ancestor_bits  # noqa: B018
 
 
 def test_an_empty_cache_leaves_the_step_itself():

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from saccade.inference import Autoregressive, Engine, Sampling, SelfSpeculative, Session
+from saccade.inference.compat import SublayerSkip
 from saccade.inference.engine.fused import why_not_fused
 from saccade.inference.engine.graphs import Floor
 from saccade.inference.trees import TokenTree
@@ -59,6 +60,34 @@ def test_modules_as_they_are_run_on_device_lengths_too():
             assert decoder.generate(model, **batch, max_new_tokens=30).tokens == right
     finally:
         handle.remove()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("skipped", [True, False])
+def test_logits_are_those_of_the_modules(fused, skipped):
+    """The draft of Draft & Verify is no matter of the text, so its logits are compared themselves."""
+    model = tiny_model("qwen3", residual=0.5)
+    skip = SublayerSkip(model, [1], [0, 2])
+    floor = Floor(Engine("graph"))
+    floor.uncaptured = True
+    tree = TokenTree((-1, 0, 0, 1, 3))
+    tokens = torch.tensor([[5, 6, 7, 8, 9], [1, 2, 3, 4, 0]])
+    handle = None if fused else model.model.norm.register_forward_hook(lambda *_: None)
+    found = []
+    for each in (None, floor):
+        with warnings.catch_warnings(), Session(model, 40, skip=skip, floor=each) as session:
+            warnings.simplefilter("ignore")
+            session.prefill([[1, 2, 3], [4, 5, 6, 7, 8]])
+            found.append(session.forward(tokens, tree, skipped=skipped))
+    assert torch.allclose(*found, atol=1e-12)
+    assert (handle is None) == (floor._idle[0]._fused is not None)
+
+
+def test_bits_are_the_mask():
+    for tree in (TokenTree((-1, 0, 0, 1, 3)), TokenTree.chain(63), TokenTree((-1, *[0] * 63))):
+        bits = torch.tensor(tree.ancestor_bits)
+        unpacked = (bits[:, None] >> torch.arange(len(tree))) & 1
+        assert torch.equal(unpacked.bool(), tree.attention_mask)
 
 
 def test_sampling_draws_the_same_tokens():
@@ -148,6 +177,7 @@ def test_a_cache_that_does_not_fit_is_refused_with_its_bytes(monkeypatch):
     [
         (lambda: Engine("fast"), "engine.kind must be one of auto, eager, graph, got 'fast'"),
         (lambda: Autoregressive(engine="fast"), "engine.kind must be one of"),
+        (lambda: Autoregressive(engine={"knd": "graph"}), "engine knows the settings capacity, kind, .*, got 'knd'"),
         (lambda: Engine(prefill_chunk=0), "engine.prefill_chunk must be at least 1"),
         (lambda: Engine(capacity=0), "engine.capacity must be at least 1"),
     ],
