@@ -111,7 +111,13 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def methods(
-    model: PreTrainedModel, draft: PreTrainedModel | None, skip: str, new: int, temperature: float, engines: list[str]
+    model: PreTrainedModel,
+    draft: PreTrainedModel | None,
+    skip: str,
+    new: int,
+    temperature: float,
+    engines: list[str],
+    batch: int = 1,
 ) -> dict[str, Callable[[torch.Tensor], Result]]:
     """Every measured method: a function from prompts ``[batch, length]`` to a result."""
     plain: dict[str, Any] = {"do_sample": temperature > 0, "eos_token_id": None, "pad_token_id": 0}
@@ -142,9 +148,10 @@ def methods(
     found = {"transformers generate": peer()}
     if next(model.parameters()).is_cuda:
         found["transformers static cache, compiled"] = peer(cache_implementation="static")
-    found["transformers prompt_lookup"] = peer(prompt_lookup_num_tokens=8)
-    if draft is not None:
-        found["transformers assistant_model"] = peer(assistant_model=draft)
+    if batch == 1:  # transformers drafts for one row only
+        found["transformers prompt_lookup"] = peer(prompt_lookup_num_tokens=8)
+        if draft is not None:
+            found["transformers assistant_model"] = peer(assistant_model=draft)
     for name in engines:
         suffix = "" if name == "auto" else f", {name}"
         kind: Any = name
@@ -163,7 +170,7 @@ def step_seconds(model: PreTrainedModel, prompt: torch.Tensor, kind: Any, runs: 
     with Session(model, prompt.shape[1] + 64, floor=floor) as session:
         session.prefill(prompt.tolist())
         for name, tree in (("step of 1 token", None), ("step of a 26-node tree", TREE)):
-            tokens = prompt[:, : 1 if tree is None else len(tree)]
+            tokens = prompt[:, -1:].expand(-1, 1 if tree is None else len(tree))
             times = []
             for _ in range(3 + 10 * runs):
                 begin = now(prompt.device)
@@ -258,7 +265,7 @@ def main() -> None:
     texts, real = held_out_prompts(chosen.model, chosen.prompts, length, new)
     prompts = [ids.to(device) for ids in torch.cat(texts).split(chosen.batch)]
     greedy = chosen.temperature == 0
-    contenders = methods(model, draft, chosen.skip, new, chosen.temperature, chosen.engine)
+    contenders = methods(model, draft, chosen.skip, new, chosen.temperature, chosen.engine, chosen.batch)
     if chosen.only:
         contenders = {name: run for name, run in contenders.items() if any(word in name for word in chosen.only)}
     runs: dict[str, list[list[Result]]] = {name: [] for name in contenders}

@@ -428,7 +428,8 @@ def test_two_ranks_report_what_one_reports(two_processes: dict, tmp_path: Path, 
     runner: Trainer = trainer(tmp_path, callbacks=[callback])
     runner.test(TinyMultimodal(), loader(samples(count)), verbose=False)
     result = two_processes[name]
-    assert result["rows"][0] == result["rows"][1]
+    # each rank adds up by itself, and sums of floats may differ in their last digit
+    assert same(results(result["rows"][0]), results(result["rows"][1]))
     assert result["rows"][0][0]["ranks"] == 2
     assert result["rows"][0][0]["samples"] == count
     assert same(results(callback.rows), results(result["rows"][0]))
