@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -47,6 +46,7 @@ from saccade.inference.compat import cache_bytes
 from saccade.inference.engine.graphs import Floor
 from saccade.inference.engine.settings import Engine
 from saccade.inference.provenance import device_names
+from saccade.inference.statistics import clock
 
 SEED = 0
 # 26 nodes as SpecVLM and EAGLE-2 verify them: wide at the top, one deep path
@@ -91,22 +91,15 @@ def distinct_4(texts: list[list[int]]) -> float:
     return sum(distinct / max(1, grams) for distinct, grams in counts) / len(counts)
 
 
-def now(device: torch.device) -> float:
-    """Seconds, when the device has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second: those read and written by a large copy on a GPU, half of that on a processor (reads alone)."""
     source = torch.rand((2048 if device.type == "cuda" else 512) * 2**18, device=device)
     target = torch.empty_like(source)
     times = []
     for _ in range(12):
-        begin = now(device)
+        begin = clock(device)
         target.copy_(source)
-        times.append(now(device) - begin)
+        times.append(clock(device) - begin)
     return (2 if device.type == "cuda" else 1) * source.nbytes / median(times[2:])
 
 
@@ -129,11 +122,11 @@ def methods(
         def run(ids: torch.Tensor) -> Result:
             seconds, out = [], ids
             for count in (1, new):
-                begin = now(ids.device)
+                begin = clock(ids.device)
                 out = model.generate(
                     ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, **plain, **settings
                 )
-                seconds.append(now(ids.device) - begin)
+                seconds.append(clock(ids.device) - begin)
             return Result(out[:, ids.shape[1] :].tolist(), *seconds)
 
         return run
@@ -173,9 +166,9 @@ def step_seconds(model: PreTrainedModel, prompt: torch.Tensor, kind: Any, runs: 
             tokens = prompt[:, -1:].expand(-1, 1 if tree is None else len(tree))
             times = []
             for _ in range(3 + 10 * runs):
-                begin = now(prompt.device)
+                begin = clock(prompt.device)
                 session.forward(tokens, tree)
-                times.append(now(prompt.device) - begin)
+                times.append(clock(prompt.device) - begin)
             found[name] = times[3:]
     return found
 

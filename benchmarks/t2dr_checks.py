@@ -32,6 +32,7 @@ from saccade.callbacks import MissingDataEvaluation
 from saccade.datamodules import Condition, MultimodalBatch, MultimodalSentiment, SyntheticSentiment, TwoTierMissing
 from saccade.datamodules.missing_data import erase
 from saccade.modules import T2DR
+from saccade.modules.layers.sfp import mean_over
 from saccade.modules.multimodal import DataFacts
 
 CASE = "T2DR width 32, embedded data, 25 epochs, seed 1111"
@@ -113,11 +114,10 @@ def filling(module: T2DR, batch: MultimodalBatch) -> list[tuple[str, float, str,
     found: list[tuple[str, float, str, float]] = []
     for place, name in ((1, "audio"), (2, "vision")):
         guess, whole = guesses[place], truth[place]
-        has = (whole.available > 0) & whole.content
-        some, share = has.any(1), has[..., None].float()
+        has = whole.known
         with torch.no_grad():
             wanted = module.sfp.shared_features(place, whole)
-        pooled = [(part * share).sum(1)[some] / share.sum(1)[some] for part in (guess.shared, wanted)]
+        pooled = [mean_over(part, has)[has.any(1)] for part in (guess.shared, wanted)]
         found.append((f"U8 shared features of {name} find their own among 100, from text", top_1(*pooled), ">=", 0.10))
         told, there = guess.positions[has], whole.hidden[has]
         ratio = float((told - there).square().mean() / (there - there.mean(0)).square().mean())

@@ -139,6 +139,12 @@ def precision_of(model: Any) -> torch.dtype:
     return precision
 
 
+def last_position(model: Any) -> int:
+    """Index of the last position that a model knows; beyond all texts where its configuration names none."""
+    context = getattr(text_config(model), "max_position_embeddings", None)
+    return 2**62 if context is None else int(context) - 1
+
+
 def cache_bytes(model: Any, batch: int, capacity: int) -> int:
     """Size in bytes of a key-value cache in the model's precision."""
     config = text_config(model)

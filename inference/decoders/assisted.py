@@ -37,7 +37,7 @@ class AssistedDecoding(Decoder):
     _loaded: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.floor  # noqa: B018 - checks the engine's settings
+        Engine.of(self.engine)  # refuses wrong settings
         if self.draft_length < 1:
             raise ValueError(f"draft_length must be at least 1, got {self.draft_length}.")
         if not 0 <= self.confidence_threshold <= 1:

@@ -29,7 +29,7 @@ class Autoregressive(Decoder):
     engine: Engine | EngineKind = "auto"
 
     def __post_init__(self) -> None:
-        self.floor  # noqa: B018 - checks the engine's settings
+        Engine.of(self.engine)  # refuses wrong settings
 
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
         """Proposes nothing."""

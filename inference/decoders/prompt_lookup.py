@@ -33,7 +33,7 @@ class PromptLookup(Decoder):
     engine: Engine | EngineKind = "auto"
 
     def __post_init__(self) -> None:
-        self.floor  # noqa: B018 - checks the engine's settings
+        Engine.of(self.engine)  # refuses wrong settings
         for name in ("max_ngram", "draft_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")

@@ -55,7 +55,7 @@ class SelfSpeculative(Decoder):
     _carried: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.floor  # noqa: B018 - checks the engine's settings
+        Engine.of(self.engine)  # refuses wrong settings
         if self.draft_length < 1:
             raise ValueError(f"draft_length must be at least 1, got {self.draft_length}.")
         for name in ("gamma", "alpha", "beta1", "beta2", "epsilon"):

@@ -29,17 +29,19 @@ class Step:
 
     Args:
         tokens: ``[batch, nodes]`` ids.
-        lengths: ``[batch]`` slots in use before the step.
-        depths: ``[nodes]`` distances from the root.
-        ancestors: ``[nodes]`` (:attr:`saccade.inference.trees.TokenTree.ancestor_bits`).
+        known: All that the host knows beside them, in one piece: ``[batch + 2 * nodes]``.
+        captured: The graph and the logits that it writes.
     """
 
     tokens: Tensor
-    lengths: Tensor
-    depths: Tensor
-    ancestors: Tensor
-    graph: torch.cuda.CUDAGraph | None = field(default=None, repr=False)
-    logits: Tensor | None = field(default=None, repr=False)
+    known: Tensor
+    captured: tuple[torch.cuda.CUDAGraph, Tensor] | None = field(default=None, repr=False)
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Slots in use ``[batch]``, depths ``[nodes]`` and ancestors' bits ``[nodes]``: views of ``known``."""
+        batch, nodes = self.tokens.shape
+        lengths, depths, ancestors = self.known.split([batch, nodes, nodes])
+        return lengths, depths, ancestors
 
 
 class GraphEngine:
@@ -62,8 +64,7 @@ class GraphEngine:
         self.batch, self.capacity, self.skip = batch, capacity, skip
         self.storage = KVCache(config.num_hidden_layers, capacity + MAX_NODES)
         self.cache = compat.session_cache(self.storage, config.num_hidden_layers)
-        context = getattr(config, "max_position_embeddings", None)
-        self._last_position = 2**62 if context is None else context - 1
+        self._last_position = compat.last_position(model)
         reason = why_not_fused(model)
         self._fused = None if reason else FusedStep(model)
         if reason:
@@ -107,41 +108,30 @@ class GraphEngine:
         rows, nodes = tokens.shape
         padded = min(MAX_NODES, 1 << (nodes - 1).bit_length())
         step = self._steps.get((padded, skipped))
-        fresh = step is None
         if step is None:
-            step = self._steps[padded, skipped] = self._empty(padded, tokens.device)
+            step = self._steps[padded, skipped] = Step(
+                torch.zeros(self.batch, padded, dtype=torch.long, device=tokens.device),
+                torch.zeros(self.batch + 2 * padded, dtype=torch.long, device=tokens.device),
+            )
         step.tokens[:rows, :nodes].copy_(tokens)
-        # one transfer for all that the host knows; padding nodes see themselves, and nobody looks at them
-        extra = [1 << node for node in range(nodes, padded)]
-        extra = [bit - (1 << 64) if bit >= 1 << 63 else bit for bit in extra]
-        known = [*lengths, *[0] * (self.batch - rows), *tree.depths, *[0] * (padded - nodes), *bits, *extra]
-        sent = torch.tensor(known).to(tokens.device, non_blocking=True)
-        torch._foreach_copy_(
-            [step.lengths, step.depths, step.ancestors], list(sent.split([self.batch, padded, padded]))
-        )
+        # nobody looks at padding nodes: at depth 0 they see the prefix and the root
+        extra = padded - nodes
+        known = [*lengths, *[0] * (self.batch - rows), *tree.depths, *[0] * extra, *bits, *[1] * extra]
+        step.known.copy_(torch.tensor(known))
         if tokens.device.type != "cuda":
             return self._run(step, skipped, attached)[:rows, :nodes]
-        if fresh:
-            self._capture(step, skipped, attached)
-        graph, logits = step.graph, step.logits
-        if graph is None or logits is None:
-            raise RuntimeError("a step of this width failed to be captured before.")
+        graph, logits = step.captured or self._capture(step, skipped, attached)
         graph.replay()
         return logits[:rows, :nodes]
 
-    def _empty(self, nodes: int, device: torch.device) -> Step:
-        def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.long, device=device)
-
-        return Step(zeros(self.batch, nodes), zeros(self.batch), zeros(nodes), zeros(nodes))
-
     def _run(self, step: Step, skipped: bool, attached: Attached) -> Tensor:
-        positions = (step.lengths[:, None] + step.depths).clamp(max=self._last_position)
+        lengths, depths, ancestors = step.parts()
+        positions = (lengths[:, None] + depths).clamp(max=self._last_position)
         if self._fused is not None:
             attention, mlp = _sets(self.skip) if skipped else (frozenset(), frozenset())
-            return self._fused(step.tokens, positions, step.lengths, step.ancestors, self.storage, attention, mlp)
-        device_side = compat.device_step(step.lengths, step.ancestors)
-        with attached(skipped), self.storage.on_device(step.lengths), device_side:
+            return self._fused(step.tokens, positions, lengths, ancestors, self.storage, attention, mlp)
+        device_side = compat.device_step(lengths, ancestors)
+        with attached(skipped), self.storage.on_device(lengths), device_side:
             logits: Tensor = self.model(
                 input_ids=step.tokens,
                 # any mask of four dimensions keeps transformers from making one; the device's bits say what is seen
@@ -152,7 +142,7 @@ class GraphEngine:
             ).logits
         return logits
 
-    def _capture(self, step: Step, skipped: bool, attached: Attached) -> None:
+    def _capture(self, step: Step, skipped: bool, attached: Attached) -> tuple[torch.cuda.CUDAGraph, Tensor]:
         side = torch.cuda.Stream(step.tokens.device)
         side.wait_stream(torch.cuda.current_stream(step.tokens.device))
         with torch.cuda.stream(side):
@@ -164,7 +154,8 @@ class GraphEngine:
             self._pool = torch.cuda.graph_pool_handle()
         with torch.cuda.graph(graph, pool=self._pool):
             logits = self._run(step, skipped, attached)
-        step.graph, step.logits = graph, logits
+        step.captured = graph, logits
+        return step.captured
 
 
 class Floor:

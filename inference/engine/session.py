@@ -59,10 +59,8 @@ class Session:
                 "it, or leave it out."
             )
         capacity = capacity if wanted is None else wanted
-        self._synced = synced
         self._engine: GraphEngine | None = None
-        context = getattr(config, "max_position_embeddings", None)
-        self._last_position = 2**62 if context is None else context - 1
+        self._last_position = compat.last_position(model)
         self.storage = KVCache(layers, capacity)
         self.cache = compat.session_cache(self.storage, layers)
         self.lengths: list[int] = []
@@ -114,7 +112,7 @@ class Session:
     def _allocate(self, batch: int) -> None:
         """Takes an engine where the settings ask for one, and refuses a cache that the device cannot hold."""
         capacity = self.storage.capacity
-        self._engine = self.floor.lease(self.model, batch, capacity, self.skip, self._synced)
+        self._engine = self.floor.lease(self.model, batch, capacity, self.skip, self.gate is not None)
         if self._engine is not None:
             self.storage, self.cache = self._engine.storage, self._engine.cache
         if not self.storage.bytes:
@@ -138,12 +136,14 @@ class Session:
             Logits ``[batch, nodes, vocabulary]``.
         """
         nodes = tokens.shape[1]
-        if self._engine is not None:
-            return self._forward_on(self._engine, tokens, tree, skipped)
+        shape = TokenTree.chain(nodes - 1) if tree is None else tree
         self.storage.place(self.lengths, nodes)
+        if self._engine is not None:
+            self._count(skipped)
+            with self._grad_free():
+                return self._engine.forward(tokens, self.lengths, shape, skipped, self._attached)
         uniform = len(set(self.lengths)) == 1
         starts = torch.tensor(self.lengths[:1] if uniform else self.lengths, device=self.device)[:, None]
-        shape = TokenTree.chain(nodes - 1) if tree is None else tree
         depths = torch.tensor(shape.depths, device=self.device)
         mask = None
         if not (uniform and nodes == 1):
@@ -160,17 +160,6 @@ class Session:
         # only padding, whose logits nobody reads, can stand behind the context; learned positions end there
         positions = (starts + depths).clamp(max=self._last_position)
         return self._call(tokens, mask, positions, 0, skipped)
-
-    def _forward_on(self, engine: GraphEngine, tokens: Tensor, tree: TokenTree | None, skipped: bool) -> Tensor:
-        if max(self.lengths) + tokens.shape[1] > engine.storage.capacity:
-            raise ValueError(
-                f"the cache holds {engine.storage.capacity} tokens, this step needs "
-                f"{max(self.lengths) + tokens.shape[1]}: raise capacity."
-            )
-        self._count(skipped)
-        shape = TokenTree.chain(tokens.shape[1] - 1) if tree is None else tree
-        with self._grad_free():
-            return engine.forward(tokens, self.lengths, shape, skipped, self._attached)
 
     def token_column(self, tokens: Sequence[int]) -> Tensor:
         """One token for each row as ``[batch, 1]`` on the session's device."""

@@ -36,11 +36,22 @@ class Sequence:
     content: Tensor
 
     @property
+    def known(self) -> Tensor:
+        """Content positions of which at least a part is available, bool [B, T]."""
+        return (self.available > 0) & self.content
+
+    @property
     def moments(self) -> Tensor:
         """When each position is, from 0 at the first content position to 50 behind the last [B, T]."""
         count = self.content.sum(1, keepdim=True).clamp(min=1)
         place = self.content.cumsum(1) - 1
         return place.clamp(min=0).to(self.hidden.dtype) * (_SPAN / count)
+
+
+def mean_over(features: Tensor, where: Tensor) -> Tensor:
+    """Mean of features [B, T, width] over the positions `where` [B, T] is true, [B, width]; zeros where none is."""
+    share = where[..., None].to(features.dtype)
+    return (features * share).sum(1) / share.sum(1).clamp(min=1)
 
 
 @dataclass
@@ -112,7 +123,7 @@ class SFP(nn.Module):
         for place, sequence in enumerate(sequences):
             shared = self.shared_features(place, sequence)
             code = codes(sequence.moments, shared.shape[-1])
-            keys.append((shared, code, (sequence.available > 0) & sequence.content))
+            keys.append((shared, code, sequence.known))
         return [self._asked(place, sequence, keys) for place, sequence in enumerate(sequences)]
 
     def shared_features(self, place: int, sequence: Sequence) -> Tensor:
@@ -137,13 +148,11 @@ class SFP(nn.Module):
         for place, (guess, whole) in enumerate(zip(guesses, complete, strict=True)):
             if guess.shared is None:
                 continue
-            has = (whole.available > 0) & whole.content
-            share = has[..., None].to(guess.shared.dtype)
-            count = share.sum(1).clamp(min=1)
+            has = whole.known
             some = has.any(1)
             # out-of-place clips keep their column, at a similarity that nobody looks at: shapes stay fixed
-            wanted = F.normalize((self.shared_features(place, whole) * share).sum(1) / count, dim=-1)
-            guessed = F.normalize((guess.shared * share).sum(1) / count, dim=-1)
+            wanted = F.normalize(mean_over(self.shared_features(place, whole), has), dim=-1)
+            guessed = F.normalize(mean_over(guess.shared, has), dim=-1)
             scores = (guessed @ wanted.T).float() / _TEMPERATURE
             scores = scores.masked_fill(~(some[:, None] & some), -1e4)
             own = torch.arange(len(scores), device=scores.device)

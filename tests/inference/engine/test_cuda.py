@@ -54,11 +54,11 @@ def test_a_graph_is_captured_once_for_each_width():
     decoder = SelfSpeculative(skip={"attention": [1], "mlp": []}, draft_length=6, engine="graph")
     decoder.generate(model, **on_cuda(prompts(model, [5])), max_new_tokens=60)
     engine = decoder.floor._idle[0]
-    graphs = {key: step.graph for key, step in engine._steps.items()}
+    graphs = {key: step.captured for key, step in engine._steps.items()}
     assert all(graph is not None for graph in graphs.values())
     assert {nodes for nodes, _ in graphs} <= {1, 2, 4, 8}
     decoder.generate(model, **on_cuda(prompts(model, [9])), max_new_tokens=60)
-    assert all(engine._steps[key].graph is graph for key, graph in graphs.items())
+    assert all(engine._steps[key].captured is graph for key, graph in graphs.items())
 
 
 def test_fused_steps_through_interpreted_kernels(monkeypatch):
