@@ -23,6 +23,10 @@ Attached = Callable[[bool], AbstractContextManager[None]]
 _WARM_UPS = 2  # runs before a capture: kernels are compiled and libraries set up outside of it
 
 
+class NotCapturedError(RuntimeError):
+    """A model's step cannot become a CUDA graph; it has not run."""
+
+
 @dataclass
 class Step:
     """Static inputs of one step and, on a GPU, its graph.
@@ -103,6 +107,7 @@ class GraphEngine:
 
         Raises:
             ValueError: More than 64 nodes.
+            NotCapturedError: The step cannot be captured; eager forwards go on over the same cache.
         """
         bits = tree.ancestor_bits  # refuses more than 64 nodes
         rows, nodes = tokens.shape
@@ -152,8 +157,13 @@ class GraphEngine:
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
-        with torch.cuda.graph(graph, pool=self._pool):
-            logits = self._run(step, skipped, attached)
+        try:
+            with torch.cuda.graph(graph, pool=self._pool):
+                logits = self._run(step, skipped, attached)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise NotCapturedError(str(error).strip().splitlines()[0]) from error
         step.captured = graph, logits
         return step.captured
 
@@ -169,13 +179,15 @@ class Floor:
         self.settings = settings
         self.uncaptured = False  # tests set it: the graphs' steps on a processor, one by one
         self._idle: list[GraphEngine] = []
+        self._refused: nn.Module | None = None
         self._told = False
 
     def lease(
         self, model: nn.Module, batch: int, capacity: int, skip: compat.SublayerSkip | None, synced: bool
     ) -> GraphEngine | None:
         """An engine for one call, or ``None`` where steps run eagerly."""
-        if self.settings.kind != "graph":
+        kind = self.settings.kind
+        if kind == "eager" or self._refused is model:
             return None
         device = compat.device_of(model)
         reason = ""
@@ -185,10 +197,9 @@ class Floor:
             reason = "sharded weights are gathered anew for every step"
         elif len({weight.device for weight in model.parameters()}) > 1:
             reason = "the model lies on several devices"
-        if reason:
-            if not self._told:
-                warnings.warn(f"engine: {reason}, so steps run eagerly instead of as graphs.", stacklevel=2)
-                self._told = True
+        if reason and kind == "graph":
+            self._tell(reason)
+        if reason or (kind == "auto" and why_not_fused(model)):
             return None
         for index, engine in enumerate(self._idle):
             if engine.fits(model, batch, capacity, skip):
@@ -197,6 +208,16 @@ class Floor:
         self._idle = [engine for engine in self._idle if engine.model is not model]
         grain = max(256, capacity // 8)
         return GraphEngine(model, batch, -(-capacity // grain) * grain, skip)
+
+    def refuse(self, model: nn.Module, error: NotCapturedError) -> None:
+        """Remembers that a model's steps cannot be captured, and says so."""
+        self._refused = model
+        self._tell(f"a step of {type(model).__name__} cannot be captured ({error})")
+
+    def _tell(self, reason: str) -> None:
+        if not self._told:
+            warnings.warn(f"engine: {reason}, so steps run eagerly instead of as graphs.", stacklevel=2)
+            self._told = True
 
     def give_back(self, engine: GraphEngine) -> None:
         """Keeps an engine for the next call."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from saccade.inference import compat
 from saccade.inference.engine.cache import KVCache
-from saccade.inference.engine.graphs import Floor, GraphEngine
+from saccade.inference.engine.graphs import Floor, GraphEngine, NotCapturedError
 from saccade.inference.engine.settings import Engine
 from saccade.inference.engine.synchronise import Gate
 from saccade.inference.trees import TokenTree
@@ -102,6 +102,7 @@ class Session:
             ends = sorted({length - 1 - start for length in lengths if start < length <= stop})
             keep = torch.tensor(ends or [0], device=self.device)
             positions = torch.arange(start, stop, device=self.device)[None]
+            self._count(skipped=False)
             logits = self._call(tokens[:, start:stop], None, positions, keep, False)
             for row, length in enumerate(lengths):
                 if start < length <= stop:
@@ -138,10 +139,18 @@ class Session:
         nodes = tokens.shape[1]
         shape = TokenTree.chain(nodes - 1) if tree is None else tree
         self.storage.place(self.lengths, nodes)
+        self._count(skipped)
         if self._engine is not None:
-            self._count(skipped)
-            with self._grad_free():
-                return self._engine.forward(tokens, self.lengths, shape, skipped, self._attached)
+            try:
+                with self._grad_free():
+                    return self._engine.forward(tokens, self.lengths, shape, skipped, self._attached)
+            except NotCapturedError as error:
+                self.floor.refuse(self.model, error)
+                self._engine = None
+        return self._eager(tokens, shape, skipped)
+
+    def _eager(self, tokens: Tensor, shape: TokenTree, skipped: bool) -> Tensor:
+        nodes = tokens.shape[1]
         uniform = len(set(self.lengths)) == 1
         starts = torch.tensor(self.lengths[:1] if uniform else self.lengths, device=self.device)[:, None]
         depths = torch.tensor(shape.depths, device=self.device)
@@ -211,7 +220,6 @@ class Session:
                 ).logits
             return logits
 
-        self._count(skipped)
         with self._grad_free():
             return run() if self.gate is None else self.gate.call("draft" if skipped else "target", run)
 

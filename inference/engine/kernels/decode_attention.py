@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_WAVES = 2  # programs for each multiprocessor that the splits aim at
+_WAVES = 1  # programs for each multiprocessor that the splits aim at
 _MAX_SPLITS = 64
+_MIN_SLOTS = 64  # of a split: one tile
 
 
 @triton.jit
@@ -110,14 +111,14 @@ def _multiprocessors(index: int) -> int:
 
 
 def _splits(device: torch.device, programs: int, slots: int) -> int:
-    """Parts of a KV head's slots, a power of two: enough programs for the chip, none of them with less than 32 slots.
+    """Parts of a KV head's slots, a power of two: enough programs for the chip, and a tile for each of them.
 
     It depends on the buffers' size only, not on their lengths, so that a captured graph stays right while texts grow.
     """
     if device.type != "cuda":
         return 4
     wanted = max(1, _WAVES * _multiprocessors(device.index or 0) // max(1, programs))
-    return min(_MAX_SPLITS, triton.next_power_of_2(wanted), max(1, triton.next_power_of_2(slots // 32)))
+    return min(_MAX_SPLITS, triton.next_power_of_2(wanted), max(1, triton.next_power_of_2(slots // _MIN_SLOTS)))
 
 
 def triton_decode_attention(

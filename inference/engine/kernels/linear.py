@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -36,42 +37,46 @@ def _stream(
     real = row < rows
     step = tl.arange(0, DEPTH)
     place = column[:, None].to(tl.int64) * depth + step[None, :]
-    total = tl.zeros([ROWS, OUTPUTS], tl.float32)
-    gated = tl.zeros([ROWS, OUTPUTS], tl.float32)
-    square = tl.zeros([ROWS], tl.float32)
+    if ROWS == 1:  # products are summed up over the tiles of a program and over its lanes once, at the end
+        total = tl.zeros([OUTPUTS, DEPTH], tl.float32)
+        gated = tl.zeros([OUTPUTS, DEPTH], tl.float32)
+    else:
+        total = tl.zeros([ROWS, OUTPUTS], tl.float32)
+        gated = tl.zeros([ROWS, OUTPUTS], tl.float32)
+    square = tl.zeros([ROWS, DEPTH], tl.float32)  # NORM comes with a single row only
     for at in range(0, depth, DEPTH):
         reach = (at + step) < depth
-        if EVEN:
-            w = tl.load(weight + place + at, mask=wanted[:, None], other=0.0)
-        else:
-            w = tl.load(weight + place + at, mask=wanted[:, None] & reach[None, :], other=0.0)
+        inside = wanted[:, None]
+        if not EVEN:
+            inside = inside & reach[None, :]
+        w = tl.load(weight + place + at, mask=inside, other=0.0)
+        if GATED:
+            u = tl.load(weight_1 + place + at, mask=inside, other=0.0)
         x = tl.load(
             inputs + row[:, None] * input_row + at + step[None, :], mask=real[:, None] & reach[None, :], other=0.0
         )
         if NORM:
             wide = x.to(tl.float32)
-            square += tl.sum(wide * wide, 1)
+            square += wide * wide
             scale = tl.load(norm + at + step, mask=reach, other=0.0).to(tl.float32)
             x = (wide * scale[None, :]).to(x.dtype)
         if ROWS == 1:
-            total += tl.sum(w.to(tl.float32) * x.to(tl.float32), 1)[None, :]
+            total += w.to(tl.float32) * x.to(tl.float32)
+            if GATED:
+                gated += u.to(tl.float32) * x.to(tl.float32)
         else:
             if UPCAST:
                 x, w = x.to(tl.float32), w.to(tl.float32)
             total += tl.dot(x, tl.trans(w), input_precision=PRECISION)
-        if GATED:
-            if EVEN:
-                u = tl.load(weight_1 + place + at, mask=wanted[:, None], other=0.0)
-            else:
-                u = tl.load(weight_1 + place + at, mask=wanted[:, None] & reach[None, :], other=0.0)
-            if ROWS == 1:
-                gated += tl.sum(u.to(tl.float32) * x.to(tl.float32), 1)[None, :]
-            else:
+            if GATED:
                 if UPCAST:
                     u = u.to(tl.float32)
                 gated += tl.dot(x, tl.trans(u), input_precision=PRECISION)
+    if ROWS == 1:
+        total = tl.sum(total, 1)[None, :]
+        gated = tl.sum(gated, 1)[None, :]
     if NORM:
-        shrink = tl.rsqrt(square / depth + eps)
+        shrink = tl.rsqrt(tl.sum(square, 1) / depth + eps)
         total = total * shrink[:, None]
         gated = gated * shrink[:, None]
     if BIAS:
@@ -86,12 +91,42 @@ def _stream(
     tl.store(out + row[:, None] * out_row + offset + column[None, :], total.to(out.dtype.element_ty), mask=shown)
 
 
-def _blocks(rows: int, outputs: int, depth: int, size: int) -> tuple[int, int, int]:
-    """Outputs and inputs of a program's tile, and its warps; a tile of weights is 16 KiB or so in flight."""
+@triton.jit
+def _normalize(inputs, norm, out, depth, eps, input_row, LANES: tl.constexpr):
+    row = tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    source = inputs + row.to(tl.int64) * input_row
+    square = tl.zeros([LANES], tl.float32)
+    for at in range(0, depth, LANES):
+        x = tl.load(source + at + lane, mask=at + lane < depth, other=0.0).to(tl.float32)
+        square += x * x
+    shrink = tl.rsqrt(tl.sum(square, 0) / depth + eps)
+    for at in range(0, depth, LANES):
+        inside = at + lane < depth
+        x = tl.load(source + at + lane, mask=inside, other=0.0).to(tl.float32)
+        x = x * shrink * tl.load(norm + at + lane, mask=inside, other=0.0).to(tl.float32)
+        tl.store(out + row.to(tl.int64) * depth + at + lane, x.to(out.dtype.element_ty), mask=inside)
+
+
+def _normalized(inputs: Tensor, norm: Tensor, eps: float) -> Tensor:
+    rows, depth = inputs.shape
+    out = torch.empty(rows, depth, dtype=inputs.dtype, device=inputs.device)
+    lanes = min(4096, triton.next_power_of_2(depth))
+    _normalize[(rows,)](inputs, norm, out, depth, eps, inputs.stride(0), LANES=lanes, num_warps=8)
+    return out
+
+
+def _blocks(rows: int, outputs: int, depth: int, size: int, gated: bool) -> tuple[int, int, int, int]:
+    """Outputs and inputs of a program's tile, its warps and stages, as measured best on an H200 in bfloat16."""
     if rows == 1:
-        lanes = 1024 if depth >= 2048 else max(64, triton.next_power_of_2(depth) // 2)
-        return (4 if outputs < 8192 else 8), min(lanes, 1024) * 2 // size, 4
-    return (16 if outputs < 8192 else 32), 256 // size, 4
+        if gated:
+            block, step, warps = 4, 512, 1
+        elif outputs >= 32768:
+            block, step, warps = 2, 256, 1
+        else:
+            block, step, warps = (2, 2048, 2) if depth >= 8192 else (2, 512, 2)
+        return block, max(64, min(step * 2 // size, triton.next_power_of_2(depth) // 2)), warps, 3
+    return (16 if outputs < 8192 else 32), 256 // size, 4, 4
 
 
 def triton_linear(
@@ -118,6 +153,14 @@ def triton_linear(
     Returns:
         ``[rows, outputs]``: those of all matrices side by side, or of one when ``gated``.
     """
+    if len(inputs) > 1 and norm is not None:  # with one row every program repeats the norm, which is cheaper there
+        inputs, norm = _normalized(inputs, norm, eps), None
+    if len(inputs) > 1 and len(weights) == 1:  # cuBLAS streams a single matrix through as fast as the memory allows
+        bias = biases[0]
+        if residual is None or bias is not None:
+            product = F.linear(inputs, weights[0], bias)
+            return product if residual is None else residual + product
+        return torch.addmm(residual, inputs, weights[0].T)
     rows, depth = inputs.shape
     sizes = [weight.shape[0] for weight in weights]
     outputs = sizes[0] if gated else sum(sizes)
@@ -126,7 +169,7 @@ def triton_linear(
     vectors = [inputs if bias is None else bias for bias in (*biases, *[biases[0]] * (3 - len(biases)))]
     sizes = [*sizes, 0, 0][:3]
     size = inputs.element_size()
-    block, step, warps = _blocks(rows, outputs, depth, size)
+    block, step, warps, stages = _blocks(rows, outputs, depth, size, gated)
     counted = sizes[:1] if gated else sizes
     _stream[(sum(triton.cdiv(item, block) for item in counted),)](
         inputs, *matrices, *vectors, inputs if norm is None else norm, inputs if residual is None else residual, out,
@@ -134,6 +177,7 @@ def triton_linear(
         NORM=norm is not None, BIAS=biases[0] is not None, RESIDUAL=residual is not None, GATED=gated,
         EVEN=depth % step == 0, ROWS=1 if rows == 1 else max(16, triton.next_power_of_2(rows)), OUTPUTS=block,
         DEPTH=step, PRECISION="ieee" if size > 2 else "tf32", UPCAST=inputs.device.type == "cpu", num_warps=warps,
+        num_stages=stages,
     )  # fmt: skip
     return out
 

@@ -11,7 +11,7 @@ from torch import nn
 from saccade.inference import Autoregressive, Engine, Sampling, SelfSpeculative, Session
 from saccade.inference.compat import SublayerSkip
 from saccade.inference.engine.fused import why_not_fused
-from saccade.inference.engine.graphs import Floor
+from saccade.inference.engine.graphs import Floor, GraphEngine, NotCapturedError
 from saccade.inference.trees import TokenTree
 from tests.support.decoders import DECODERS, ProposingTrees
 from tests.support.models import copy_layers, prompts, tiny_model
@@ -129,6 +129,45 @@ def test_changed_weights_are_read_where_they_lie():
     model.lm_head = nn.Linear(32, 40, bias=False, dtype=torch.float64)  # elsewhere: the engine is made anew
     right = Autoregressive().generate(model, **batch, max_new_tokens=12).tokens
     assert decoder.generate(model, **batch, max_new_tokens=12).tokens == right
+
+
+def test_a_step_that_cannot_be_captured_goes_on_eagerly_and_says_so_once(monkeypatch):
+    model = tiny_model("llama", residual=0.3)
+    batch = prompts(model, LENGTHS)
+    right = Autoregressive().generate(model, **batch, max_new_tokens=20).tokens
+    taken = GraphEngine.forward
+    steps = []
+
+    def third_fails(self, *arguments):
+        steps.append(1)
+        if len(steps) == 3:
+            raise NotCapturedError("operation not permitted when stream is capturing")
+        return taken(self, *arguments)
+
+    monkeypatch.setattr(GraphEngine, "forward", third_fails)
+    decoder = stepwise(Autoregressive())
+    with pytest.warns(UserWarning, match="a step of LlamaForCausalLM cannot be captured .operation not permitted"):
+        out = decoder.generate(model, **batch, max_new_tokens=20)
+    assert out.tokens == right
+    assert out.stats.target_forwards == 20
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert decoder.generate(model, **batch, max_new_tokens=20).tokens == right
+    assert len(steps) == 3  # the second call did not try again
+
+
+@pytest.mark.parametrize(
+    ("kind", "fused", "graphs"), [("auto", True, True), ("auto", False, False), ("graph", False, True)]
+)
+def test_what_each_kind_takes_where_graphs_can_be_captured(kind, fused, graphs):
+    model = tiny_model("llama")
+    if not fused:
+        model.model.layers[0].mlp.register_forward_hook(lambda *_: None)
+    floor = Floor(Engine(kind))
+    floor.uncaptured = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert (floor.lease(model, 1, 32, None, False) is not None) == graphs
 
 
 def test_a_processor_runs_eagerly_and_says_so_once():
