@@ -122,8 +122,10 @@ class GraphEngine:
         # nobody looks at padding nodes: at depth 0 they see the prefix and the root
         extra = padded - nodes
         known = [*lengths, *[0] * (self.batch - rows), *tree.depths, *[0] * extra, *bits, *[1] * extra]
-        step.known.copy_(torch.tensor(known))
-        if tokens.device.type != "cuda":
+        on_gpu = tokens.device.type == "cuda"
+        # from pinned memory the host does not wait for the copy: it may be a whole draft ahead of the device
+        step.known.copy_(torch.tensor(known, pin_memory=on_gpu), non_blocking=True)
+        if not on_gpu:
             return self._run(step, skipped, attached)[:rows, :nodes]
         graph, logits = step.captured or self._capture(step, skipped, attached)
         graph.replay()

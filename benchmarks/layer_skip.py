@@ -1,0 +1,226 @@
+"""What Draft & Verify gains on a model that was trained for it, and whether its cost model says so.
+
+    python -m benchmarks.layer_skip --model RUN/model --label "sub-layer dropout 0.7"
+
+Searches the skip set on held-out text of the embedded corpus, then continues other held-out prompts one token at a time
+and by self-speculation, in turn, on the same engine. A round of K drafted tokens that emits E costs K draft steps and
+one verification, so the cost model says ``E / (K c + v)`` with a draft step's and a verification's time over that of a
+one-token step; the paper's ``E / (K c + 1)`` takes v as 1. Both are printed beside what the clock says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from benchmarks.decode import distinct_4, held_out_prompts
+from benchmarks.rows import replace, row
+from saccade.callbacks import search_layers
+from saccade.callbacks.decoding_report import DEGENERATE_BELOW
+from saccade.callbacks.layer_skip_command import held_out_files, prompts_of
+from saccade.inference import Autoregressive, Decoder, SelfSpeculative, Session
+from saccade.inference.compat import SublayerSkip
+from saccade.inference.engine.graphs import Floor
+from saccade.inference.engine.settings import Engine, EngineKind
+from saccade.inference.statistics import DecodingStats, clock
+
+SEED = 0
+LENGTHS = (2, 3, 4, 6)
+"""Draft lengths without a threshold; the adaptive threshold with up to 12 tokens is measured beside them."""
+
+
+def step_times(
+    model: PreTrainedModel, prompt: Tensor, skip: dict[str, list[int]], width: int, kind: EngineKind, repeats: int = 40
+) -> tuple[float, float, float]:
+    """Seconds of a one-token step, of a draft step within a chain of them, and of a verification.
+
+    Each ends as decoding ends it: the host has read the chosen tokens, once a step or once a chain.
+
+    Args:
+        model: The model on its device.
+        prompt: ``[1, length]`` ids before the steps.
+        skip: Skipped layers.
+        width: Drafted tokens of a round.
+        kind: Engine.
+        repeats: Of which the median counts.
+    """
+    switch = SublayerSkip(model, **skip)
+    with Session(model, prompt.shape[1] + 2 * width + 2, skip=switch, floor=Floor(Engine(kind))) as session:
+        session.prefill(prompt.tolist())
+        token = prompt[:, -1:]
+
+        def one() -> None:
+            session.forward(token)[:, -1].argmax(-1).tolist()
+
+        def chain() -> None:
+            drafted = token
+            for _ in range(width):
+                drafted = session.forward(drafted, skipped=True)[:, -1].argmax(-1, keepdim=True)
+                session.commit([[0]])
+            drafted.tolist()
+            session.truncate([prompt.shape[1]])
+
+        def verification() -> None:
+            session.forward(token.expand(-1, width + 1)).argmax(-1).tolist()
+
+        return (
+            _median_time(one, session.device, repeats),
+            _median_time(chain, session.device, repeats) / width,
+            _median_time(verification, session.device, repeats),
+        )
+
+
+def _median_time(call: Callable[[], None], device: torch.device, repeats: int) -> float:
+    times = []
+    for attempt in range(repeats + 3):
+        begin = clock(device)
+        call()
+        if attempt >= 3:
+            times.append(clock(device) - begin)
+    return median(times)
+
+
+def decoded(
+    decoders: dict[str, Decoder], model: PreTrainedModel, prompts: list[Tensor], new: int, runs: int
+) -> tuple[dict[str, list[float]], dict[str, DecodingStats], dict[str, list[list[int]]]]:
+    """Seconds for each token behind the first of every run, pooled counts and texts of the last run, by decoder."""
+    paces: dict[str, list[float]] = {name: [] for name in decoders}
+    counts: dict[str, DecodingStats] = {}
+    texts: dict[str, list[list[int]]] = {}
+    for attempt in track(range(runs + 1), description="runs (the first warms up)"):
+        for name, decoder in decoders.items():
+            made = [decoder.generate(model, ids, max_new_tokens=new, eos_token_id=()) for ids in prompts]
+            counts[name] = sum((item.stats for item in made[1:]), made[0].stats)
+            texts[name] = [item.tokens[0] for item in made]
+            if attempt:
+                paces[name].append(counts[name].time_per_output_token)
+    return paces, counts, texts
+
+
+def main() -> None:
+    """Searches, measures, prints a table and one line of JSON, writes the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="folder of the model, with its tokenizer")
+    parser.add_argument("--label", required=True, help="how it was trained, in words, for the rows")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, float32 elsewhere")
+    parser.add_argument("--engine", default="auto", choices=("auto", "eager", "graph"))
+    parser.add_argument("--trials", type=int, default=200)
+    parser.add_argument("--finalists", type=int, default=10)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--prompt-length", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--runs", type=int, default=5)
+    chosen = parser.parse_args()
+    torch.manual_seed(SEED)
+    device = torch.device(chosen.device)
+    dtype = getattr(torch, chosen.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    model = AutoModelForCausalLM.from_pretrained(chosen.model, dtype=dtype).eval().to(device)
+    tokenizer = AutoTokenizer.from_pretrained(chosen.model)
+    with tempfile.TemporaryDirectory() as folder:
+        found = search_layers(
+            model,
+            prompts_of(held_out_files(), tokenizer, 8, chosen.prompt_length),
+            Path(folder) / "skip_layers.json",
+            trials=chosen.trials,
+            finalists=chosen.finalists,
+            max_new_tokens=64,
+            seed=SEED,
+        )
+    skip = {"attention": list(found.skip.attention), "mlp": list(found.skip.mlp)}
+    length, new, kind = chosen.prompt_length, chosen.new_tokens, chosen.engine
+    texts, real = held_out_prompts(chosen.model, chosen.prompts, length, new)
+    prompts = [ids.to(device) for ids in texts]
+    decoders: dict[str, Decoder] = {"Autoregressive": Autoregressive(engine=kind)}
+    decoders["SelfSpeculative, up to 12, adaptive"] = SelfSpeculative(skip=skip, carry=False, engine=kind)
+    for width in LENGTHS:
+        decoders[f"SelfSpeculative, {width} drafted"] = SelfSpeculative(
+            skip=skip, draft_length=width, gamma=0.0, adaptive=False, carry=False, engine=kind
+        )
+    paces, counts, written = decoded(decoders, model, prompts, new, chosen.runs)
+    parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
+    case = (
+        f"{model.config.model_type} {model.config.num_hidden_layers} layers {parameters:.0f}M "
+        f"{str(dtype).removeprefix('torch.')}, trained on Python sources, {chosen.label}, batch 1, prompt {length}, {new} "
+        f"new tokens, {len(prompts)} held-out prompts"
+    )
+    real_distinct = distinct_4([real[start : start + new] for start in range(0, len(real), new)])
+    made = []
+    for name, decoder in decoders.items():
+        distinct = distinct_4(written[name])
+        extra: dict[str, Any] = {
+            "distinct_4": round(distinct, 4),
+            "distinct_4_real": round(real_distinct, 4),
+            "degenerate": distinct < DEGENERATE_BELOW * real_distinct,
+            "identical_rows": sum(a == b for a, b in zip(written[name], written["Autoregressive"], strict=True)),
+            "rows": len(prompts),
+        }
+        if isinstance(decoder, SelfSpeculative):
+            extra |= {"skip": skip, "search_trials": found.trials, "matchness": found.matchness}
+            extra |= cost_model(model, prompts[0], decoder, counts[name])
+        gains = [base / pace for base, pace in zip(paces["Autoregressive"], paces[name], strict=True)]
+        made.append(row("layer_skip", case, name, "speedup", gains, "times Autoregressive", seed=SEED, extra=extra))
+        pace = [1e3 * seconds for seconds in paces[name]]
+        made.append(row("layer_skip", case, name, "ms_per_token", pace, "ms", seed=SEED, extra=extra))
+    replace(made)
+    report(made, case)
+
+
+def cost_model(
+    model: PreTrainedModel, prompt: Tensor, decoder: SelfSpeculative, counts: DecodingStats
+) -> dict[str, float]:
+    """What the cost model says of a decoder whose counts are known.
+
+    Returns:
+        ``E`` tokens and ``K`` drafted tokens of a round, costs ``c`` of a draft step and ``v`` of a verification over
+        a one-token step, ``predicted`` ``E / (K c + v)``, and ``predicted_paper`` ``E / (K c' + 1)`` where c' is a
+        draft step over a verification.
+    """
+    emitted, drafted = counts.mean_acceptance_length, counts.drafted / counts.verify_steps
+    one, draft, verification = step_times(
+        model, prompt, decoder.skip_set(model), max(1, round(drafted)), Engine.of(decoder.engine).kind
+    )
+    c, v = draft / one, verification / one
+    return {
+        "E": emitted,
+        "K": drafted,
+        "c": c,
+        "v": v,
+        "predicted": emitted / (drafted * c + v),
+        "predicted_paper": emitted / (drafted * draft / verification + 1),
+    }
+
+
+def report(made: list[dict[str, Any]], case: str) -> None:
+    """Prints the table, and all of it as one line of JSON."""
+    table = Table(title=case)
+    for column in ("method", "ms/token", "speed-up", "E/(Kc+v)", "E/(Kc'+1)", "E", "K", "c", "v", "distinct-4"):
+        table.add_column(column)
+    for gain, pace in zip(made[::2], made[1::2], strict=True):
+        numbers = [f"{gain[key]:.2f}" if key in gain else "" for key in ("predicted", "predicted_paper", *"EKcv")]
+        table.add_row(
+            gain["method"],
+            f"{pace['value']:.3f}",
+            f"{gain['value']:.2f} ({gain['spread']['min']:.2f} to {gain['spread']['max']:.2f})",
+            *numbers,
+            f"{gain['distinct_4']:.2f} (real {gain['distinct_4_real']:.2f})",
+        )
+    Console(width=170).print(table)
+    brief = {item["method"]: round(item["value"], 3) for item in made[::2]}
+    Console(soft_wrap=True, highlight=False).print(json.dumps({"case": case, **brief}), markup=False)
+
+
+if __name__ == "__main__":
+    main()
