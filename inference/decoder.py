@@ -233,7 +233,9 @@ class Decoder(ABC):
                         rows = [rows[index] for index in unfinished]
                     draft = drafter.draft(run, [tally.remaining(row) - 1 for row in rows])
                     last = session.token_column([text[-1] for text in run.texts])
-                    logits = session.forward(torch.cat([last, draft.tokens.to(last.device)], 1), draft.tree)
+                    if draft.tokens.shape[1]:
+                        last = torch.cat([last, draft.tokens.to(last.device)], 1)
+                    logits = session.forward(last, draft.tree)
                     verdicts = self.verify(logits, draft, run)
                     session.commit([verdict.path for verdict in verdicts])
                 session.drain()

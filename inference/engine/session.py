@@ -172,7 +172,8 @@ class Session:
 
     def token_column(self, tokens: Sequence[int]) -> Tensor:
         """One token for each row as ``[batch, 1]`` on the session's device."""
-        return torch.tensor(tokens, device=self.device)[:, None]
+        pinned = self.device.type == "cuda"  # the host goes on without waiting for the copy
+        return torch.tensor(tokens, pin_memory=pinned).to(self.device, non_blocking=True)[:, None]
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keeps the tokens of an accepted path for every row and moves the lengths behind them.

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from saccade.inference.engine.kernels.launch import early, follow
+
 _WAVES = 1  # programs for each multiprocessor that the splits aim at
 _MAX_SPLITS = 64
 _MIN_SLOTS = 64  # of a split: one tile
@@ -25,8 +27,9 @@ def _attend(
     query_b, query_h, query_n, key_b, key_h, key_s, value_b, value_h, value_s,
     length_b, length_h, kv_heads, nodes, groups, head_dim,
     HAS_STARTS: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, WIDTH: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    follow(EARLY)
     split = tl.program_id(0)
     pair = tl.program_id(1)
     b, h = pair // kv_heads, pair % kv_heads
@@ -89,8 +92,9 @@ def _attend(
 @triton.jit
 def _join(
     sums, logs, out, kv_heads, nodes, groups, head_dim,
-    SPLITS: tl.constexpr, WIDTH: tl.constexpr,
+    SPLITS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    follow(EARLY)
     pair, row = tl.program_id(0), tl.program_id(1)
     b, h = pair // kv_heads, pair % kv_heads
     split = tl.arange(0, SPLITS)
@@ -166,8 +170,19 @@ def triton_decode_attention(
         lengths.stride(0), lengths.stride(1) if lengths.dim() == 2 else 0, kv_heads, nodes, groups, head_dim,
         HAS_STARTS=starts is not None, SPLITS=splits, ROWS=block, SLOTS=32 if wide else 64, WIDTH=width,
         PRECISION="ieee" if wide else "tf32", UPCAST=interpreted, num_warps=4,
+        **early(query.device),
     )  # fmt: skip
     _join[(batch * kv_heads, rows)](
-        sums, logs, out, kv_heads, nodes, groups, head_dim, SPLITS=splits, WIDTH=width, num_warps=4
+        sums,
+        logs,
+        out,
+        kv_heads,
+        nodes,
+        groups,
+        head_dim,
+        SPLITS=splits,
+        WIDTH=width,
+        num_warps=4,
+        **early(query.device),
     )
     return out

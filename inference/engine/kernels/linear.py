@@ -1,8 +1,11 @@
 """Triton kernels for projections of few rows: one read of the weights, with what surrounds a projection in it.
 
-At one to a few tens of rows a projection is a stream of its weights through the chip. Projections of the same input
-share a launch, RMSNorm comes before, bias, gated activation and residual behind, so that nothing but weights moves.
-Ours; the torch functions that define them are in :mod:`saccade.inference.engine.fused`.
+At one row a projection is a stream of its weights through the chip. Projections of the same input share a launch,
+RMSNorm comes before, bias, gated activation and residual behind, so that nothing but weights moves. A kernel starts
+while the one before it still runs and loads its first weights; it waits for that one before it reads an activation
+(programmatic dependent launch, compute capability 9). Several rows are a matrix product: there cuBLAS reads the weights
+as fast as the memory allows, between one kernel for the norm and one for the gate. Ours; the torch functions that
+define them are in :mod:`saccade.inference.engine.fused`.
 """
 
 from __future__ import annotations
@@ -10,18 +13,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from saccade.inference.engine.kernels.launch import early, follow
 
 
 @triton.jit
 def _stream(
     inputs, weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, norm, residual, out,
-    rows, depth, size_0, size_1, size_2, eps, input_row, residual_row, out_row,
-    NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, EVEN: tl.constexpr,
-    ROWS: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    depth, size_0, size_1, size_2, eps,
+    NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
+    OUTPUTS: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     block = tl.program_id(0)
     blocks_0, blocks_1 = tl.cdiv(size_0, OUTPUTS), tl.cdiv(size_1, OUTPUTS)
@@ -33,66 +37,53 @@ def _stream(
             weight, bias, size, offset, first = weight_1, bias_1, size_1, size_0, block - blocks_0
     column = first * OUTPUTS + tl.arange(0, OUTPUTS)
     wanted = column < size
-    row = tl.arange(0, ROWS)
-    real = row < rows
     step = tl.arange(0, DEPTH)
     place = column[:, None].to(tl.int64) * depth + step[None, :]
-    if ROWS == 1:  # products are summed up over the tiles of a program and over its lanes once, at the end
-        total = tl.zeros([OUTPUTS, DEPTH], tl.float32)
-        gated = tl.zeros([OUTPUTS, DEPTH], tl.float32)
-    else:
-        total = tl.zeros([ROWS, OUTPUTS], tl.float32)
-        gated = tl.zeros([ROWS, OUTPUTS], tl.float32)
-    square = tl.zeros([ROWS, DEPTH], tl.float32)  # NORM comes with a single row only
+    # sums over tiles stay apart by lane until the end; each tile of weights is under way one tile before its use
+    total = tl.zeros([OUTPUTS, DEPTH], tl.float32)
+    gated = tl.zeros([OUTPUTS, DEPTH], tl.float32)
+    square = tl.zeros([DEPTH], tl.float32)
+    inside = wanted[:, None] & (step < depth)[None, :]
+    w = tl.load(weight + place, mask=inside, other=0.0)
+    u = w
+    if GATED:
+        u = tl.load(weight_1 + place, mask=inside, other=0.0)
+    follow(EARLY)
     for at in range(0, depth, DEPTH):
-        reach = (at + step) < depth
-        inside = wanted[:, None]
-        if not EVEN:
-            inside = inside & reach[None, :]
-        w = tl.load(weight + place + at, mask=inside, other=0.0)
+        here = at + step < depth
+        x = tl.load(inputs + at + step, mask=here, other=0.0)
+        inside = wanted[:, None] & (at + DEPTH + step < depth)[None, :]
+        next_w = tl.load(weight + place + at + DEPTH, mask=inside, other=0.0)
+        next_u = next_w
         if GATED:
-            u = tl.load(weight_1 + place + at, mask=inside, other=0.0)
-        x = tl.load(
-            inputs + row[:, None] * input_row + at + step[None, :], mask=real[:, None] & reach[None, :], other=0.0
-        )
+            next_u = tl.load(weight_1 + place + at + DEPTH, mask=inside, other=0.0)
         if NORM:
             wide = x.to(tl.float32)
             square += wide * wide
-            scale = tl.load(norm + at + step, mask=reach, other=0.0).to(tl.float32)
-            x = (wide * scale[None, :]).to(x.dtype)
-        if ROWS == 1:
-            total += w.to(tl.float32) * x.to(tl.float32)
-            if GATED:
-                gated += u.to(tl.float32) * x.to(tl.float32)
-        else:
-            if UPCAST:
-                x, w = x.to(tl.float32), w.to(tl.float32)
-            total += tl.dot(x, tl.trans(w), input_precision=PRECISION)
-            if GATED:
-                if UPCAST:
-                    u = u.to(tl.float32)
-                gated += tl.dot(x, tl.trans(u), input_precision=PRECISION)
-    if ROWS == 1:
-        total = tl.sum(total, 1)[None, :]
-        gated = tl.sum(gated, 1)[None, :]
-    if NORM:
-        shrink = tl.rsqrt(tl.sum(square, 1) / depth + eps)
-        total = total * shrink[:, None]
-        gated = gated * shrink[:, None]
-    if BIAS:
-        total += tl.load(bias + column, mask=wanted, other=0.0).to(tl.float32)[None, :]
+            x = (wide * tl.load(norm + at + step, mask=here, other=0.0).to(tl.float32)).to(x.dtype)
+        total += w.to(tl.float32) * x.to(tl.float32)[None, :]
         if GATED:
-            gated += tl.load(bias_1 + column, mask=wanted, other=0.0).to(tl.float32)[None, :]
+            gated += u.to(tl.float32) * x.to(tl.float32)[None, :]
+        w, u = next_w, next_u
+    result, gate = tl.sum(total, 1), tl.sum(gated, 1)
+    if NORM:
+        shrink = tl.rsqrt(tl.sum(square, 0) / depth + eps)
+        result = result * shrink
+        gate = gate * shrink
+    if BIAS:
+        result += tl.load(bias + column, mask=wanted, other=0.0).to(tl.float32)
+        if GATED:
+            gate += tl.load(bias_1 + column, mask=wanted, other=0.0).to(tl.float32)
     if GATED:
-        total = total * tl.sigmoid(total) * gated
-    shown = real[:, None] & wanted[None, :]
+        result = result * tl.sigmoid(result) * gate
     if RESIDUAL:
-        total += tl.load(residual + row[:, None] * residual_row + column[None, :], mask=shown, other=0.0).to(tl.float32)
-    tl.store(out + row[:, None] * out_row + offset + column[None, :], total.to(out.dtype.element_ty), mask=shown)
+        result += tl.load(residual + column, mask=wanted, other=0.0).to(tl.float32)
+    tl.store(out + offset + column, result.to(out.dtype.element_ty), mask=wanted)
 
 
 @triton.jit
-def _normalize(inputs, norm, out, depth, eps, input_row, LANES: tl.constexpr):
+def _normalize(inputs, norm, out, depth, eps, input_row, LANES: tl.constexpr, EARLY: tl.constexpr):
+    follow(EARLY)
     row = tl.program_id(0)
     lane = tl.arange(0, LANES)
     source = inputs + row.to(tl.int64) * input_row
@@ -108,25 +99,27 @@ def _normalize(inputs, norm, out, depth, eps, input_row, LANES: tl.constexpr):
         tl.store(out + row.to(tl.int64) * depth + at + lane, x.to(out.dtype.element_ty), mask=inside)
 
 
-def _normalized(inputs: Tensor, norm: Tensor, eps: float) -> Tensor:
-    rows, depth = inputs.shape
-    out = torch.empty(rows, depth, dtype=inputs.dtype, device=inputs.device)
-    lanes = min(4096, triton.next_power_of_2(depth))
-    _normalize[(rows,)](inputs, norm, out, depth, eps, inputs.stride(0), LANES=lanes, num_warps=8)
-    return out
+@triton.jit
+def _gate(packed, out, width, LANES: tl.constexpr, EARLY: tl.constexpr):
+    follow(EARLY)
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * LANES + tl.arange(0, LANES)
+    inside = column < width
+    first = tl.load(packed + row * 2 * width + column, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(packed + row * 2 * width + width + column, mask=inside, other=0.0).to(tl.float32)
+    result = first * tl.sigmoid(first) * second
+    tl.store(out + row * width + column, result.to(out.dtype.element_ty), mask=inside)
 
 
-def _blocks(rows: int, outputs: int, depth: int, size: int, gated: bool) -> tuple[int, int, int, int]:
-    """Outputs and inputs of a program's tile, its warps and stages, as measured best on an H200 in bfloat16."""
-    if rows == 1:
-        if gated:
-            block, step, warps = 4, 512, 1
-        elif outputs >= 32768:
-            block, step, warps = 2, 256, 1
-        else:
-            block, step, warps = (2, 2048, 2) if depth >= 8192 else (2, 512, 2)
-        return block, max(64, min(step * 2 // size, triton.next_power_of_2(depth) // 2)), warps, 3
-    return (16 if outputs < 8192 else 32), 256 // size, 4, 4
+def _tile(outputs: int, depth: int, size: int, gated: bool) -> tuple[int, int, int]:
+    """Outputs and inputs of a program's tile and its warps, as measured best on an H200 in bfloat16."""
+    if gated:
+        block, step, warps = 4, 512, 1
+    elif outputs >= 32768:
+        block, step, warps = 2, 256, 1
+    else:
+        block, step, warps = (2, 2048, 2) if depth >= 8192 else (2, 512, 2)
+    return block, max(64, min(step * 2 // size, triton.next_power_of_2(depth) // 2)), warps
 
 
 def triton_linear(
@@ -142,7 +135,7 @@ def triton_linear(
     """Projections of one input; see :func:`saccade.inference.engine.fused.reference_linear`.
 
     Args:
-        inputs: ``[rows, depth]``, at most 64 rows, last dimension contiguous.
+        inputs: ``[rows, depth]``, last dimension contiguous.
         weights: One to three matrices ``[outputs, depth]``, contiguous; two of equal size when ``gated``.
         biases: One for each matrix, all ``None`` or none.
         norm: ``[depth]`` weights of an RMSNorm before, or ``None``.
@@ -153,41 +146,80 @@ def triton_linear(
     Returns:
         ``[rows, outputs]``: those of all matrices side by side, or of one when ``gated``.
     """
-    if len(inputs) > 1 and norm is not None:  # with one row every program repeats the norm, which is cheaper there
-        inputs, norm = _normalized(inputs, norm, eps), None
-    if len(inputs) > 1 and len(weights) == 1:  # cuBLAS streams a single matrix through as fast as the memory allows
-        bias = biases[0]
-        if residual is None or bias is not None:
-            product = F.linear(inputs, weights[0], bias)
-            return product if residual is None else residual + product
-        return torch.addmm(residual, inputs, weights[0].T)
-    rows, depth = inputs.shape
+    one = len(inputs) == 1
+    return (_one_row if one else _several_rows)(inputs, weights, biases, norm, eps, gated, residual)
+
+
+def _one_row(
+    inputs: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    norm: Tensor | None,
+    eps: float,
+    gated: bool,
+    residual: Tensor | None,
+) -> Tensor:
+    depth = inputs.shape[1]
     sizes = [weight.shape[0] for weight in weights]
     outputs = sizes[0] if gated else sum(sizes)
-    out = torch.empty(rows, outputs, dtype=inputs.dtype, device=inputs.device)
+    out = torch.empty(1, outputs, dtype=inputs.dtype, device=inputs.device)
     matrices = [*weights, *[weights[0]] * (3 - len(weights))]
     vectors = [inputs if bias is None else bias for bias in (*biases, *[biases[0]] * (3 - len(biases)))]
-    sizes = [*sizes, 0, 0][:3]
-    size = inputs.element_size()
-    block, step, warps, stages = _blocks(rows, outputs, depth, size, gated)
+    block, step, warps = _tile(outputs, depth, inputs.element_size(), gated)
     counted = sizes[:1] if gated else sizes
+    sizes = [*sizes, 0, 0][:3]
     _stream[(sum(triton.cdiv(item, block) for item in counted),)](
         inputs, *matrices, *vectors, inputs if norm is None else norm, inputs if residual is None else residual, out,
-        rows, depth, *sizes, eps, inputs.stride(0), 0 if residual is None else residual.stride(0), out.stride(0),
+        depth, *sizes, eps,
         NORM=norm is not None, BIAS=biases[0] is not None, RESIDUAL=residual is not None, GATED=gated,
-        EVEN=depth % step == 0, ROWS=1 if rows == 1 else max(16, triton.next_power_of_2(rows)), OUTPUTS=block,
-        DEPTH=step, PRECISION="ieee" if size > 2 else "tf32", UPCAST=inputs.device.type == "cpu", num_warps=warps,
-        num_stages=stages,
+        OUTPUTS=block, DEPTH=step, num_warps=warps, **early(inputs.device),
     )  # fmt: skip
     return out
+
+
+def _several_rows(
+    inputs: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    norm: Tensor | None,
+    eps: float,
+    gated: bool,
+    residual: Tensor | None,
+) -> Tensor:
+    rows, depth = inputs.shape
+    device = inputs.device
+    if norm is not None:
+        normalized = torch.empty(rows, depth, dtype=inputs.dtype, device=device)
+        lanes = min(4096, triton.next_power_of_2(depth))
+        _normalize[(rows,)](
+            inputs, norm, normalized, depth, eps, inputs.stride(0), LANES=lanes, num_warps=8, **early(device)
+        )
+        inputs = normalized
+    packed = torch.empty(rows, sum(len(weight) for weight in weights), dtype=inputs.dtype, device=device)
+    parts = packed.split([len(weight) for weight in weights], 1)
+    for part, weight, bias in zip(parts, weights, biases, strict=True):
+        if bias is not None:
+            torch.addmm(bias, inputs, weight.T, out=part)
+        elif residual is not None and len(weights) == 1:
+            torch.addmm(residual, inputs, weight.T, out=part)
+        else:
+            torch.mm(inputs, weight.T, out=part)
+    if gated:
+        width = len(weights[0])
+        out = torch.empty(rows, width, dtype=inputs.dtype, device=device)
+        _gate[(rows, triton.cdiv(width, 1024))](packed, out, width, LANES=1024, num_warps=4, **early(device))
+        packed = out
+    added = residual is not None and not gated and len(weights) == 1 and biases[0] is None
+    return packed if residual is None or added else residual + packed
 
 
 @triton.jit
 def _rotate(
     packed, cos, sin, query_norm, key_norm, lengths, query, keys, values,
     nodes, heads, kv_heads, eps, packed_row, angle_row, query_b, query_h, query_n, cache_b, cache_h, cache_s,
-    NORM: tl.constexpr, HALF: tl.constexpr, LANES: tl.constexpr,
+    NORM: tl.constexpr, HALF: tl.constexpr, LANES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    follow(EARLY)
     token, head = tl.program_id(0), tl.program_id(1)
     b, node = token // nodes, token % nodes
     lane = tl.arange(0, LANES)
@@ -256,6 +288,6 @@ def triton_rotate(
     _rotate[(batch * nodes, heads + 2 * kv_heads)](
         packed, cos, sin, *scales, lengths, query, keys, values, nodes, heads, kv_heads, eps, packed.stride(0),
         cos.stride(1), *query.stride()[:3], *keys.stride()[:3], NORM=norms is not None, HALF=head_dim // 2,
-        LANES=triton.next_power_of_2(head_dim // 2), num_warps=1,
+        LANES=triton.next_power_of_2(head_dim // 2), num_warps=1, **early(packed.device),
     )  # fmt: skip
     return query
