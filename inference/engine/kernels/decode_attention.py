@@ -16,7 +16,6 @@ from torch import Tensor
 
 from saccade.inference.engine.kernels.launch import early, follow
 
-_WAVES = 1  # programs for each multiprocessor that the splits aim at
 _MAX_SPLITS = 64
 _MIN_SLOTS = 64  # of a split: one tile
 
@@ -114,15 +113,17 @@ def _multiprocessors(index: int) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
-def _splits(device: torch.device, programs: int, slots: int) -> int:
+def _splits(device: torch.device, pairs: int, tiles: int, slots: int) -> int:
     """Parts of a KV head's slots, a power of two: enough programs for the chip, and a tile for each of them.
 
     It depends on the buffers' size only, not on their lengths, so that a captured graph stays right while texts grow.
     """
     if device.type != "cuda":
         return 4
-    wanted = max(1, _WAVES * _multiprocessors(device.index or 0) // max(1, programs))
-    return min(_MAX_SPLITS, triton.next_power_of_2(wanted), max(1, triton.next_power_of_2(slots // _MIN_SLOTS)))
+    wanted = triton.next_power_of_2(max(1, _multiprocessors(device.index or 0) // (pairs * tiles)))
+    if tiles > 1:  # full tiles of queries compute for longer than they load: all programs should run at once
+        wanted = max(1, wanted // 2)
+    return min(_MAX_SPLITS, wanted, max(1, triton.next_power_of_2(slots // _MIN_SLOTS)))
 
 
 def triton_decode_attention(
@@ -155,7 +156,7 @@ def triton_decode_attention(
     rows = groups * nodes
     block = min(64, max(16, triton.next_power_of_2(rows)))
     tiles = triton.cdiv(rows, block)
-    splits = _splits(query.device, batch * kv_heads * tiles, slots)
+    splits = _splits(query.device, batch * kv_heads, tiles, slots)
     width = max(16, triton.next_power_of_2(head_dim))
     sums = torch.empty(batch * kv_heads * splits * rows, width, dtype=torch.float32, device=query.device)
     logs = torch.empty(batch * kv_heads * splits * rows, dtype=torch.float32, device=query.device)

@@ -2,10 +2,10 @@
 
 At one row a projection is a stream of its weights through the chip. Projections of the same input share a launch,
 RMSNorm comes before, bias, gated activation and residual behind, so that nothing but weights moves. A kernel starts
-while the one before it still runs and loads its first weights; it waits for that one before it reads an activation
-(programmatic dependent launch, compute capability 9). Several rows are a matrix product: there cuBLAS reads the weights
-as fast as the memory allows, between one kernel for the norm and one for the gate. Ours; the torch functions that
-define them are in :mod:`saccade.inference.engine.fused`.
+while the one in front of it still runs and may load its first weights; it waits before it reads an activation
+(programmatic dependent launch, compute capability 9). Several rows have their norm in a kernel of its own; matrices of
+the same input still share a launch, and single ones go to cuBLAS, which reads them as fast as the memory allows. Ours;
+the torch functions that define them are in :mod:`saccade.inference.engine.fused`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -21,13 +22,11 @@ from saccade.inference.engine.kernels.launch import early, follow
 
 
 @triton.jit
-def _stream(
-    inputs, weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, norm, residual, out,
-    depth, size_0, size_1, size_2, eps,
-    NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
-    OUTPUTS: tl.constexpr, DEPTH: tl.constexpr, EARLY: tl.constexpr,
+def _choose(
+    block, weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, size_0, size_1, size_2,
+    GATED: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
-    block = tl.program_id(0)
+    # which matrix a program works on, its bias and size, where its outputs begin, and its block of them
     blocks_0, blocks_1 = tl.cdiv(size_0, OUTPUTS), tl.cdiv(size_1, OUTPUTS)
     weight, bias, size, offset, first = weight_0, bias_0, size_0, 0, block
     if not GATED:
@@ -35,28 +34,54 @@ def _stream(
             weight, bias, size, offset, first = weight_2, bias_2, size_2, size_0 + size_1, block - blocks_0 - blocks_1
         elif block >= blocks_0:
             weight, bias, size, offset, first = weight_1, bias_1, size_1, size_0, block - blocks_0
+    return weight, bias, size, offset, first
+
+
+@triton.jit
+def _stream(
+    inputs, weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, norm, residual, out,
+    depth, size_0, size_1, size_2, eps,
+    NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, EVEN: tl.constexpr,
+    OUTPUTS: tl.constexpr, DEPTH: tl.constexpr, PEEL: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    weight, bias, size, offset, first = _choose(
+        tl.program_id(0), weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, size_0, size_1, size_2, GATED, OUTPUTS
+    )
     column = first * OUTPUTS + tl.arange(0, OUTPUTS)
     wanted = column < size
     step = tl.arange(0, DEPTH)
     place = column[:, None].to(tl.int64) * depth + step[None, :]
-    # sums over tiles stay apart by lane until the end; each tile of weights is under way one tile before its use
+    # sums over tiles stay apart by lane until the end
     total = tl.zeros([OUTPUTS, DEPTH], tl.float32)
     gated = tl.zeros([OUTPUTS, DEPTH], tl.float32)
     square = tl.zeros([DEPTH], tl.float32)
-    inside = wanted[:, None] & (step < depth)[None, :]
-    w = tl.load(weight + place, mask=inside, other=0.0)
-    u = w
-    if GATED:
-        u = tl.load(weight_1 + place, mask=inside, other=0.0)
-    follow(EARLY)
-    for at in range(0, depth, DEPTH):
-        here = at + step < depth
-        x = tl.load(inputs + at + step, mask=here, other=0.0)
-        inside = wanted[:, None] & (at + DEPTH + step < depth)[None, :]
-        next_w = tl.load(weight + place + at + DEPTH, mask=inside, other=0.0)
-        next_u = next_w
+    start = 0
+    if PEEL:  # weights do not depend on the kernel in front: the first tile is under way before it ends
+        inside = wanted[:, None] & (step < depth)[None, :]
+        w = tl.load(weight + place, mask=inside, other=0.0)
         if GATED:
-            next_u = tl.load(weight_1 + place + at + DEPTH, mask=inside, other=0.0)
+            u = tl.load(weight_1 + place, mask=inside, other=0.0)
+        follow(EARLY)
+        x = tl.load(inputs + step, mask=step < depth, other=0.0)
+        if NORM:
+            wide = x.to(tl.float32)
+            square += wide * wide
+            x = (wide * tl.load(norm + step, mask=step < depth, other=0.0).to(tl.float32)).to(x.dtype)
+        total += w.to(tl.float32) * x.to(tl.float32)[None, :]
+        if GATED:
+            gated += u.to(tl.float32) * x.to(tl.float32)[None, :]
+        start = DEPTH
+    else:
+        follow(EARLY)
+    for at in range(start, depth, DEPTH):
+        here = at + step < depth
+        inside = wanted[:, None]
+        if not EVEN:
+            inside = inside & here[None, :]
+        w = tl.load(weight + place + at, mask=inside, other=0.0)
+        if GATED:
+            u = tl.load(weight_1 + place + at, mask=inside, other=0.0)
+        x = tl.load(inputs + at + step, mask=here, other=0.0)
         if NORM:
             wide = x.to(tl.float32)
             square += wide * wide
@@ -64,7 +89,6 @@ def _stream(
         total += w.to(tl.float32) * x.to(tl.float32)[None, :]
         if GATED:
             gated += u.to(tl.float32) * x.to(tl.float32)[None, :]
-        w, u = next_w, next_u
     result, gate = tl.sum(total, 1), tl.sum(gated, 1)
     if NORM:
         shrink = tl.rsqrt(tl.sum(square, 0) / depth + eps)
@@ -79,6 +103,52 @@ def _stream(
     if RESIDUAL:
         result += tl.load(residual + column, mask=wanted, other=0.0).to(tl.float32)
     tl.store(out + offset + column, result.to(out.dtype.element_ty), mask=wanted)
+
+
+@triton.jit
+def _product(
+    inputs, weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, out,
+    rows, depth, size_0, size_1, size_2, input_row, out_row,
+    BIAS: tl.constexpr, GATED: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
+    DEPTH: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    weight, bias, size, offset, first = _choose(
+        tl.program_id(0), weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, size_0, size_1, size_2, GATED, OUTPUTS
+    )
+    column = first * OUTPUTS + tl.arange(0, OUTPUTS)
+    wanted = column < size
+    row = tl.arange(0, ROWS)
+    real = row < rows
+    step = tl.arange(0, DEPTH)
+    place = column[:, None].to(tl.int64) * depth + step[None, :]
+    total = tl.zeros([ROWS, OUTPUTS], tl.float32)
+    gated = tl.zeros([ROWS, OUTPUTS], tl.float32)
+    follow(EARLY)
+    for at in range(0, depth, DEPTH):
+        here = at + step < depth
+        inside = wanted[:, None]
+        if not EVEN:
+            inside = inside & here[None, :]
+        x = tl.load(
+            inputs + row[:, None] * input_row + at + step[None, :], mask=real[:, None] & here[None, :], other=0.0
+        )
+        w = tl.load(weight + place + at, mask=inside, other=0.0)
+        if UPCAST:
+            x, w = x.to(tl.float32), w.to(tl.float32)
+        total += tl.dot(x, tl.trans(w), input_precision=PRECISION)
+        if GATED:
+            u = tl.load(weight_1 + place + at, mask=inside, other=0.0)
+            if UPCAST:
+                u = u.to(tl.float32)
+            gated += tl.dot(x, tl.trans(u), input_precision=PRECISION)
+    if BIAS:
+        total += tl.load(bias + column, mask=wanted, other=0.0).to(tl.float32)[None, :]
+        if GATED:
+            gated += tl.load(bias_1 + column, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    if GATED:
+        total = total * tl.sigmoid(total) * gated
+    shown = real[:, None] & wanted[None, :]
+    tl.store(out + row[:, None] * out_row + offset + column[None, :], total.to(out.dtype.element_ty), mask=shown)
 
 
 @triton.jit
@@ -99,27 +169,28 @@ def _normalize(inputs, norm, out, depth, eps, input_row, LANES: tl.constexpr, EA
         tl.store(out + row.to(tl.int64) * depth + at + lane, x.to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
-def _gate(packed, out, width, LANES: tl.constexpr, EARLY: tl.constexpr):
-    follow(EARLY)
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.program_id(1) * LANES + tl.arange(0, LANES)
-    inside = column < width
-    first = tl.load(packed + row * 2 * width + column, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(packed + row * 2 * width + width + column, mask=inside, other=0.0).to(tl.float32)
-    result = first * tl.sigmoid(first) * second
-    tl.store(out + row * width + column, result.to(out.dtype.element_ty), mask=inside)
+def _row_tile(outputs: int, depth: int, size: int, gated: bool) -> tuple[int, int, int, bool]:
+    """Outputs and inputs of a program's tile for one row, its warps, and whether the first tile is loaded early.
 
-
-def _tile(outputs: int, depth: int, size: int, gated: bool) -> tuple[int, int, int]:
-    """Outputs and inputs of a program's tile and its warps, as measured best on an H200 in bfloat16."""
-    if gated:
-        block, step, warps = 4, 512, 1
-    elif outputs >= 32768:
-        block, step, warps = 2, 256, 1
+    As measured best on an H200 in bfloat16. Loading early costs registers, which only short streams get back.
+    """
+    if gated or outputs >= 32768:
+        block, step, warps = 4, 256, 2
+    elif depth >= 8192:
+        block, step, warps = 2, 2048, 2
     else:
-        block, step, warps = (2, 2048, 2) if depth >= 8192 else (2, 512, 2)
-    return block, max(64, min(step * 2 // size, triton.next_power_of_2(depth) // 2)), warps
+        block, step, warps = (2, 512, 2) if outputs > depth else (2, 1024, 1)
+    step = max(64, min(step * 2 // size, triton.next_power_of_2(depth) // 2))
+    return block, step, warps, outputs * depth * size * (1 + gated) < 30_000_000
+
+
+def _product_tile(outputs: int, size: int, gated: bool) -> tuple[int, int, int, int]:
+    """Outputs and inputs of a program's tile for several rows, its warps and stages, as measured on an H200."""
+    if gated:
+        block, step, stages = 64, 64, 3
+    else:
+        block, step, stages = (64, 256, 3) if outputs >= 4096 else (16, 128, 4)
+    return block, max(32, step * 2 // size), 4, stages
 
 
 def triton_linear(
@@ -146,71 +217,46 @@ def triton_linear(
     Returns:
         ``[rows, outputs]``: those of all matrices side by side, or of one when ``gated``.
     """
-    one = len(inputs) == 1
-    return (_one_row if one else _several_rows)(inputs, weights, biases, norm, eps, gated, residual)
-
-
-def _one_row(
-    inputs: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    norm: Tensor | None,
-    eps: float,
-    gated: bool,
-    residual: Tensor | None,
-) -> Tensor:
-    depth = inputs.shape[1]
+    rows, depth = inputs.shape
     sizes = [weight.shape[0] for weight in weights]
     outputs = sizes[0] if gated else sum(sizes)
-    out = torch.empty(1, outputs, dtype=inputs.dtype, device=inputs.device)
-    matrices = [*weights, *[weights[0]] * (3 - len(weights))]
-    vectors = [inputs if bias is None else bias for bias in (*biases, *[biases[0]] * (3 - len(biases)))]
-    block, step, warps = _tile(outputs, depth, inputs.element_size(), gated)
-    counted = sizes[:1] if gated else sizes
-    sizes = [*sizes, 0, 0][:3]
-    _stream[(sum(triton.cdiv(item, block) for item in counted),)](
-        inputs, *matrices, *vectors, inputs if norm is None else norm, inputs if residual is None else residual, out,
-        depth, *sizes, eps,
-        NORM=norm is not None, BIAS=biases[0] is not None, RESIDUAL=residual is not None, GATED=gated,
-        OUTPUTS=block, DEPTH=step, num_warps=warps, **early(inputs.device),
-    )  # fmt: skip
-    return out
-
-
-def _several_rows(
-    inputs: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    norm: Tensor | None,
-    eps: float,
-    gated: bool,
-    residual: Tensor | None,
-) -> Tensor:
-    rows, depth = inputs.shape
-    device = inputs.device
-    if norm is not None:
+    size, device = inputs.element_size(), inputs.device
+    if rows > 1 and norm is not None:  # with one row every program repeats the norm, which is cheaper there
         normalized = torch.empty(rows, depth, dtype=inputs.dtype, device=device)
         lanes = min(4096, triton.next_power_of_2(depth))
         _normalize[(rows,)](
             inputs, norm, normalized, depth, eps, inputs.stride(0), LANES=lanes, num_warps=8, **early(device)
         )
         inputs = normalized
-    packed = torch.empty(rows, sum(len(weight) for weight in weights), dtype=inputs.dtype, device=device)
-    parts = packed.split([len(weight) for weight in weights], 1)
-    for part, weight, bias in zip(parts, weights, biases, strict=True):
-        if bias is not None:
-            torch.addmm(bias, inputs, weight.T, out=part)
-        elif residual is not None and len(weights) == 1:
-            torch.addmm(residual, inputs, weight.T, out=part)
-        else:
-            torch.mm(inputs, weight.T, out=part)
-    if gated:
-        width = len(weights[0])
-        out = torch.empty(rows, width, dtype=inputs.dtype, device=device)
-        _gate[(rows, triton.cdiv(width, 1024))](packed, out, width, LANES=1024, num_warps=4, **early(device))
-        packed = out
-    added = residual is not None and not gated and len(weights) == 1 and biases[0] is None
-    return packed if residual is None or added else residual + packed
+    if rows > 1 and len(weights) == 1:
+        bias = biases[0]
+        if residual is not None and bias is None:
+            return torch.addmm(residual, inputs, weights[0].T)
+        product = F.linear(inputs, weights[0], bias)
+        return product if residual is None else residual + product
+    out = torch.empty(rows, outputs, dtype=inputs.dtype, device=device)
+    matrices = [*weights, *[weights[0]] * (3 - len(weights))]
+    vectors = [inputs if bias is None else bias for bias in (*biases, *[biases[0]] * (3 - len(biases)))]
+    counted = sizes[:1] if gated else sizes
+    sizes = [*sizes, 0, 0][:3]
+    if rows == 1:
+        block, step, warps, peel = _row_tile(outputs, depth, size, gated)
+        _stream[(sum(triton.cdiv(item, block) for item in counted),)](
+            inputs, *matrices, *vectors, inputs if norm is None else norm, inputs if residual is None else residual,
+            out, depth, *sizes, eps,
+            NORM=norm is not None, BIAS=biases[0] is not None, RESIDUAL=residual is not None, GATED=gated,
+            EVEN=depth % step == 0, OUTPUTS=block, DEPTH=step, PEEL=peel, num_warps=warps, **early(device),
+        )  # fmt: skip
+        return out
+    block, step, warps, stages = _product_tile(outputs, size, gated)
+    _product[(sum(triton.cdiv(item, block) for item in counted),)](
+        inputs, *matrices, *vectors, out, rows, depth, *sizes, inputs.stride(0), out.stride(0),
+        BIAS=biases[0] is not None, GATED=gated, EVEN=depth % step == 0,
+        ROWS=max(16, triton.next_power_of_2(rows)), OUTPUTS=block, DEPTH=step,
+        PRECISION="ieee" if size > 2 else "tf32", UPCAST=device.type == "cpu", num_warps=warps, num_stages=stages,
+        **early(device),
+    )  # fmt: skip
+    return out if residual is None else residual + out
 
 
 @triton.jit
