@@ -5,7 +5,9 @@
 Searches the skip set on held-out text of the embedded corpus, then continues other held-out prompts one token at a time
 and by self-speculation, in turn, on the same engine. A round of K drafted tokens that emits E costs K draft steps and
 one verification, so the cost model says ``E / (K c + v)`` with a draft step's and a verification's time over that of a
-one-token step; the paper's ``E / (K c + 1)`` takes v as 1. Both are printed beside what the clock says.
+one-token step; the paper's ``E / (K c + 1)`` takes v as 1. Both are printed beside what the clock says. Greedily a
+small model repeats itself, which flatters any draft: ``--temperatures 0 0.7 1`` also samples, and the rows say which
+texts are degenerate.
 """
 
 from __future__ import annotations
@@ -30,19 +32,27 @@ from benchmarks.rows import replace, row
 from saccade.callbacks import search_layers
 from saccade.callbacks.decoding_report import DEGENERATE_BELOW
 from saccade.callbacks.layer_skip_command import held_out_files, prompts_of
-from saccade.inference import Autoregressive, Decoder, SelfSpeculative, Session
+from saccade.inference import Autoregressive, Decoder, Sampling, SelfSpeculative, Session
 from saccade.inference.compat import SublayerSkip
 from saccade.inference.engine.graphs import Floor
 from saccade.inference.engine.settings import Engine, EngineKind
+from saccade.inference.sampling import draw_on_device
 from saccade.inference.statistics import DecodingStats, clock
 
 SEED = 0
 LENGTHS = (2, 3, 4, 6)
 """Draft lengths without a threshold; the adaptive threshold with up to 12 tokens is measured beside them."""
+Measured = tuple[dict[str, list[float]], dict[str, DecodingStats], dict[str, list[list[int]]]]
 
 
 def step_times(
-    model: PreTrainedModel, prompt: Tensor, skip: dict[str, list[int]], width: int, kind: EngineKind, repeats: int = 40
+    model: PreTrainedModel,
+    prompt: Tensor,
+    skip: dict[str, list[int]],
+    width: int,
+    kind: EngineKind,
+    temperature: float,
+    repeats: int = 40,
 ) -> tuple[float, float, float]:
     """Seconds of a one-token step, of a draft step within a chain of them, and of a verification.
 
@@ -54,26 +64,34 @@ def step_times(
         skip: Skipped layers.
         width: Drafted tokens of a round.
         kind: Engine.
+        temperature: 0 chooses the best token, others draw.
         repeats: Of which the median counts.
     """
     switch = SublayerSkip(model, **skip)
+    sampling = Sampling(temperature=temperature) if temperature else None
+
+    def chosen(logits: Tensor) -> Tensor:
+        if sampling is None:
+            return logits.argmax(-1)
+        return draw_on_device(sampling.probabilities(logits), [0.5] * len(logits))
+
     with Session(model, prompt.shape[1] + 2 * width + 2, skip=switch, floor=Floor(Engine(kind))) as session:
         session.prefill(prompt.tolist())
         token = prompt[:, -1:]
 
         def one() -> None:
-            session.forward(token)[:, -1].argmax(-1).tolist()
+            chosen(session.forward(token)[:, -1]).tolist()
 
         def chain() -> None:
             drafted = token
             for _ in range(width):
-                drafted = session.forward(drafted, skipped=True)[:, -1].argmax(-1, keepdim=True)
+                drafted = chosen(session.forward(drafted, skipped=True)[:, -1])[:, None]
                 session.commit([[0]])
             drafted.tolist()
             session.truncate([prompt.shape[1]])
 
         def verification() -> None:
-            session.forward(token.expand(-1, width + 1)).argmax(-1).tolist()
+            chosen(session.forward(token.expand(-1, width + 1))[0]).tolist()
 
         return (
             _median_time(one, session.device, repeats),
@@ -93,15 +111,26 @@ def _median_time(call: Callable[[], None], device: torch.device, repeats: int) -
 
 
 def decoded(
-    decoders: dict[str, Decoder], model: PreTrainedModel, prompts: list[Tensor], new: int, runs: int
-) -> tuple[dict[str, list[float]], dict[str, DecodingStats], dict[str, list[list[int]]]]:
+    decoders: dict[str, Decoder], model: PreTrainedModel, prompts: list[Tensor], new: int, runs: int, temperature: float
+) -> Measured:
     """Seconds for each token behind the first of every run, pooled counts and texts of the last run, by decoder."""
     paces: dict[str, list[float]] = {name: [] for name in decoders}
     counts: dict[str, DecodingStats] = {}
     texts: dict[str, list[list[int]]] = {}
     for attempt in track(range(runs + 1), description="runs (the first warms up)"):
         for name, decoder in decoders.items():
-            made = [decoder.generate(model, ids, max_new_tokens=new, eos_token_id=()) for ids in prompts]
+            made = [
+                decoder.generate(
+                    model,
+                    ids,
+                    max_new_tokens=new,
+                    eos_token_id=(),
+                    sampling=Sampling(temperature=temperature, seed=attempt * len(prompts) + at)
+                    if temperature
+                    else None,
+                )
+                for at, ids in enumerate(prompts)
+            ]
             counts[name] = sum((item.stats for item in made[1:]), made[0].stats)
             texts[name] = [item.tokens[0] for item in made]
             if attempt:
@@ -122,6 +151,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--prompt-length", type=int, default=128)
     parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0], help="0 is greedy; others sample")
     parser.add_argument("--runs", type=int, default=5)
     chosen = parser.parse_args()
     torch.manual_seed(SEED)
@@ -149,37 +179,56 @@ def main() -> None:
         decoders[f"SelfSpeculative, {width} drafted"] = SelfSpeculative(
             skip=skip, draft_length=width, gamma=0.0, adaptive=False, carry=False, engine=kind
         )
-    paces, counts, written = decoded(decoders, model, prompts, new, chosen.runs)
     parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
-    case = (
-        f"{model.config.model_type} {model.config.num_hidden_layers} layers {parameters:.0f}M "
-        f"{str(dtype).removeprefix('torch.')}, trained on Python sources, {chosen.label}, batch 1, prompt {length}, {new} "
-        f"new tokens, {len(prompts)} held-out prompts"
-    )
     real_distinct = distinct_4([real[start : start + new] for start in range(0, len(real), new)])
+    facts = {"skip": skip, "search_trials": found.trials, "matchness": found.matchness}
+    for temperature in chosen.temperatures:
+        case = (
+            f"{model.config.model_type} {model.config.num_hidden_layers} layers {parameters:.0f}M "
+            f"{str(dtype).removeprefix('torch.')}, trained on Python sources, {chosen.label}, batch 1, prompt "
+            f"{length}, {new} new tokens, {len(prompts)} held-out prompts"
+            + ("" if temperature == 0 else f", sampling at temperature {temperature:g}")
+        )
+        measured = decoded(decoders, model, prompts, new, chosen.runs, temperature)
+        made = rows_of(case, decoders, model, prompts, measured, real_distinct, temperature, facts)
+        replace(made)
+        report(made, case)
+
+
+def rows_of(
+    case: str,
+    decoders: dict[str, Decoder],
+    model: PreTrainedModel,
+    prompts: list[Tensor],
+    measured: Measured,
+    real_distinct: float,
+    temperature: float,
+    facts: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Two rows for each decoder: times as fast as one token at a time, and milliseconds a token."""
+    paces, counts, written = measured
     made = []
     for name, decoder in decoders.items():
         distinct = distinct_4(written[name])
+        equal = sum(a == b for a, b in zip(written[name], written["Autoregressive"], strict=True))
         extra: dict[str, Any] = {
             "distinct_4": round(distinct, 4),
             "distinct_4_real": round(real_distinct, 4),
             "degenerate": distinct < DEGENERATE_BELOW * real_distinct,
-            "identical_rows": sum(a == b for a, b in zip(written[name], written["Autoregressive"], strict=True)),
+            "identical_rows": None if temperature else equal,
             "rows": len(prompts),
         }
         if isinstance(decoder, SelfSpeculative):
-            extra |= {"skip": skip, "search_trials": found.trials, "matchness": found.matchness}
-            extra |= cost_model(model, prompts[0], decoder, counts[name])
+            extra |= facts | cost_model(model, prompts[0], decoder, counts[name], temperature)
         gains = [base / pace for base, pace in zip(paces["Autoregressive"], paces[name], strict=True)]
         made.append(row("layer_skip", case, name, "speedup", gains, "times Autoregressive", seed=SEED, extra=extra))
         pace = [1e3 * seconds for seconds in paces[name]]
         made.append(row("layer_skip", case, name, "ms_per_token", pace, "ms", seed=SEED, extra=extra))
-    replace(made)
-    report(made, case)
+    return made
 
 
 def cost_model(
-    model: PreTrainedModel, prompt: Tensor, decoder: SelfSpeculative, counts: DecodingStats
+    model: PreTrainedModel, prompt: Tensor, decoder: SelfSpeculative, counts: DecodingStats, temperature: float
 ) -> dict[str, float]:
     """What the cost model says of a decoder whose counts are known.
 
@@ -190,7 +239,7 @@ def cost_model(
     """
     emitted, drafted = counts.mean_acceptance_length, counts.drafted / counts.verify_steps
     one, draft, verification = step_times(
-        model, prompt, decoder.skip_set(model), max(1, round(drafted)), Engine.of(decoder.engine).kind
+        model, prompt, decoder.skip_set(model), max(1, round(drafted)), Engine.of(decoder.engine).kind, temperature
     )
     c, v = draft / one, verification / one
     return {

@@ -58,6 +58,66 @@ def _decoding_case(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def decode_gpu() -> str:
+    """Milliseconds a token of :mod:`benchmarks.decode` on a GPU beside what the memory allows."""
+    rows = [
+        row
+        for row in read("decode")
+        if row["metric"] in ("ms_per_token", "ms_per_step") and row["device"].startswith("NVIDIA")
+    ]
+    if not rows:
+        return "No rows yet: run `benchmarks/decode_rows.sh`."
+    lines = [
+        "| model | method | ms a token or step (median, spread) | bound, ms | of the bound |",
+        "| --- |" + " --- |" * 4,
+    ]
+    for row in rows:
+        shape, batch, prompt = re.search(r"grown to (\S+), batch (\d+), prompt (\d+)", row["case"]).groups()  # type: ignore[union-attr]
+        spread = f"{row['value']:.2f} ({row['spread']['min']:.2f} to {row['spread']['max']:.2f})"
+        bound = row["bound"]
+        share = "" if bound is None else f"{bound / row['value']:.0%}"
+        lines.append(
+            f"| {shape}, batch {batch}, prompt {prompt} | {row['method']} | {spread} |"
+            f" {'' if bound is None else f'{bound:.2f}'} | {share} |"
+        )
+    first = rows[0]
+    commits = ", ".join(dict.fromkeys(row["commit"][:8] for row in rows))
+    speed = first["bytes_per_second"] / 1e12
+    lines += [
+        "",
+        f"A small trained model grown to each shape, bfloat16; {first['device']}, torch {first['versions']['torch']},"
+        f" transformers {first['versions']['transformers']}, triton {first['versions']['triton']}; commit {commits}."
+        f" The bound is the time to read weights, keys and values at the copy bandwidth measured there, {speed:.1f} TB/s.",
+    ]
+    return "\n".join(lines)
+
+
+def layer_skip() -> str:
+    """What self-speculation gains on a model trained for it, from :mod:`benchmarks.layer_skip`."""
+    rows = [row for row in read("layer_skip") if row["metric"] == "speedup" and "E" in row]
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.layer_skip`."
+    lines = [
+        "| trained | draft | speed-up (median, spread) | E/(Kc+v) | E | K | c | v | distinct 4-grams |",
+        "| --- |" + " --- |" * 8,
+    ]
+    for row in rows:
+        trained = row["case"].split("Python sources, ")[1].split(", batch")[0]
+        spread = f"{row['value']:.2f} ({row['spread']['min']:.2f} to {row['spread']['max']:.2f})"
+        numbers = " | ".join(f"{row[key]:.2f}" for key in ("predicted", *"EKcv"))
+        distinct = f"{row['distinct_4']:.2f}" + (", degenerate" if row["degenerate"] else "")
+        draft = row["method"].removeprefix("SelfSpeculative, ")
+        lines.append(f"| {trained} | {draft} | {spread} | {numbers} | {distinct} |")
+    first = rows[0]
+    lines += [
+        "",
+        f"{first['case'].split(', trained')[0]}; {first['device']}, torch {first['versions']['torch']}; commit"
+        f" {first['commit'][:8]}; real text has {first['distinct_4_real']:.2f} distinct 4-grams. Degenerate rows"
+        " support no claim of speed; they do show that the cost model holds.",
+    ]
+    return "\n".join(lines)
+
+
 GROUPS = {"intra": "A", "inter": "B", "mixed": "C", "block": "D", "unbalanced": "E", "mean of A, B, C": "A to C"}
 STUDIED = {
     "synthetic": "MAE on the embedded data (generator seed {generator_seed}, test split of 686 clips)",
@@ -127,6 +187,8 @@ def t2dr_cost() -> str:
 
 TABLES = {
     "t2dr_cost": t2dr_cost,
+    "decode_gpu": decode_gpu,
+    "layer_skip": layer_skip,
     "decode_cpu": lambda: decode_cpu(sampled=True),
     "decode_cpu_greedy": lambda: decode_cpu(sampled=False),
     "t2dr_study": t2dr_study,

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+NO_DISTRIBUTION = "the model's logits hold NaN or no finite value: check its weights and its precision."
+
 
 @dataclass
 class Sampling:
@@ -85,15 +87,27 @@ def draw(probabilities: Tensor, uniforms: Sequence[float]) -> list[int]:
     Raises:
         ValueError: A row holds NaN or has no mass.
     """
+    tokens: list[int] = draw_on_device(probabilities, uniforms).tolist()
+    if -1 in tokens:
+        raise ValueError(NO_DISTRIBUTION)
+    return tokens
+
+
+def draw_on_device(probabilities: Tensor, uniforms: Sequence[float]) -> Tensor:
+    """Like :func:`draw`, without waiting for the device.
+
+    Args:
+        probabilities: ``[rows, vocabulary]``.
+        uniforms: One number in [0, 1) for each row.
+
+    Returns:
+        ``[rows]`` token ids; -1 where a row holds NaN or has no mass.
+    """
     cumulative = probabilities.double().cumsum(-1)
     total = cumulative[:, -1:]
-    point = torch.tensor(uniforms, dtype=torch.float64, device=total.device)[:, None] * total
-    index = torch.searchsorted(cumulative, point, right=True).masked_fill(~(total > 0), -1)
-    tokens: list[int] = index[:, 0].tolist()
-    if probabilities.shape[-1] in tokens:
-        # rounding has put u * total on the total itself: the last token that has mass is meant
-        last = (probabilities > 0).long().cumsum(-1).argmax(-1).tolist()
-        tokens = [min(token, end) for token, end in zip(tokens, last, strict=True)]
-    if -1 in tokens:
-        raise ValueError("the model's logits hold NaN or no finite value: check its weights and its precision.")
-    return tokens
+    pinned = total.device.type == "cuda"
+    points = torch.tensor(uniforms, dtype=torch.float64, pin_memory=pinned).to(total.device, non_blocking=True)
+    index = torch.searchsorted(cumulative, points[:, None] * total, right=True)
+    # rounding may put u * total on the total itself: the last token that has mass is meant, the first to reach it
+    last = torch.searchsorted(cumulative, total)
+    return torch.minimum(index, last).masked_fill(~(total > 0), -1)[:, 0]

@@ -7,6 +7,7 @@ their order, each rejection takes the child's draft distribution out of the targ
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from saccade.inference.sampling import Sampling, draw
+from saccade.inference.sampling import NO_DISTRIBUTION, Sampling, draw
 from saccade.inference.trees import TokenTree
 
 
@@ -146,6 +147,8 @@ def _first_child_ratios(target: Tensor, draft: Draft) -> list[list[float]]:
     if draft.probabilities is not None:
         odds = odds / draft.probabilities.to(odds).gather(-1, index)[..., 0]
     ratios: list[list[float]] = odds.tolist()
+    if any(math.isnan(odd) for row in ratios for odd in row):
+        raise ValueError(NO_DISTRIBUTION)
     return ratios
 
 

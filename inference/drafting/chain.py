@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saccade.inference.drafting.drafter import Drafter, NoDraft, Run
-from saccade.inference.sampling import draw
+from saccade.inference.sampling import draw_on_device
 from saccade.inference.verification import Draft
 
 
@@ -57,8 +57,8 @@ class ChainDrafter(Drafter):
                 distributions.append(run.sampling.probabilities(logits))
                 # closed rows draw nothing, so that a row's random numbers do not depend on its neighbours
                 uniforms = [stream.random() if row in open_rows else 0.5 for row, stream in enumerate(run.streams)]
-                drawn = draw(distributions[-1], uniforms)
-                tokens = torch.tensor(drawn, device=logits.device)[:, None]
+                # -1, of a draft that says NaN, is refused by the verification: here it only must not break a forward
+                tokens = draw_on_device(distributions[-1], uniforms).clamp(min=0)[:, None]
             columns.append(tokens)
             unsure: list[bool] = [False] * len(counts)
             if any(thresholds):

@@ -121,7 +121,7 @@ def test_committing_the_targets_argmax_is_found() -> None:
 
 def test_a_softmax_row_for_an_argmax_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     # the draft picks its favourite, but says that it was drawn from the softmax
-    monkeypatch.setattr(chain, "draw", lambda probabilities, uniforms: probabilities.argmax(-1).tolist())
+    monkeypatch.setattr(chain, "draw_on_device", lambda probabilities, uniforms: probabilities.argmax(-1))
     assert measured(LOSSLESS["assisted"], PLAIN, runs=10_000) > 4
 
 
