@@ -87,7 +87,8 @@ def decode_gpu() -> str:
         "",
         f"A small trained model grown to each shape, bfloat16; {first['device']}, torch {first['versions']['torch']},"
         f" transformers {first['versions']['transformers']}, triton {first['versions']['triton']}; commit {commits}."
-        f" The bound is the time to read weights, keys and values at the copy bandwidth measured there, {speed:.1f} TB/s.",
+        f" The bound is the time to read weights, keys and values at the copy bandwidth measured there,"
+        f" {speed:.1f} TB/s.",
     ]
     return "\n".join(lines)
 

@@ -1,12 +1,14 @@
 """One decoding step of a Llama-shaped model in few kernels, on the weights of its Hugging Face modules.
 
-Seven launches a layer: projections of the same input share one, and norms, biases, rotation, cache writes, gated
-activation and residual sums happen inside them. The weights stay where they are and are read once. Ours.
+Seven launches a layer, nine for several rows: projections of the same input share one, and norms, biases, rotation,
+cache writes, gated activation and residual sums happen inside them. The weights stay where they are and are read once.
+Ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,10 +45,30 @@ def reference_linear(
         ``[rows, outputs]``: those of all matrices side by side, or of one when ``gated``.
     """
     if norm is not None:
-        inputs = _rms_norm(inputs, norm, eps)
+        inputs = rms_norm(inputs, norm, eps)
     parts = [F.linear(inputs, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
     out = F.silu(parts[0]) * parts[1] if gated else torch.cat(parts, -1)
     return out if residual is None else residual + out
+
+
+def reference_add(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, norm: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """A projection onto the residual stream and the norm behind it; defines the kernel.
+
+    Args:
+        inputs: ``[rows, depth]``.
+        weight: ``[outputs, depth]``.
+        bias: ``[outputs]`` or ``None``.
+        residual: ``[rows, outputs]``.
+        norm: ``[outputs]`` weights of the RMSNorm behind.
+        eps: Of that norm.
+
+    Returns:
+        The residual stream and its normalized form, ``[rows, outputs]`` each.
+    """
+    hidden = residual + F.linear(inputs, weight, bias)
+    return hidden, rms_norm(hidden, norm, eps)
 
 
 def reference_rotate(
@@ -80,7 +102,7 @@ def reference_rotate(
     apart = packed.view(batch, nodes, -1, head_dim)
     query, key, value = apart.split([apart.shape[2] - 2 * kv_heads, kv_heads, kv_heads], 2)
     if norms is not None:
-        query, key = _rms_norm(query, norms[0], eps), _rms_norm(key, norms[1], eps)
+        query, key = rms_norm(query, norms[0], eps), rms_norm(key, norms[1], eps)
     turned = []
     for part in (query, key):
         low, high = part.chunk(2, -1)
@@ -92,7 +114,8 @@ def reference_rotate(
     return turned[0].transpose(1, 2)
 
 
-def _rms_norm(inputs: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(inputs: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm ``[..., depth]`` as transformers' modules compute it; defines the kernel."""
     exact = inputs.float()  # in float64 too, as transformers' modules do: the engines shall not differ
     return weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).to(inputs.dtype)
 
@@ -134,44 +157,87 @@ class FusedStep:
         Returns:
             Logits ``[batch, nodes, vocabulary]``.
         """
-        linear, rotate = _kernels(self.base.embed_tokens.weight)
+        kernels = _kernels(self.base.embed_tokens.weight)
         batch, nodes = tokens.shape
         hidden = self.base.embed_tokens(tokens)
         cos, sin = (part.expand(batch, nodes, -1).contiguous() for part in self.base.rotary_emb(hidden, positions))
         hidden = hidden.view(batch * nodes, -1)
-        for index, layer in enumerate(self.layers):
-            if index not in skipped_attention:
-                attention, before = layer.self_attn, layer.input_layernorm
-                triple = (attention.q_proj, attention.k_proj, attention.v_proj)
-                packed = linear(hidden, *_of(triple), norm=before.weight, eps=before.variance_epsilon)
+        sublayers = [
+            (index, layer, kind)
+            for index, layer in enumerate(self.layers)
+            for kind, skipped in (("attention", skipped_attention), ("mlp", skipped_mlp))
+            if index not in skipped
+        ]
+        norms = [
+            layer.input_layernorm if kind == "attention" else layer.post_attention_layernorm
+            for _, layer, kind in sublayers
+        ]
+        stream = _Stream(kernels, hidden, [*norms, self.base.norm])
+        for index, layer, kind in sublayers:
+            if kind == "attention":
+                attention = layer.self_attn
+                packed = stream.enter((attention.q_proj, attention.k_proj, attention.v_proj))
                 keys, values = storage.buffers(index)
                 keys, values = keys[:batch], values[:batch]
-                norms = (attention.q_norm.weight, attention.k_norm.weight) if self.norms else None
+                pair = (attention.q_norm.weight, attention.k_norm.weight) if self.norms else None
                 eps = attention.q_norm.variance_epsilon if self.norms else 0.0
-                query = rotate(packed, cos, sin, lengths, keys, values, norms=norms, eps=eps)
+                query = kernels.rotate(packed, cos, sin, lengths, keys, values, norms=pair, eps=eps)
                 mixed = decode_attention(query, keys, values, lengths, ancestors, scaling=attention.scaling)
-                mixed = mixed.reshape(batch * nodes, -1)
-                hidden = linear(mixed, *_of((attention.o_proj,)), residual=hidden)
-            if index not in skipped_mlp:
-                mlp, before = layer.mlp, layer.post_attention_layernorm
-                pair = (mlp.gate_proj, mlp.up_proj)
-                inner = linear(hidden, *_of(pair), norm=before.weight, eps=before.variance_epsilon, gated=True)
-                hidden = linear(inner, *_of((mlp.down_proj,)), residual=hidden)
-        last, head = self.base.norm, self.model.lm_head
-        logits = linear(hidden, *_of((head,)), norm=last.weight, eps=last.variance_epsilon)
-        return logits.view(batch, nodes, -1)
+                stream.leave(mixed.reshape(batch * nodes, -1), attention.o_proj)
+            else:
+                inner = stream.enter((layer.mlp.gate_proj, layer.mlp.up_proj), gated=True)
+                stream.leave(inner, layer.mlp.down_proj)
+        return stream.enter((self.model.lm_head,)).view(batch, nodes, -1)
 
 
-def _of(parts: Sequence[nn.Linear]) -> tuple[list[Tensor], list[Tensor | None]]:
-    return [part.weight for part in parts], [part.bias for part in parts]
+class _Stream:
+    """The residual stream: one row is normalized by whoever reads it, several rows by whoever wrote them."""
+
+    def __init__(self, kernels: _Kernels, hidden: Tensor, norms: list[Any]) -> None:
+        self.kernels, self.hidden, self.norms = kernels, hidden, norms
+        first = norms[0]
+        self.ready = None if len(hidden) == 1 else kernels.norm(hidden, first.weight, first.variance_epsilon)
+        self.place = 0
+
+    def enter(self, parts: Sequence[nn.Linear], gated: bool = False) -> Tensor:
+        """Projections of the normalized stream."""
+        weights, biases = [part.weight for part in parts], [part.bias for part in parts]
+        if self.ready is not None:
+            return self.kernels.linear(self.ready, weights, biases, gated=gated)
+        norm = self.norms[self.place]
+        return self.kernels.linear(
+            self.hidden, weights, biases, norm=norm.weight, eps=norm.variance_epsilon, gated=gated
+        )
+
+    def leave(self, inputs: Tensor, part: nn.Linear) -> None:
+        """Adds a projection to the stream."""
+        self.place += 1
+        if self.ready is None:
+            self.hidden = self.kernels.linear(inputs, [part.weight], [part.bias], residual=self.hidden)
+            return
+        norm = self.norms[self.place]
+        self.hidden, self.ready = self.kernels.add(
+            inputs, part.weight, part.bias, self.hidden, norm.weight, norm.variance_epsilon
+        )
 
 
-def _kernels(like: Tensor) -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class _Kernels:
+    """What a step is made of: the definitions, or the kernels that compute the same."""
+
+    linear: Callable[..., Tensor] = reference_linear
+    add: Callable[..., tuple[Tensor, Tensor]] = reference_add
+    norm: Callable[..., Tensor] = rms_norm
+    rotate: Callable[..., Tensor] = reference_rotate
+
+
+def _kernels(like: Tensor) -> _Kernels:
     if like.device.type == "cuda" and like.dtype != torch.float64:
-        from saccade.inference.engine.kernels.linear import triton_linear, triton_rotate
+        from saccade.inference.engine.kernels.linear import triton_add, triton_linear, triton_norm
+        from saccade.inference.engine.kernels.rotation import triton_rotate
 
-        return triton_linear, triton_rotate
-    return reference_linear, reference_rotate
+        return _Kernels(triton_linear, triton_add, triton_norm, triton_rotate)
+    return _Kernels()
 
 
 def why_not_fused(model: nn.Module) -> str:

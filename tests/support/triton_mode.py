@@ -7,6 +7,7 @@ pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 from saccade.inference.engine.kernels.decode_attention import triton_decode_attention  # noqa: E402
-from saccade.inference.engine.kernels.linear import triton_linear, triton_rotate  # noqa: E402
+from saccade.inference.engine.kernels.linear import triton_add, triton_linear, triton_norm  # noqa: E402
+from saccade.inference.engine.kernels.rotation import triton_rotate  # noqa: E402
 
-__all__ = ["DEVICE", "triton_decode_attention", "triton_linear", "triton_rotate"]
+__all__ = ["DEVICE", "triton_add", "triton_decode_attention", "triton_linear", "triton_norm", "triton_rotate"]

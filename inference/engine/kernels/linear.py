@@ -57,10 +57,10 @@ def _stream(
     square = tl.zeros([DEPTH], tl.float32)
     start = 0
     if PEEL:  # weights do not depend on the kernel in front: the first tile is under way before it ends
-        inside = wanted[:, None] & (step < depth)[None, :]
-        w = tl.load(weight + place, mask=inside, other=0.0)
+        begin = wanted[:, None] & (step < depth)[None, :]
+        w = tl.load(weight + place, mask=begin, other=0.0)
         if GATED:
-            u = tl.load(weight_1 + place, mask=inside, other=0.0)
+            u = tl.load(weight_1 + place, mask=begin, other=0.0)
         follow(EARLY)
         x = tl.load(inputs + step, mask=step < depth, other=0.0)
         if NORM:
@@ -110,8 +110,10 @@ def _product(
     inputs, weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, out,
     rows, depth, size_0, size_1, size_2, input_row, out_row,
     BIAS: tl.constexpr, GATED: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
-    DEPTH: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, EARLY: tl.constexpr,
+    DEPTH: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    split = tl.program_id(1)  # of the depth; each writes sums of its own
+    part = tl.cdiv(tl.cdiv(depth, SPLITS), DEPTH) * DEPTH
     weight, bias, size, offset, first = _choose(
         tl.program_id(0), weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, size_0, size_1, size_2, GATED, OUTPUTS
     )
@@ -124,7 +126,7 @@ def _product(
     total = tl.zeros([ROWS, OUTPUTS], tl.float32)
     gated = tl.zeros([ROWS, OUTPUTS], tl.float32)
     follow(EARLY)
-    for at in range(0, depth, DEPTH):
+    for at in range(split * part, tl.minimum(split * part + part, depth), DEPTH):
         here = at + step < depth
         inside = wanted[:, None]
         if not EVEN:
@@ -148,7 +150,8 @@ def _product(
     if GATED:
         total = total * tl.sigmoid(total) * gated
     shown = real[:, None] & wanted[None, :]
-    tl.store(out + row[:, None] * out_row + offset + column[None, :], total.to(out.dtype.element_ty), mask=shown)
+    place = (split * rows + row)[:, None] * out_row + offset + column[None, :]
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=shown)
 
 
 @triton.jit
@@ -167,6 +170,28 @@ def _normalize(inputs, norm, out, depth, eps, input_row, LANES: tl.constexpr, EA
         x = tl.load(source + at + lane, mask=inside, other=0.0).to(tl.float32)
         x = x * shrink * tl.load(norm + at + lane, mask=inside, other=0.0).to(tl.float32)
         tl.store(out + row.to(tl.int64) * depth + at + lane, x.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _close(
+    sums, bias, residual, norm, hidden, normalized, rows, depth, eps,
+    BIAS: tl.constexpr, SPLITS: tl.constexpr, LANES: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    follow(EARLY)
+    row = tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    inside = lane < depth
+    total = tl.load(residual + row * depth + lane, mask=inside, other=0.0).to(tl.float32)
+    if BIAS:
+        total += tl.load(bias + lane, mask=inside, other=0.0).to(tl.float32)
+    for split in range(SPLITS):
+        total += tl.load(sums + (split * rows + row) * depth + lane, mask=inside, other=0.0)
+    kept = total.to(hidden.dtype.element_ty)
+    tl.store(hidden + row * depth + lane, kept, mask=inside)
+    wide = kept.to(tl.float32)  # the norm sees what the next layers see
+    scale = tl.load(norm + lane, mask=inside, other=0.0).to(tl.float32)
+    ready = wide * tl.rsqrt(tl.sum(wide * wide, 0) / depth + eps) * scale
+    tl.store(normalized + row * depth + lane, ready.to(normalized.dtype.element_ty), mask=inside)
 
 
 def _row_tile(outputs: int, depth: int, size: int, gated: bool) -> tuple[int, int, int, bool]:
@@ -191,6 +216,34 @@ def _product_tile(outputs: int, size: int, gated: bool) -> tuple[int, int, int, 
     else:
         block, step, stages = (64, 256, 3) if outputs >= 4096 else (16, 128, 4)
     return block, max(32, step * 2 // size), 4, stages
+
+
+def _close_tile(outputs: int, depth: int, size: int) -> tuple[int, int, int, int, int]:
+    """Outputs and inputs of a program's tile, its warps and stages, parts of the depth: two programs a core."""
+    block = 64 if outputs >= 2048 else 16
+    step = max(32, 128 * 2 // size)
+    splits = min(8, triton.next_power_of_2(max(1, 264 * block // outputs)), max(1, depth // (4 * step)))
+    return block, step, 4, 4, triton.next_power_of_2(splits)
+
+
+def triton_norm(inputs: Tensor, norm: Tensor, eps: float) -> Tensor:
+    """RMSNorm of rows; see :func:`saccade.inference.engine.fused.rms_norm`.
+
+    Args:
+        inputs: ``[rows, depth]``, last dimension contiguous.
+        norm: ``[depth]`` weights.
+        eps: Of the norm.
+
+    Returns:
+        ``[rows, depth]``.
+    """
+    rows, depth = inputs.shape
+    out = torch.empty(rows, depth, dtype=inputs.dtype, device=inputs.device)
+    lanes = min(4096, triton.next_power_of_2(depth))
+    _normalize[(rows,)](
+        inputs, norm, out, depth, eps, inputs.stride(0), LANES=lanes, num_warps=8, **early(inputs.device)
+    )
+    return out
 
 
 def triton_linear(
@@ -222,17 +275,9 @@ def triton_linear(
     outputs = sizes[0] if gated else sum(sizes)
     size, device = inputs.element_size(), inputs.device
     if rows > 1 and norm is not None:  # with one row every program repeats the norm, which is cheaper there
-        normalized = torch.empty(rows, depth, dtype=inputs.dtype, device=device)
-        lanes = min(4096, triton.next_power_of_2(depth))
-        _normalize[(rows,)](
-            inputs, norm, normalized, depth, eps, inputs.stride(0), LANES=lanes, num_warps=8, **early(device)
-        )
-        inputs = normalized
+        inputs = triton_norm(inputs, norm, eps)
     if rows > 1 and len(weights) == 1:
-        bias = biases[0]
-        if residual is not None and bias is None:
-            return torch.addmm(residual, inputs, weights[0].T)
-        product = F.linear(inputs, weights[0], bias)
+        product = F.linear(inputs, weights[0], biases[0])
         return product if residual is None else residual + product
     out = torch.empty(rows, outputs, dtype=inputs.dtype, device=device)
     matrices = [*weights, *[weights[0]] * (3 - len(weights))]
@@ -253,87 +298,45 @@ def triton_linear(
         inputs, *matrices, *vectors, out, rows, depth, *sizes, inputs.stride(0), out.stride(0),
         BIAS=biases[0] is not None, GATED=gated, EVEN=depth % step == 0,
         ROWS=max(16, triton.next_power_of_2(rows)), OUTPUTS=block, DEPTH=step,
-        PRECISION="ieee" if size > 2 else "tf32", UPCAST=device.type == "cpu", num_warps=warps, num_stages=stages,
-        **early(device),
+        SPLITS=1, PRECISION="ieee" if size > 2 else "tf32", UPCAST=device.type == "cpu", num_warps=warps,
+        num_stages=stages, **early(device),
     )  # fmt: skip
     return out if residual is None else residual + out
 
 
-@triton.jit
-def _rotate(
-    packed, cos, sin, query_norm, key_norm, lengths, query, keys, values,
-    nodes, heads, kv_heads, eps, packed_row, angle_row, query_b, query_h, query_n, cache_b, cache_h, cache_s,
-    NORM: tl.constexpr, HALF: tl.constexpr, LANES: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    follow(EARLY)
-    token, head = tl.program_id(0), tl.program_id(1)
-    b, node = token // nodes, token % nodes
-    lane = tl.arange(0, LANES)
-    real = lane < HALF
-    source = packed + token.to(tl.int64) * packed_row + head * (2 * HALF)
-    low = tl.load(source + lane, mask=real, other=0.0).to(tl.float32)
-    high = tl.load(source + HALF + lane, mask=real, other=0.0).to(tl.float32)
-    slot = tl.load(lengths + b).to(tl.int64) + node
-    if head < heads + kv_heads:
-        if NORM:
-            shrink = tl.rsqrt((tl.sum(low * low, 0) + tl.sum(high * high, 0)) / (2 * HALF) + eps)
-            scale = query_norm
-            if head >= heads:
-                scale = key_norm
-            low = low * shrink * tl.load(scale + lane, mask=real, other=0.0).to(tl.float32)
-            high = high * shrink * tl.load(scale + HALF + lane, mask=real, other=0.0).to(tl.float32)
-        turn = token.to(tl.int64) * angle_row
-        cos_low = tl.load(cos + turn + lane, mask=real, other=0.0).to(tl.float32)
-        cos_high = tl.load(cos + turn + HALF + lane, mask=real, other=0.0).to(tl.float32)
-        sin_low = tl.load(sin + turn + lane, mask=real, other=0.0).to(tl.float32)
-        sin_high = tl.load(sin + turn + HALF + lane, mask=real, other=0.0).to(tl.float32)
-        turned = low * cos_low - high * sin_low
-        high = high * cos_high + low * sin_high
-        low = turned
-    if head < heads:
-        target = query + b.to(tl.int64) * query_b + head * query_h + node * query_n
-    elif head < heads + kv_heads:
-        target = keys + b.to(tl.int64) * cache_b + (head - heads).to(tl.int64) * cache_h + slot * cache_s
-    else:
-        target = values + b.to(tl.int64) * cache_b + (head - heads - kv_heads).to(tl.int64) * cache_h + slot * cache_s
-    tl.store(target + lane, low.to(query.dtype.element_ty), mask=real)
-    tl.store(target + HALF + lane, high.to(query.dtype.element_ty), mask=real)
+def triton_add(
+    inputs: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, norm: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """A projection onto the residual stream and the norm behind; see ``reference_add`` of the fused step.
 
-
-def triton_rotate(
-    packed: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    lengths: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    *,
-    norms: tuple[Tensor, Tensor] | None = None,
-    eps: float = 0.0,
-) -> Tensor:
-    """Turns queries and keys, writes keys and values; see :func:`saccade.inference.engine.fused.reference_rotate`.
+    The depth is split over programs, because the outputs of one matrix are too few for the chip; one kernel joins the
+    parts, adds them and normalizes the result.
 
     Args:
-        packed: ``[batch * nodes, (heads + 2 * kv_heads) * head_dim]``, last dimension contiguous.
-        cos: ``[batch, nodes, head_dim]``, contiguous.
-        sin: Like ``cos``.
-        lengths: ``[batch]``: the slot that node 0 is written to.
-        keys: ``[batch, kv_heads, slots, head_dim]``; written.
-        values: Like ``keys``, of the same layout.
-        norms: RMSNorm weights ``[head_dim]`` of queries and keys, or ``None``.
-        eps: Of these norms.
+        inputs: ``[rows, depth]``, at most 64 rows, last dimension contiguous.
+        weight: ``[outputs, depth]``, contiguous, at most 16384 outputs.
+        bias: ``[outputs]`` or ``None``.
+        residual: ``[rows, outputs]``, contiguous.
+        norm: ``[outputs]`` weights of the RMSNorm behind.
+        eps: Of that norm.
 
     Returns:
-        Queries ``[batch, heads, nodes, head_dim]``.
+        The residual stream and its normalized form, ``[rows, outputs]`` each.
     """
-    batch, nodes, head_dim = cos.shape
-    kv_heads = keys.shape[1]
-    heads = packed.shape[1] // head_dim - 2 * kv_heads
-    query = torch.empty(batch, heads, nodes, head_dim, dtype=packed.dtype, device=packed.device)
-    scales = (packed, packed) if norms is None else norms
-    _rotate[(batch * nodes, heads + 2 * kv_heads)](
-        packed, cos, sin, *scales, lengths, query, keys, values, nodes, heads, kv_heads, eps, packed.stride(0),
-        cos.stride(1), *query.stride()[:3], *keys.stride()[:3], NORM=norms is not None, HALF=head_dim // 2,
-        LANES=triton.next_power_of_2(head_dim // 2), num_warps=1, **early(packed.device),
+    rows, depth = inputs.shape
+    outputs, size, device = len(weight), inputs.element_size(), inputs.device
+    block, step, warps, stages, splits = _close_tile(outputs, depth, size)
+    sums = torch.empty(splits, rows, outputs, dtype=torch.float32, device=device)
+    none = inputs  # stands where a kernel reads nothing
+    _product[(triton.cdiv(outputs, block), splits)](
+        inputs, weight, weight, weight, none, none, none, sums, rows, depth, outputs, 0, 0, inputs.stride(0), outputs,
+        BIAS=False, GATED=False, EVEN=depth % step == 0, ROWS=max(16, triton.next_power_of_2(rows)), OUTPUTS=block,
+        DEPTH=step, SPLITS=splits, PRECISION="ieee" if size > 2 else "tf32", UPCAST=device.type == "cpu",
+        num_warps=warps, num_stages=stages, **early(device),
     )  # fmt: skip
-    return query
+    hidden, normalized = torch.empty_like(residual), torch.empty_like(residual)
+    _close[(rows,)](
+        sums, none if bias is None else bias, residual, norm, hidden, normalized, rows, outputs, eps,
+        BIAS=bias is not None, SPLITS=splits, LANES=triton.next_power_of_2(outputs), num_warps=8, **early(device),
+    )  # fmt: skip
+    return hidden, normalized

@@ -63,7 +63,14 @@ def test_a_graph_is_captured_once_for_each_width():
 
 def test_fused_steps_through_interpreted_kernels(monkeypatch):
     """On a processor the whole fused step also runs through Triton's interpreter."""
-    from tests.support.triton_mode import DEVICE, triton_decode_attention, triton_linear, triton_rotate
+    from tests.support.triton_mode import (
+        DEVICE,
+        triton_add,
+        triton_decode_attention,
+        triton_linear,
+        triton_norm,
+        triton_rotate,
+    )
 
     if DEVICE != "cpu":
         pytest.skip("the kernels are compiled here, see above")
@@ -75,7 +82,8 @@ def test_fused_steps_through_interpreted_kernels(monkeypatch):
     batch = prompts(model, [4, 7])
     right = Autoregressive().generate(model, **batch, max_new_tokens=4).tokens
     called = []
-    monkeypatch.setattr(fused, "_kernels", lambda like: (triton_linear, triton_rotate))
+    kernels = fused._Kernels(triton_linear, triton_add, triton_norm, triton_rotate)
+    monkeypatch.setattr(fused, "_kernels", lambda like: kernels)
     monkeypatch.setattr(fused, "decode_attention", lambda *a, **k: called.append(1) or triton_decode_attention(*a, **k))
     assert decoder.generate(model, **batch, max_new_tokens=4).tokens == right
     assert len(called) == 3 * 2  # three steps behind the prefill, two layers

@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from saccade.inference.engine.fused import reference_linear, reference_rotate
-from tests.support.triton_mode import DEVICE, triton_linear, triton_rotate
+from saccade.inference.engine.fused import reference_add, reference_linear, reference_rotate, rms_norm
+from tests.support.triton_mode import DEVICE, triton_add, triton_linear, triton_norm, triton_rotate
 
 BOUND = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
@@ -53,6 +53,34 @@ def test_projections(dtype, rows, sizes, gated, norm, residual, bias):
     assert found.shape == exact.shape == (rows, outputs)
     assert found.dtype == dtype
     assert float((found.double() - exact).norm() / exact.norm()) < BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", list(BOUND))
+@pytest.mark.parametrize("rows", [2, 26, 64])
+@pytest.mark.parametrize(("outputs", "depth"), [(40, 100), (33, 640), (96, 2048)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_projections_onto_the_residual_stream(dtype, rows, outputs, depth, bias):
+    draw = torch.Generator().manual_seed(rows)
+
+    def random(*shape):
+        return torch.randn(shape, generator=draw).to(dtype).to(DEVICE)
+
+    given = (random(rows, depth), random(outputs, depth), random(outputs) if bias else None)
+    given += (random(rows, outputs), random(outputs), 1e-2)
+    found = triton_add(*given)
+    for part, exact in zip(found, reference_add(*[double(item) for item in given]), strict=True):
+        assert part.dtype == dtype
+        assert float((part.double() - exact).norm() / exact.norm()) < BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", list(BOUND))
+@pytest.mark.parametrize("rows", [1, 26])
+@pytest.mark.parametrize("depth", [33, 5000])
+def test_norms(dtype, rows, depth):
+    draw = torch.Generator().manual_seed(depth)
+    inputs, norm = (torch.randn(shape, generator=draw).to(dtype).to(DEVICE) for shape in ((rows, depth), (depth,)))
+    exact = rms_norm(inputs.double(), norm.double(), 1e-2)
+    assert float((triton_norm(inputs, norm, 1e-2).double() - exact).norm() / exact.norm()) < BOUND[dtype]
 
 
 @pytest.mark.parametrize("dtype", list(BOUND))

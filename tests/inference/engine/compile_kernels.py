@@ -1,0 +1,92 @@
+"""Compiles every kernel of the engine for compute capability 9.0, without a GPU; run by test_compile.py.
+
+The interpreter that tests use on a processor is laxer than the compiler: it lets a variable change its shape in a loop.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from saccade.inference.engine.kernels import decode_attention, linear, rotation
+
+SPECIAL = {"lengths": "*i64", "starts": "*i64", "ancestors": "*i64", "sums": "*fp32", "logs": "*fp32"}
+FLOATS = ("eps", "scale")
+NUMBERS = [
+    "rows",
+    "depth",
+    "size_0",
+    "size_1",
+    "size_2",
+    "input_row",
+    "out_row",
+    "nodes",
+    "heads",
+    "kv_heads",
+    "groups",
+    "head_dim",
+    "packed_row",
+    "angle_row",
+    "query_b",
+    "query_h",
+    "query_n",
+    "key_b",
+    "key_h",
+    "key_s",
+    "value_b",
+    "value_h",
+    "value_s",
+    "cache_b",
+    "cache_h",
+    "cache_s",
+    "length_b",
+    "length_h",
+]
+
+
+def compiled(kernel: Any, dtype: str, warps: int, **constants: Any) -> str:
+    """The PTX of a kernel."""
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name in NUMBERS:
+            signature[name] = "i32"
+        else:
+            signature[name] = "fp32" if name in FLOATS else SPECIAL.get(name, f"*{dtype}")
+    places = {name: index for index, name in enumerate(kernel.arg_names)}
+    source = ASTSource(kernel, signature, {(places[name],): value for name, value in constants.items()})
+    options = {"num_warps": warps, "launch_pdl": constants["EARLY"]}
+    return str(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"])
+
+
+def main() -> None:
+    """Compiles all of them and prints how many there were."""
+    made = []
+    for early, gated, even, peel in itertools.product((True, False), repeat=4):
+        stream = {"NORM": gated, "BIAS": even, "RESIDUAL": not gated, "GATED": gated, "EVEN": even, "PEEL": peel}
+        ptx = compiled(linear._stream, "bf16", 2, **stream, OUTPUTS=4, DEPTH=256, EARLY=early)
+        assert ("griddepcontrol.wait" in ptx) == early
+        before = ptx.split("griddepcontrol.wait")[0]
+        assert not early or ("ld.global" in before) == peel, "only a peeled tile may be loaded before the wait"
+        made.append(ptx)
+    for dtype, precision in (("bf16", "tf32"), ("fp16", "tf32"), ("fp32", "ieee")):
+        for flag in (True, False):
+            product = {"BIAS": flag, "GATED": flag, "EVEN": flag, "SPLITS": 1 if flag else 4, "UPCAST": False}
+            tile = {"ROWS": 32, "OUTPUTS": 64, "DEPTH": 32, "PRECISION": precision, "EARLY": True}
+            made.append(compiled(linear._product, dtype, 4, **product, **tile))
+            made.append(compiled(linear._close, dtype, 8, BIAS=flag, SPLITS=4, LANES=1024, EARLY=True))
+            made.append(compiled(rotation._rotate, dtype, 1, NORM=flag, HALF=64, LANES=64, EARLY=True))
+            attend = {"HAS_STARTS": flag, "SPLITS": 4, "ROWS": 16, "SLOTS": 32, "WIDTH": 128, "PRECISION": precision}
+            made.append(compiled(decode_attention._attend, dtype, 4, **attend, UPCAST=False, EARLY=True))
+        made.append(compiled(linear._normalize, dtype, 8, LANES=1024, EARLY=True))
+        made.append(compiled(decode_attention._join, dtype, 4, SPLITS=4, WIDTH=128, EARLY=True))
+    print(len(made))
+
+
+if __name__ == "__main__":
+    main()
