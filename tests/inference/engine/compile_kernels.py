@@ -16,7 +16,7 @@ from saccade.inference.engine.kernels import decode_attention, linear, rotation
 
 SPECIAL = {"lengths": "*i64", "starts": "*i64", "ancestors": "*i64", "sums": "*fp32", "logs": "*fp32"}
 FLOATS = ("eps", "scale")
-NUMBERS = [
+NUMBERS = (  # integers
     "rows",
     "depth",
     "size_0",
@@ -45,7 +45,7 @@ NUMBERS = [
     "cache_s",
     "length_b",
     "length_h",
-]
+)
 
 
 def compiled(kernel: Any, dtype: str, warps: int, **constants: Any) -> str:
