@@ -1,0 +1,341 @@
+"""Files of text retrieval: collections in BEIR's layout, and labelled pairs in BERRI's form."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+SEPARATORS = ("</s>", "[SEP]")
+"""What stands between instruction and query in BERRI: the first in TART-full's training file, the second elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A query and a document, the unit of training.
+
+    Args:
+        query: Text.
+        document: Text.
+        label: 1 where the document answers the query, otherwise 0.
+    """
+
+    query: str
+    document: str
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A document before its title and text are joined.
+
+    Args:
+        title: May be empty.
+        text: May be empty.
+    """
+
+    title: str
+    text: str
+
+    @property
+    def joined(self) -> str:
+        """Title, a blank, and text, as BEIR's rankers read it."""
+        return f"{self.title} {self.text}".strip()
+
+
+@dataclass(frozen=True)
+class RetrievalTask:
+    """A judged collection.
+
+    Args:
+        name: Of the collection.
+        corpus: Text of each document (title, a blank, text) by document id.
+        queries: Text of each judged query by query id.
+        qrels: By query id, the grade of each judged document; above 0 is relevant.
+    """
+
+    name: str
+    corpus: dict[str, str]
+    queries: dict[str, str]
+    qrels: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+def read_beir(folder: str | Path, split: str = "test", allow_unknown: bool = False) -> RetrievalTask:
+    """Read a collection in BEIR's layout.
+
+    Args:
+        folder: Holds `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`) and `qrels/<split>.tsv`.
+        split: Which judgements.
+        allow_unknown: Leave judgements of documents that the corpus lacks in place; None of them can be found, so they
+            lower recall. Otherwise they are an error.
+
+    Returns:
+        The collection, with the queries that this split judges.
+
+    Raises:
+        ValueError: A file is missing, empty or broken; one line names file, line number and mend.
+    """
+    root = Path(folder).expanduser()
+    documents = read_corpus(root)
+    queries = read_queries(root)
+    qrels = read_qrels(root, split, queries, None if allow_unknown else documents)
+    return RetrievalTask(
+        root.resolve().name,
+        {name: document.joined for name, document in documents.items()},
+        {name: queries[name] for name in queries if name in qrels},
+        {name: qrels[name] for name in queries if name in qrels},
+    )
+
+
+def read_corpus(folder: str | Path) -> dict[str, Document]:
+    """Read the documents of a collection, and nothing else.
+
+    Args:
+        folder: Holds `corpus.jsonl`: `_id`, `text`, and `title` where there is one.
+
+    Returns:
+        The documents by id, in the file's order.
+
+    Raises:
+        ValueError: The file is missing, empty or broken.
+    """
+    path = Path(folder).expanduser() / "corpus.jsonl"
+    documents: dict[str, Document] = {}
+    for line, row in _json_lines(path):
+        name = _new_id(path, line, row, documents)
+        title = row.get("title")
+        documents[name] = Document("" if title is None else _text(path, line, row, "title"), _text(path, line, row))
+    return documents
+
+
+def read_queries(folder: str | Path) -> dict[str, str]:
+    """Read the queries of a collection, and nothing else.
+
+    Args:
+        folder: Holds `queries.jsonl`: `_id` and `text`.
+
+    Returns:
+        Texts by id, in the file's order.
+
+    Raises:
+        ValueError: The file is missing, empty or broken, or a query has no text.
+    """
+    path = Path(folder).expanduser() / "queries.jsonl"
+    queries: dict[str, str] = {}
+    for line, row in _json_lines(path):
+        name = _new_id(path, line, row, queries)
+        queries[name] = _text(path, line, row)
+        if not queries[name].strip():
+            _fail(path, line, f"query {name!r} must have a text, but it is blank", "write it, or remove the line")
+    return queries
+
+
+def read_qrels(
+    folder: str | Path, split: str, queries: Iterable[str] = (), documents: Iterable[str] | None = None
+) -> dict[str, dict[str, int]]:
+    """Read judgements.
+
+    A header row is recognised by what it holds: its third field is no number and its ids are not in the collection. So
+    a file without one loses no judgement.
+
+    Args:
+        folder: Holds `qrels/<split>.tsv`: query id, document id, grade, with tabs between them.
+        split: Which file.
+        queries: The ids that there are.
+        documents: The ids that there are; None leaves unknown ones in place.
+
+    Returns:
+        Grades by query id and document id.
+
+    Raises:
+        ValueError: The file is missing, empty or broken, or has unknown or repeated ids.
+    """
+    path = Path(folder).expanduser() / "qrels" / f"{split}.tsv"
+    if not path.is_file():
+        there = sorted(each.stem for each in path.parent.glob("*.tsv"))
+        hint = f"there is {', '.join(there)}" if there else "there is no judgement at all"
+        raise ValueError(f"{path}: must hold the judgements of split {split!r}, but is missing; {hint}")
+    known = frozenset(queries)
+    found = None if documents is None else frozenset(documents)
+    qrels: dict[str, dict[str, int]] = {}
+    first = True
+    for line, text in _lines(path):
+        fields = [each.strip() for each in text.split("\t")]
+        beginning, first = first, False
+        if len(fields) != 3:
+            mend = "write query id, document id and grade" + (
+                " (TREC's second column goes)" if len(fields) == 4 else ""
+            )
+            _fail(path, line, f"must have 3 fields with tabs between them, but has {len(fields)}", mend)
+        query, document, grade = fields[0], fields[1], _grade(fields[2])
+        if grade is None:
+            if beginning and query not in known and (found is None or document not in found):
+                continue
+            _fail(path, line, f"grade must be a whole number, but is {fields[2]!r}", "correct it")
+        if query not in known:
+            _fail(path, line, f"query {query!r} is not in queries.jsonl", "add it, or remove the line")
+        if found is not None and document not in found:
+            _fail(path, line, f"document {document!r} is not in corpus.jsonl", "add it, or set allow_unknown")
+        judged = qrels.setdefault(query, {})
+        if document in judged:
+            _fail(path, line, f"query {query!r} and document {document!r} are judged twice", "keep one of the lines")
+        judged[document] = grade
+    if not qrels:
+        raise ValueError(f"{path}: must hold at least one judgement, but is empty; write query id, document id, grade")
+    return qrels
+
+
+def read_pairs(path: str | Path, keep_instruction: bool = False) -> list[Pair]:
+    """Read labelled pairs in BERRI's form (TART): JSON lines of `query`, `document` and `label`.
+
+    Args:
+        path: The file.
+        keep_instruction: Leave the instruction and its separator (`</s>` or `[SEP]`) in front of the query. Otherwise
+            it goes, as targets have none at evaluation.
+
+    Returns:
+        The pairs in the file's order.
+
+    Raises:
+        ValueError: The file is missing, empty or broken.
+    """
+    file = Path(path).expanduser()
+    pairs = []
+    for line, row in _json_lines(file):
+        query, document = _text(file, line, row, "query"), _text(file, line, row, "document")
+        if not keep_instruction:
+            query = without_instruction(query)
+        if not query.strip():
+            _fail(file, line, "query must have a text, but it is blank", "write it, or remove the line")
+        if "label" not in row:
+            _fail(file, line, "label is missing", "write 1 for a document that answers the query, otherwise 0")
+        if row["label"] not in (0, 1):
+            _fail(file, line, f"label must be 0 or 1, but is {row['label']!r}", "correct it")
+        pairs.append(Pair(query, document, int(row["label"])))
+    return pairs
+
+
+def without_instruction(query: str) -> str:
+    """Cut off BERRI's instruction: everything up to the first separator.
+
+    Args:
+        query: May have none.
+
+    Returns:
+        The query alone.
+    """
+    places = [(query.index(mark), mark) for mark in SEPARATORS if mark in query]
+    if not places:
+        return query
+    place, mark = min(places)
+    return query[place + len(mark) :].strip()
+
+
+def write_beir(task: RetrievalTask, folder: str | Path, split: str = "test", header: bool = True) -> Path:
+    """Write a collection in BEIR's layout; titles are part of the texts.
+
+    Args:
+        task: The collection.
+        folder: Is made where it is missing.
+        split: Name of the judgements.
+        header: Whether the judgements begin with the names of their columns.
+
+    Returns:
+        The folder.
+    """
+    root = Path(folder)
+    (root / "qrels").mkdir(parents=True, exist_ok=True)
+    _write_json_lines(
+        root / "corpus.jsonl", ({"_id": name, "title": "", "text": text} for name, text in task.corpus.items())
+    )
+    _write_json_lines(root / "queries.jsonl", ({"_id": name, "text": text} for name, text in task.queries.items()))
+    rows = ["query-id\tcorpus-id\tscore"] if header else []
+    rows += [f"{query}\t{name}\t{grade}" for query, judged in task.qrels.items() for name, grade in judged.items()]
+    (root / "qrels" / f"{split}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return root
+
+
+def write_pairs(pairs: Iterable[Pair], path: str | Path) -> Path:
+    """Write pairs as JSON lines of `query`, `document` and `label`.
+
+    Args:
+        pairs: In order.
+        path: The file.
+
+    Returns:
+        The file.
+    """
+    rows = ({"query": pair.query, "document": pair.document, "label": pair.label} for pair in pairs)
+    return _write_json_lines(Path(path), rows)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line that is not blank; any of the three line ends."""
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            for number, text in enumerate(stream, 1):
+                if text.strip():
+                    yield number, text.rstrip("\n")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: must be UTF-8, but byte {error.start} is not ({error.reason}); convert it"
+        ) from error
+
+
+def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    line = 0
+    for line, text in _lines(path):
+        try:
+            row = json.loads(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            what = error.msg if isinstance(error, json.JSONDecodeError) else "too deep"
+            _fail(path, line, f"must be JSON, but is not ({what})", "write one object a line")
+        if not isinstance(row, dict):
+            _fail(path, line, f"must be a JSON object, but is a {type(row).__name__}", "write one object a line")
+        yield line, row
+    if not line:
+        raise ValueError(f"{path}: must hold at least one line, but is empty; write one JSON object a line")
+
+
+def _new_id(path: Path, line: int, row: Mapping[str, Any], known: Mapping[str, Any]) -> str:
+    name = row.get("_id")
+    if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
+        what = "is missing" if name is None else f"must be a text, but is {name!r}"
+        _fail(path, line, f"_id {what}", "give every line an id")
+    name = str(name)
+    if name != name.strip() or "\t" in name or "\n" in name:
+        _fail(path, line, f"_id must not have blanks at its ends nor tabs, but is {name!r}", "rename it")
+    if name in known:
+        _fail(path, line, f"_id {name!r} was given before", "every id may occur once")
+    return name
+
+
+def _text(path: Path, line: int, row: Mapping[str, Any], key: str = "text") -> str:
+    value = row.get(key)
+    if not isinstance(value, str):
+        what = "is missing" if value is None else f"must be a text, but is a {type(value).__name__}"
+        _fail(path, line, f"{key} {what}", "add it; it may be empty" if key in ("text", "document") else "add it")
+    return value
+
+
+def _grade(text: str) -> int | None:
+    try:
+        number = float(text)
+        return int(number) if number == int(number) else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    with path.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return path
+
+
+def _fail(path: Path, line: int, what: str, mend: str) -> NoReturn:
+    raise ValueError(f"{path}, line {line}: {what}; {mend}")

@@ -1,0 +1,155 @@
+"""Reranker: scores a query and a document together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from saccade.modules.lora import LoraSettings
+from saccade.modules.optimization import Schedule
+from saccade.modules.retrieval.cross_encoders import LogitScorer, SequenceToSequenceScorer
+from saccade.modules.retrieval.cross_features import CrossFeatures, FeatureScorer
+from saccade.modules.retrieval.ranker import Ranker
+
+Style = Literal["features", "logit", "seq2seq"]
+_PAIRS_AT_ONCE = 64
+
+
+class Reranker(Ranker):
+    """A cross-encoder for the candidates of a first stage.
+
+    `features` needs no pretrained weights: a small network over what query and document have in common, BM25 before
+    training (ours); its loss is the cross-entropy of a positive document among the negatives of its query. `logit` is a
+    classifier with one logit and binary cross-entropy. `seq2seq` answers "true" or "false" as monoT5 does, with
+    cross-entropy over the vocabulary; that is the ranker of Trait's predecessor.
+
+    Args:
+        path: Folder or hub id of a Hugging Face model. None takes `features`.
+        style: Of the model; None means `features` without a path and `logit` with one.
+        hidden: Units of the network of `features`.
+        width: Features of its latent semantic vectors.
+        max_length: Tokens of a Hugging Face model's input.
+        lora: Adapters for a Hugging Face model; None trains all of it.
+        learning_rate: Peak learning rate. None takes 0.003 for `features` and 5e-5 for the others.
+        weight_decay: Decoupled weight decay.
+        schedule: `cosine` or `constant`.
+        warmup_fraction: Share of the steps in which the rate rises.
+        seed: Of new weights.
+
+    Raises:
+        ValueError: A setting is impossible; the message names it.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        style: Style | None = None,
+        hidden: int = 16,
+        width: int = 128,
+        max_length: int = 512,
+        lora: LoraSettings | None = None,
+        learning_rate: float | None = None,
+        weight_decay: float = 0.0,
+        schedule: Schedule = "constant",
+        warmup_fraction: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(lora, dict):  # as a checkpoint holds it
+            lora = LoraSettings(**lora)
+        chosen: Style = style or ("features" if path is None else "logit")
+        if chosen not in ("features", "logit", "seq2seq"):
+            raise ValueError(f"style: must be features, logit or seq2seq, but is {style!r}")
+        if (path is None) != (chosen == "features"):
+            raise ValueError(
+                f"path, style: features has no path and the others need one, but style is {chosen} and path {path!r}"
+            )
+        if lora is not None and path is None:
+            raise ValueError("lora: adapters need a Hugging Face model; give its path, or leave lora out")
+        if max_length < 8:
+            raise ValueError(f"max_length: must be at least 8, but is {max_length}")
+        rate = learning_rate if learning_rate is not None else 3e-3 if path is None else 5e-5
+        super().__init__(rate, weight_decay, schedule, warmup_fraction)
+        self.save_hyperparameters()
+        self.hparams["lora"] = None if lora is None else asdict(lora)  # plain values load with weights_only=True
+        self.style, self.width = chosen, width
+        self.collections: dict[str, CrossFeatures] = {}
+        self.target = ""
+        self.scorer: FeatureScorer | LogitScorer | SequenceToSequenceScorer
+        if path is None:
+            self.scorer = FeatureScorer(hidden, seed)
+        else:
+            kind = LogitScorer if chosen == "logit" else SequenceToSequenceScorer
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                self.scorer = kind(path, max_length, lora)
+
+    def prepare(self, collections: Mapping[str, Sequence[str]], target: str) -> None:
+        """For `features`, count words and find directions in each collection."""
+        if self.style == "features":
+            self.collections = {name: CrossFeatures(texts, width=self.width) for name, texts in collections.items()}
+        self.target = target
+        self.prepared = True
+
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """Compute the loss of a batch in nats; see the class for which it is."""
+        queries, documents, labels = list(batch["query"]), list(batch["document"]), batch["label"]
+        named = batch.get("negatives") or [[]] * len(queries)
+        if not isinstance(self.scorer, FeatureScorer):
+            more = [(query, text) for query, texts in zip(queries, named, strict=True) for text in texts]
+            labels = torch.cat([labels, labels.new_zeros(len(more))])
+            queries, documents = queries + [query for query, _ in more], documents + [text for _, text in more]
+            return self.scorer.loss(queries, documents, labels)
+        sources = batch.get("source") or [self.target] * len(queries)
+        places = list(zip(queries, sources, labels.tolist(), range(len(queries)), strict=True))
+        terms = [self.scorer(torch.zeros(1, 8, device=self.device)).sum() * 0]  # in the graph, for DDP
+        count = 0
+        for query, source, label, place in places:
+            if label <= 0:
+                continue
+            others = [item for item in places if item[1] == source and documents[item[3]] != documents[place]]
+            against = [documents[item[3]] for item in others if item[0] == query and item[2] <= 0] + named[place]
+            # where a source names no negatives, the documents of its other queries stand in
+            against = against or [documents[item[3]] for item in others if item[0] != query]
+            if not against:
+                continue
+            found = self._features(source)(query, [documents[place], *against])
+            terms.append(-self.scorer(found.to(self.device)).log_softmax(-1)[0])
+            count += 1
+        return torch.stack(terms).sum() / max(1, count)
+
+    def rerank(
+        self,
+        queries: Mapping[str, str],
+        candidates: Mapping[str, Sequence[str]],
+        documents: Mapping[str, str],
+        collection: str = "",
+    ) -> dict[str, dict[str, float]]:
+        """Score the candidates of each query; `features` means frequencies and directions of their collection."""
+        run = {}
+        source = collection if collection in self.collections else self.target
+        with self.evaluated():
+            for query, found in candidates.items():
+                texts = [documents[name] for name in found]
+                run[query] = dict(zip(found, self._scores(queries[query], texts, source), strict=True))
+        return run
+
+    def _scores(self, query: str, texts: Sequence[str], source: str) -> list[float]:
+        if not texts:
+            return []
+        if isinstance(self.scorer, FeatureScorer):
+            scores = self.scorer(self._features(source)(query, texts).to(self.device))
+        else:
+            parts = [texts[start : start + _PAIRS_AT_ONCE] for start in range(0, len(texts), _PAIRS_AT_ONCE)]
+            scores = torch.cat([self.scorer([query] * len(part), part) for part in parts])
+        found: list[float] = scores.float().tolist()
+        return found
+
+    def _features(self, source: str) -> CrossFeatures:
+        if source not in self.collections:
+            known = ", ".join(self.collections) or "none"
+            raise ValueError(f"source: no collection {source!r} has been read (known: {known}); call prepare with it")
+        return self.collections[source]

@@ -1,0 +1,1 @@
+"""First stage, vector index and measures of retrieval."""

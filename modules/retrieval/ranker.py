@@ -1,0 +1,139 @@
+"""What retrievers and rerankers share: the small interface of a ranker, its optimizer, and its preparation."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from saccade.modules.optimization import Schedule, adamw, warmup_schedule
+
+
+class Ranker(pl.LightningModule):
+    """Scores documents for queries and learns from pairs.
+
+    A batch is `{"query": list[str], "document": list[str], "label": FloatTensor [B], "source": list[str], "negatives":
+    list[list[str]]}`; a label above 0 says that the document answers the query. `source`, the collection of the pair,
+    and `negatives`, more documents that do not answer it, may be missing.
+
+    Args:
+        learning_rate: Peak learning rate.
+        weight_decay: Decoupled weight decay.
+        schedule: `cosine` falls to 0 at the end of `fit`, `constant` stays.
+        warmup_fraction: Share of the steps in which the rate rises.
+
+    Raises:
+        ValueError: A setting is impossible; the message names it.
+    """
+
+    def __init__(
+        self,
+        learning_rate: float,
+        weight_decay: float = 0.0,
+        schedule: Schedule = "constant",
+        warmup_fraction: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if learning_rate <= 0:
+            raise ValueError(f"learning_rate: must be above 0, but is {learning_rate}")
+        if weight_decay < 0:
+            raise ValueError(f"weight_decay: must be at least 0, but is {weight_decay}")
+        if schedule not in ("cosine", "constant"):
+            raise ValueError(f"schedule: must be 'cosine' or 'constant', but is {schedule!r}")
+        if not 0 <= warmup_fraction <= 1:
+            raise ValueError(f"warmup_fraction: must lie between 0 and 1, but is {warmup_fraction}")
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.schedule: Schedule = schedule
+        self.warmup_fraction = warmup_fraction
+        self.prepared = False
+        """Whether the collections have been read."""
+
+    @abstractmethod
+    def loss(self, batch: Mapping[str, Any]) -> Tensor:
+        """Compute the loss of a batch, a scalar; 0 where the batch teaches nothing."""
+
+    @abstractmethod
+    def rerank(
+        self,
+        queries: Mapping[str, str],
+        candidates: Mapping[str, Sequence[str]],
+        documents: Mapping[str, str],
+        collection: str = "",
+    ) -> dict[str, dict[str, float]]:
+        """Score the candidates of each query, in evaluation mode and without gradients.
+
+        Args:
+            queries: Text by query id.
+            candidates: Document ids by query id, those of a first stage.
+            documents: Text by document id.
+            collection: Their collection, as `prepare` has read it; one that it has not read counts as the target.
+
+        Returns:
+            A run: scores by query and document; higher is better.
+        """
+
+    def prepare(self, collections: Mapping[str, Sequence[str]], target: str) -> None:
+        """Read unlabelled text, once, before training; most rankers have nothing to read.
+
+        Args:
+            collections: Documents of each source and of the target, by name.
+            target: Name of the target.
+        """
+        self.prepared = True
+
+    def setup(self, stage: str) -> None:
+        """Read the datamodule's collections, if it has any and nobody has read them yet."""
+        collections = getattr(getattr(self.trainer, "datamodule", None), "collections", None)
+        if not self.prepared and collections is not None:
+            self.prepare(*collections())
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Compute and log the loss of a batch."""
+        loss = self.loss(batch)
+        self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["query"]))
+        return loss
+
+    def score(self, query: str, documents: Sequence[str]) -> list[float]:
+        """How well documents answer a query; higher is better.
+
+        Args:
+            query: The query.
+            documents: N documents.
+
+        Returns:
+            N scores.
+        """
+        named = {str(place): document for place, document in enumerate(documents)}
+        return list(self.rerank({"query": query}, {"query": list(named)}, named)["query"].values())
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, with a schedule where one was asked for."""
+        optimizer = adamw(self, self.learning_rate, self.weight_decay, (0.9, 0.999))
+        if self.schedule == "constant" and self.warmup_fraction == 0:
+            return optimizer
+        total = self.trainer.estimated_stepping_batches
+        schedule = warmup_schedule(optimizer, self.schedule, total, self.warmup_fraction, 0.0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def evaluated(self) -> _Evaluation:
+        """A context in evaluation mode without gradients, which gives the mode back."""
+        return _Evaluation(self)
+
+
+class _Evaluation:
+    def __init__(self, module: pl.LightningModule) -> None:
+        self._module, self._free = module, torch.no_grad()
+
+    def __enter__(self) -> None:
+        self._training = self._module.training
+        self._module.eval()
+        self._free.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._free.__exit__(*error)
+        self._module.train(self._training)

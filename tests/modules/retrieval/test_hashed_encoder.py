@@ -1,0 +1,66 @@
+"""The encoder without pretrained weights: its features, and what fitting to unlabelled text makes of it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from saccade.modules.retrieval.hashed_encoder import HashedEncoder
+
+TEXTS = [f"{a} {b} and {c}" for a in ("red", "green", "blue") for b in ("houses", "boats") for c in ("wind", "rain")]
+
+
+def test_words_count_with_the_logarithm_of_their_number():
+    encoder = HashedEncoder(rows=4096, characters=0)
+    rows, weights = encoder.features("red red red boat")
+    one, _ = encoder.features("red")
+    assert dict(zip(rows, weights, strict=True))[one[0]] == pytest.approx(1 + math.log(3))
+
+
+def test_inflected_and_joined_words_meet():
+    encoder = HashedEncoder(rows=4096)
+    base, inflected, other = (set(encoder.features(text)[0]) for text in ("housing", "housings", "windmill"))
+    assert len(base & inflected) > 2
+    assert not base & other
+    assert set(encoder.features("readFile")[0]) == set(encoder.features("read_file")[0])
+    assert encoder.features("")[0] == []
+
+
+def test_vectors_have_length_one_and_depend_on_the_seed_alone():
+    first, second, third = (HashedEncoder(512, 16, seed=seed)(TEXTS) for seed in (0, 0, 1))
+    assert torch.allclose(first.norm(dim=-1), torch.ones(len(TEXTS)))
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, third)
+    assert HashedEncoder(512, 16)([""]).norm() == 0
+
+
+def test_fitted_directions_keep_the_inner_products_of_the_weights():
+    """With as many directions as texts nothing is lost: cosines are those of TF-IDF."""
+    encoder = HashedEncoder(rows=4096, width=len(TEXTS))
+    encoder.fit(TEXTS)
+    dense = torch.zeros(len(TEXTS), 4096)
+    for place, text in enumerate(TEXTS):
+        rows, weights = encoder.features(text)
+        dense[place, rows] = torch.tensor(weights) * encoder.idf[rows]
+    dense = torch.nn.functional.normalize(dense, dim=-1)
+    found = encoder(TEXTS)
+    assert torch.allclose(found @ found.T, dense @ dense.T, atol=0.02)
+
+
+def test_common_words_weigh_less():
+    encoder = HashedEncoder(rows=4096, characters=0)
+    encoder.fit(TEXTS)
+    common, rare = (encoder.features(word)[0][0] for word in ("and", "red"))
+    assert encoder.idf[common] < encoder.idf[rare]
+    assert encoder.idf.max() == 1
+
+
+def test_fitting_is_deterministic_and_needs_two_texts():
+    first, second = HashedEncoder(512, 4), HashedEncoder(512, 4)
+    first.fit(TEXTS)
+    second.fit(TEXTS)
+    assert torch.equal(first(TEXTS), second(TEXTS))
+    with pytest.raises(ValueError, match=r"^texts: an encoder is fitted to at least two texts, but there are 1$"):
+        first.fit(TEXTS[:1])
