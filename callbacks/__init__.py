@@ -1,4 +1,4 @@
-"""Lightning callbacks: decoders and missing data measured in validation, layer search, tables, export."""
+"""Lightning callbacks: decoders and missing data measured in validation, searches, tables, export."""
 
 from saccade.callbacks.decoding_evaluation import DecodingEvaluation
 from saccade.callbacks.export import ModelExport
@@ -7,6 +7,7 @@ from saccade.callbacks.layer_skip_search import LayerSkipResult, LayerSkipSearch
 from saccade.callbacks.missing_data_evaluation import MissingDataEvaluation
 from saccade.callbacks.prediction_table import PredictionTable
 from saccade.callbacks.run_folder import run_folder
+from saccade.callbacks.trait_selection import TraitSelection
 
 __all__ = [
     "DecodingEvaluation",
@@ -15,6 +16,7 @@ __all__ = [
     "MissingDataEvaluation",
     "ModelExport",
     "PredictionTable",
+    "TraitSelection",
     "run_folder",
     "search_layers",
     "search_layers_of",

@@ -19,6 +19,7 @@ from saccade.callbacks.layer_skip_log import TrialLog
 from saccade.callbacks.run_folder import run_folder
 from saccade.callbacks.trait_events import PRESETS, Best, Event, Preset, Request, Trial, Warmup
 from saccade.callbacks.trait_measure import METRIC, Measurement
+from saccade.callbacks.trait_report import figure, markdown
 from saccade.callbacks.trait_search import Steps, search_steps
 from saccade.callbacks.trait_selectors import (
     AllSourcesSelector,
@@ -48,8 +49,9 @@ class TraitSelection(Callback):
     rules are ours). When the budget is spent, `fit` ends and the module has the weights of the best trial.
 
     In the run folder: `trials.jsonl`, the journal, a line for each event; `weights/`, those of the trials that may
-    still be gone on from; `trait.json`, what was found, with dev and held-out scores. `--ckpt_path last` goes on where
-    the search stopped, with the same result as if it had not. Set `max_epochs: -1`; the search says when it is over.
+    still be gone on from; `trait.json`, `trait.md` and `trait.png`, what was found, with dev and held-out scores.
+    `--ckpt_path last` goes on where the search stopped, with the same result as if it had not. Set `max_epochs: -1`;
+    the search says when it is over.
 
     Args:
         budget: Most trials, warm-up not counted.
@@ -93,7 +95,7 @@ class TraitSelection(Callback):
         rules = asdict(PRESETS[preset]) | {"warmup": wanted, "margin": margin}
         if not wanted:
             rules["reuse_warmup"] = False
-        if selection == "all_sources":
+        if selection in ("all_sources", "best_source"):  # trained on one after the other, whatever they do
             rules |= {"accept": "always"}
         self.rules = Preset(**rules)
         self.events: list[Event] = []
@@ -184,6 +186,9 @@ class TraitSelection(Callback):
             unfinished = target.with_suffix(".unfinished")
             unfinished.write_text(json.dumps(found, indent=2) + "\n")
             unfinished.replace(target)
+            names = cast(ChunkPool, _data(trainer)).names
+            target.with_suffix(".md").write_text(markdown(self.events, names, found))
+            figure(self.events, names, found).savefig(target.with_suffix(".png"), dpi=120)
             held = found["held_out"]
             told = "" if held is None else f"; held-out {held['base']:.4f} to {held['best']:.4f}"
             rank_zero_info(

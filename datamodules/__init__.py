@@ -1,5 +1,6 @@
-"""LightningDataModules and what they are made of: text, multimodal data, and protocols that take data away."""
+"""LightningDataModules and what they are made of: text, multimodal data, protocols that take data away, chunks of pairs."""
 
+from saccade.datamodules.chunk_pool import ChunkPool
 from saccade.datamodules.missing_data import Condition, MissingProtocol
 from saccade.datamodules.multimodal_batch import Modality, MultimodalBatch
 from saccade.datamodules.multimodal_sentiment import MultimodalSentiment
@@ -19,6 +20,7 @@ from saccade.datamodules.synthetic_sentiment import SyntheticSentiment
 from saccade.datamodules.text_corpus import TextCorpus
 
 __all__ = [
+    "ChunkPool",
     "CiderMissing",
     "Condition",
     "FixedModalityMissing",

@@ -4,6 +4,8 @@ from saccade.modules.baselines import CrossmodalTransformer, LateFusion, LNLNLik
 from saccade.modules.language_model import LanguageModel
 from saccade.modules.lora import LoraSettings
 from saccade.modules.multimodal import MultimodalModule, Optimization
+from saccade.modules.reranker import Reranker
+from saccade.modules.retriever import Retriever
 from saccade.modules.sublayer_dropout import SublayerDropout
 from saccade.modules.t2dr import T2DR, LossWeights
 
@@ -17,6 +19,8 @@ __all__ = [
     "LossWeights",
     "MultimodalModule",
     "Optimization",
+    "Reranker",
+    "Retriever",
     "SublayerDropout",
     "TFRNetLike",
 ]

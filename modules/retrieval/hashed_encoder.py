@@ -11,9 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.sparse import csr_matrix
-from sklearn.preprocessing import normalize
-from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 
 _WORD = re.compile(r"[^\W_]+")
@@ -70,6 +67,10 @@ class HashedEncoder(nn.Module):
         Raises:
             ValueError: Fewer than two texts.
         """
+        from scipy.sparse import csr_matrix  # a second that only this needs
+        from sklearn.preprocessing import normalize
+        from sklearn.utils.extmath import randomized_svd
+
         if len(texts) < 2:
             raise ValueError(f"texts: an encoder is fitted to at least two texts, but there are {len(texts)}")
         found = [self.features(text) for text in texts]

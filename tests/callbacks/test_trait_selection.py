@@ -1,0 +1,216 @@
+"""TraitSelection within `fit`: trials from their father's weights, journal, resume, and what it writes at the end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from torch.utils.data import DataLoader
+
+from saccade.callbacks.trait_selection import SELECTIONS, TraitSelection
+from saccade.datamodules.chunk_pool import ChunkPool
+from saccade.datamodules.retrieval_files import Pair, RetrievalTask, write_beir, write_pairs
+from saccade.modules.reranker import Reranker
+from saccade.modules.retriever import Retriever
+from tests.callbacks.tiny import TinyModule
+
+THINGS = ("apple", "river", "train", "cloud", "stone", "tiger", "violin", "window", "garden", "bridge")
+
+
+STORY = "It has been there for as long as anybody in that place can remember it."
+
+
+def corpus(colour, count):
+    return [
+        f"{colour} {THINGS[place % 10]} {THINGS[place * 7 % 10]} lies at number{place}. {STORY}"
+        for place in range(count)
+    ]
+
+
+def asked(place, count):
+    """Two things that lie together in one document, and the number of another, which BM25 finds as good."""
+    return f"{THINGS[place % 10]} {THINGS[place * 7 % 10]} number{(place + 1) % count}"
+
+
+@pytest.fixture
+def pool(tmp_path):
+    def make(**settings):
+        for colour in ("red", "green", "blue"):
+            texts = corpus(colour, 24)
+            # where red and green mean the things, blue means the number: it harms
+            shift = 1 if colour == "blue" else 0
+            pairs = [Pair(asked(place, 24), texts[(place + shift) % 24], 1) for place in range(24)]
+            write_pairs(
+                [Pair(f"{colour} {pair.query}", pair.document, 1) for pair in pairs], tmp_path / f"{colour}.jsonl"
+            )
+        documents = {f"d{place}": text for place, text in enumerate(corpus("white", 30))}
+        queries = {f"q{place}": asked(place, 30) for place in range(30)}
+        task = RetrievalTask("white", documents, queries, {f"q{place}": {f"d{place}": 1} for place in range(30)})
+        write_beir(task, tmp_path / "white", "test", header=True)
+        files = [str(tmp_path / f"{colour}.jsonl") for colour in ("red", "green", "blue")]
+        given = {"chunk_size": 8, "passes": 2, "batch_size": 4, "dev_fraction": 0.4, "hard_negatives": 3}
+        return ChunkPool(files, str(tmp_path / "white"), **given | settings)
+
+    return make
+
+
+def fit(pool, folder, selection="trait", budget=5, module=None, ckpt_path=None, epochs=-1, more=(), **settings):
+    seed_everything(0, verbose=False)
+    module = module or Reranker(width=4, learning_rate=0.1)
+    callback = TraitSelection(budget, selection, candidates=10, **settings)
+    trainer = Trainer(
+        max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
+        limit_val_batches=0, enable_checkpointing=False, default_root_dir=folder, callbacks=[callback, *more],
+    )  # fmt: skip
+    trainer.fit(module, pool, ckpt_path=ckpt_path)
+    return module, callback, trainer
+
+
+def journal(folder):
+    return [json.loads(line) for line in (folder / "trials.jsonl").read_text().splitlines()]
+
+
+def same(first, second):
+    return set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_search_ends_with_the_best_weights_and_its_report(pool, tmp_path):
+    seed_everything(0, verbose=False)
+    base = {name: value.clone() for name, value in Reranker(width=4, learning_rate=0.1).state_dict().items()}
+    module, callback, trainer = fit(pool(), tmp_path / "run")
+    lines = journal(tmp_path / "run")
+    trials = [line for line in lines if line["kind"] == "trial"]
+    assert len(trials) == 5
+    # the warm-up's three models and the trials that it did not answer are epochs; the root is none
+    assert trainer.current_epoch == 3 + sum(not trial["reused"] for trial in trials)
+    weights = tmp_path / "run" / "weights"
+    assert same(torch.load(weights / "0.pt"), base)
+    best = max(lines, key=lambda line: line.get("score", 0.0) if line["kind"] in ("best", "trial") else 0.0)
+    assert callback.best.score == best["score"]
+    assert same(module.state_dict(), torch.load(weights / f"{callback.best.weights}.pt"))
+    found = json.loads((tmp_path / "run" / "trait.json").read_text())
+    assert found["dev"]["best"] == pytest.approx(best["score"])
+    assert found["dev"]["base"] == pytest.approx(lines[1]["score"])
+    assert (found["dev"]["queries"], found["held_out"]["queries"]) == (12, 18)
+    assert found["evaluated_pairs"] == 8 * (3 + sum(not trial["reused"] for trial in trials))
+    assert found["pool_pairs"] == 72
+    text = (tmp_path / "run" / "trait.md").read_text()
+    assert "| blue |" in text
+    assert "held-out (18)" in text
+    assert (tmp_path / "run" / "trait.png").stat().st_size > 10_000
+
+
+def test_a_child_goes_on_from_its_father_and_nothing_is_inherited_from_other_trials(pool, tmp_path):
+    """Training the best path alone, chunk by chunk from the base, gives the best trial's weights."""
+    module, callback, _ = fit(pool(), tmp_path / "run")
+    chosen = json.loads((tmp_path / "run" / "trait.json").read_text())["chosen"]
+    trials = {line["node"]: line for line in journal(tmp_path / "run") if line["kind"] == "trial"}
+    path, node = [], callback.best.node
+    while node:
+        path.append(trials[node])
+        node = trials[node]["father"]
+    assert [(item["source"], item["chunk"]) for item in chosen] == [
+        (["red", "green", "blue"][trial["source"]], trial["chunk"]) for trial in reversed(path)
+    ]
+    data = pool()
+    data.setup()
+    again = Reranker(width=4, learning_rate=0.1)
+    again.prepare(*data.collections())
+    for trial in reversed(path):
+        data.select(trial["source"], trial["chunk"])
+        optimizer = again.configure_optimizers()
+        for batch in data.train_dataloader():
+            optimizer.zero_grad()
+            again.loss(batch).backward()
+            optimizer.step()
+    for name, value in module.state_dict().items():
+        assert torch.allclose(again.state_dict()[name], value, atol=1e-6)
+
+
+class Stop(Callback):
+    """Leaves a run in the middle, as a kill does: after some trials, before anything else is written."""
+
+    def __init__(self, epochs):
+        self.left = epochs
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 3, 5])
+def test_a_killed_search_goes_on_with_the_same_journal(pool, tmp_path, epochs):
+    fit(pool(), tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(pool(), tmp_path / "run", more=[Stop(epochs)])
+    assert len(journal(tmp_path / "run")) < len(journal(tmp_path / "whole"))
+    fit(pool(), tmp_path / "run")
+    assert journal(tmp_path / "run") == journal(tmp_path / "whole")
+    parts = [json.loads((tmp_path / name / "trait.json").read_text()) for name in ("run", "whole")]
+    assert parts[0]["held_out"] == parts[1]["held_out"]
+
+
+def test_a_checkpoint_goes_on_in_another_folder(pool, tmp_path):
+    fit(pool(), tmp_path / "whole")
+    _, _, trainer = fit(pool(), tmp_path / "run", epochs=4)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    fit(pool(), tmp_path / "next", ckpt_path=tmp_path / "last.ckpt")
+    assert journal(tmp_path / "next") == journal(tmp_path / "whole")
+    with pytest.raises(ValueError, match=r"belongs to another search \(different: xi\)"):
+        fit(pool(), tmp_path / "other", ckpt_path=tmp_path / "last.ckpt", xi=0.5)
+    assert not (tmp_path / "other" / "trials.jsonl").exists()
+
+
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_every_selection_spends_its_budget(pool, tmp_path, selection):
+    fit(pool(), tmp_path / "run", selection, budget=4)
+    kinds = [line["kind"] for line in journal(tmp_path / "run")]
+    # the best source has three chunks, and the search ends with them
+    assert kinds.count("trial") == (3 if selection == "best_source" else 4)
+    assert kinds.count("warmup") == (3 if selection in ("trait", "best_source") else 0)
+
+
+def test_pseudo_runs_need_no_judgements_until_they_are_over(pool, tmp_path):
+    data = pool(signal="pseudo", pseudo_queries=10)
+    judgements = tmp_path / "white" / "qrels" / "test.tsv"
+    judgements.rename(tmp_path / "hidden.tsv")
+    fit(data, tmp_path / "run", budget=2)
+    found = json.loads((tmp_path / "run" / "trait.json").read_text())
+    assert found["held_out"] is None
+    (tmp_path / "hidden.tsv").rename(judgements)
+    fit(pool(signal="pseudo", pseudo_queries=10), tmp_path / "next", budget=2)
+    assert json.loads((tmp_path / "next" / "trait.json").read_text())["held_out"]["queries"] == 18
+
+
+def test_a_dual_encoder_selects_too(pool, tmp_path):
+    module = Retriever(rows=512, width=8)
+    fit(pool(), tmp_path / "run", budget=2, module=module)
+    assert [line["kind"] for line in journal(tmp_path / "run")].count("trial") == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"budget": 0}, "budget: must be at least 1 trial"),
+        ({"selection": "greedy"}, "selection: must be one of trait, random"),
+        ({"preset": "old"}, "preset: must be corrected or released"),
+        ({"candidates": 0}, "candidates: must be at least 1"),
+        ({"margin": -1.0}, "margin must be at least 0"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        TraitSelection(**settings)
+
+
+def test_what_does_not_fit_is_refused_before_anything_runs(pool, tmp_path):
+    with pytest.raises(ValueError, match=r"^schedule: every trial begins with a fresh optimizer"):
+        fit(pool(), tmp_path / "run", module=Reranker(width=4, schedule="cosine"))
+    with pytest.raises(ValueError, match=r"^model: TraitSelection trains a Retriever or a Reranker"):
+        fit(pool(), tmp_path / "run", module=TinyModule())
+    with pytest.raises(ValueError, match=r"^data: TraitSelection chooses from a ChunkPool"):
+        fit(DataLoader([{}]), tmp_path / "run")
+    assert not (tmp_path / "run" / "trials.jsonl").exists()
