@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.rows import read
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "t2dr.md")
+PAGES = tuple(ROOT / page for page in ("README.md", "docs/benchmarks.md", "docs/t2dr.md", "docs/trait.md"))
 
 
 def decode_cpu(sampled: bool) -> str:
@@ -186,10 +186,32 @@ def t2dr_cost() -> str:
     return "\n".join(lines)
 
 
+def trait_worlds() -> str:
+    """What choosing chunks gains over chance in synthetic worlds, from :mod:`benchmarks.trait_worlds`."""
+    rows = [row for row in read("trait_worlds") if row["metric"] == "true_gain"]
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.trait_worlds`."
+    lines = [
+        "| sources | selection | true gain (mean; least to most) | over random | better than random |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        spread = f"{row['mean']:.3f} ({row['spread']['min']:.3f} to {row['spread']['max']:.3f})"
+        ratio, wins = row.get("ratio_to_random"), row.get("wins")
+        lines.append(
+            f"| {row['case'].split()[0]} | {row['method']} | {spread} | {'' if ratio is None else f'{ratio:.2f}x'} |"
+            f" {'' if row['method'] == 'random' else f'{wins} of {row["runs"]}'} |"
+        )
+    first = rows[0]
+    lines += ["", f"{first['device']}, {first['threads']} thread; commit {first['commit'][:8]}."]
+    return "\n".join(lines)
+
+
 TABLES = {
     "t2dr_cost": t2dr_cost,
     "decode_gpu": decode_gpu,
     "layer_skip": layer_skip,
+    "trait_worlds": trait_worlds,
     "decode_cpu": lambda: decode_cpu(sampled=True),
     "decode_cpu_greedy": lambda: decode_cpu(sampled=False),
     "t2dr_study": t2dr_study,

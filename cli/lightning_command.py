@@ -265,9 +265,10 @@ def _say(text: str) -> None:
         print(f"saccade: {text}", file=sys.stderr, flush=True)
 
 
-def _is_no_advert(record: logging.LogRecord) -> bool:
-    """Let Lightning's messages pass, except those that recommend further products."""
-    return "Tip: For seamless cloud" not in record.getMessage()
+def _is_news(record: logging.LogRecord) -> bool:
+    """Let Lightning's messages pass, except adverts and what it says of itself at every checkpoint."""
+    message = record.getMessage()
+    return "Tip: For seamless cloud" not in message and "`weights_only` was not set" not in message
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -285,5 +286,6 @@ def run(arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     # an averaged model is whole on every rank here, and a test reads averaged weights as they are
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback.*")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advert)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.connectors.checkpoint_connector"):
+        logging.getLogger(name).addFilter(_is_news)
     SaccadeCLI(arguments)

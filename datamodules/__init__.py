@@ -1,4 +1,4 @@
-"""LightningDataModules and what they are made of: text, multimodal data, protocols that take data away, chunks of pairs."""
+"""LightningDataModules: text, multimodal data with protocols that take data away, chunks of retrieval pairs."""
 
 from saccade.datamodules.chunk_pool import ChunkPool
 from saccade.datamodules.missing_data import Condition, MissingProtocol

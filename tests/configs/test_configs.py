@@ -34,7 +34,7 @@ def newest(place: Path, name: str) -> Path:
 
 def test_every_kind_is_tested_below():
     assert {name.split("/")[0] for name in CONFIGS} == {
-        "lm", "decoding", "decoder", "search", "strategy", "t2dr", "missing",
+        "lm", "decoding", "decoder", "search", "strategy", "t2dr", "missing", "trait",
     }  # fmt: skip
 
 
@@ -102,6 +102,18 @@ def test_protocols_train_and_test(name, inside):
     rows = json.loads((newest(inside, "protocol") / "missing.json").read_text())
     protocol = yaml.safe_load(CONFIGS[name].read_text())["data"]["init_args"]["train_protocol"]["class_path"]
     assert protocol.rsplit(".", 1)[-1] in json.dumps(rows[0])
+
+
+@pytest.mark.parametrize("name", of_kind("trait"))
+def test_rankers_pick_their_data(name, inside):
+    small = [
+        "--data.sources=[asyncio,argparse]", "--data.target=logging", "--data.chunk_size=16", "--data.passes=1",
+        "--data.hard_negatives=2", "--model.width=8", "--trainer.callbacks.budget=2", "--trainer.accelerator=cpu",
+    ]  # fmt: skip
+    assert main(["fit", "--config", name, "--name", "picked", *small]) == 0
+    run = newest(inside, "picked")
+    assert json.loads((run / "trait.json").read_text())["trials"] == 2
+    assert (run / "trait.png").is_file()
 
 
 @pytest.mark.parametrize("name", of_kind("search"))
