@@ -197,10 +197,11 @@ def trait_worlds() -> str:
     ]
     for row in rows:
         spread = f"{row['mean']:.3f} ({row['spread']['min']:.3f} to {row['spread']['max']:.3f})"
-        ratio, wins = row.get("ratio_to_random"), row.get("wins")
+        ratio = row.get("ratio_to_random")
+        better = "" if row["method"] == "random" else f"{row['wins']} of {row['runs']}"
         lines.append(
             f"| {row['case'].split()[0]} | {row['method']} | {spread} | {'' if ratio is None else f'{ratio:.2f}x'} |"
-            f" {'' if row['method'] == 'random' else f'{wins} of {row["runs"]}'} |"
+            f" {better} |"
         )
     first = rows[0]
     lines += ["", f"{first['device']}, {first['threads']} thread; commit {first['commit'][:8]}."]

@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from saccade.callbacks.trait_events import Backtrack, Best, Event, Prune, Trial, Warmup
 
@@ -70,7 +71,7 @@ def _tree(axes: Axes, events: Sequence[Event], names: Sequence[str]) -> None:
     title = "Tree of trials; red crosses: left" + (f"; pruned: {', '.join(dict.fromkeys(pruned))}" if pruned else "")
     axes.set(xlabel="trial", ylabel="chunks absorbed", title=title, xlim=(-0.5, last + 1.5))
     axes.title.set_fontsize(9)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(y=0.2)  # room for the names
     axes.grid(alpha=0.3)
 
@@ -92,7 +93,7 @@ def _shares(axes: Axes, events: Sequence[Event], names: Sequence[str]) -> None:
         bottom = [low + count for low, count in zip(bottom, counts, strict=True)]
     axes.set_yticks(places, names)
     axes.set(xlabel="chunks evaluated", title="Sources")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=8)
 
 

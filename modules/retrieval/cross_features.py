@@ -119,8 +119,9 @@ class FeatureScorer(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.linear = nn.Linear(len(NAMES), 1)
-            self.network = nn.Sequential(nn.Linear(len(NAMES), hidden), nn.Tanh(), nn.Linear(hidden, 1))
-        for weight in (self.linear.weight, self.linear.bias, self.network[2].weight, self.network[2].bias):
+            last = nn.Linear(hidden, 1)
+            self.network = nn.Sequential(nn.Linear(len(NAMES), hidden), nn.Tanh(), last)
+        for weight in (*self.linear.parameters(), *last.parameters()):
             nn.init.zeros_(weight)
         with torch.no_grad():
             self.linear.weight[0, 0] = 1.0

@@ -67,7 +67,8 @@ class HashedEncoder(nn.Module):
         Raises:
             ValueError: Fewer than two texts.
         """
-        from scipy.sparse import csr_matrix  # a second that only this needs
+        # a second that only this needs
+        from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
         from sklearn.preprocessing import normalize
         from sklearn.utils.extmath import randomized_svd
 
