@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -28,6 +29,7 @@ from saccade.callbacks.trait_selectors import (
     Observation,
     PollingSelector,
     RandomSelector,
+    SimilaritySelector,
     TraitSelector,
 )
 from saccade.datamodules.chunk_pool import ChunkPool
@@ -35,8 +37,8 @@ from saccade.datamodules.retrieval_targets import open_held_out
 from saccade.modules.retrieval.measures import paired_bootstrap
 from saccade.modules.retrieval.ranker import Ranker
 
-Selection = Literal["trait", "random", "polling", "best_source", "all_sources"]
-SELECTIONS: tuple[Selection, ...] = ("trait", "random", "polling", "best_source", "all_sources")
+Selection = Literal["trait", "random", "polling", "similarity", "best_source", "all_sources"]
+SELECTIONS: tuple[Selection, ...] = ("trait", "random", "polling", "similarity", "best_source", "all_sources")
 
 
 class TraitSelection(Callback):
@@ -56,10 +58,11 @@ class TraitSelection(Callback):
     Args:
         budget: Most trials, warm-up not counted.
         selection: `trait`, or what it is compared with: `random` and `polling` choose sources without looking at
-            scores, `best_source` takes the best of the warm-up again and again, `all_sources` a mixture.
+            scores, `similarity` takes the chunks whose words are most like the target's documents, `best_source` the
+            best of the warm-up again and again, `all_sources` a mixture.
         preset: `corrected` or `released` (the predecessor's rules, its surrogate and acquisition).
         warmup: Try one chunk of each source from the base model before the first trial. None takes what the selection
-            needs: `random`, `polling` and `all_sources` need none.
+            needs: only `trait` and `best_source` need it.
         margin: What a child must exceed its father by, in nDCG.
         candidates: Documents of the first stage (BM25) that are ranked for each query.
         xi: Improvement that does not count, in nDCG.
@@ -101,6 +104,8 @@ class TraitSelection(Callback):
         self.events: list[Event] = []
         self.best: Best | None = None
         self._resumed: dict[str, Any] = {}
+        self.per_query: dict[str, dict[str, float]] = {}
+        """At the end of `fit`: nDCG@10 of `bm25`, `base` and `best` by query; of the held-out ones if there are any."""
         self._pending: Request | None = None
         self._seconds = {"select": 0.0, "measure": 0.0, "train": 0.0}
         self._begun = 0.0
@@ -140,7 +145,7 @@ class TraitSelection(Callback):
         self.best = next((event for event in reversed(self.events) if isinstance(event, Best)), None)
         if not self.events:
             self._save(trainer, pl_module, 0)
-        chooser = self._selector()
+        chooser = self._selector(pool)
 
         def select(
             candidates: Sequence[Candidate], observations: Sequence[Observation], history: Sequence[int]
@@ -265,7 +270,7 @@ class TraitSelection(Callback):
         self._seconds["measure"] += time.perf_counter() - begun
         return float(score)
 
-    def _selector(self) -> Any:
+    def _selector(self, pool: ChunkPool) -> Any:
         released = self.preset == "released"
         if self.selection == "trait":
             return TraitSelector(
@@ -276,6 +281,8 @@ class TraitSelection(Callback):
             )
         if self.selection == "random":
             return RandomSelector(seed=self.seed)
+        if self.selection == "similarity":
+            return SimilaritySelector(similarities(pool))
         if self.selection == "all_sources":
             return AllSourcesSelector(seed=self.seed)
         return PollingSelector() if self.selection == "polling" else BestSourceSelector()
@@ -336,9 +343,31 @@ class TraitSelection(Callback):
         for name, node in (("base", 0), ("best", cast(Best, self.best).weights)):
             self._load(module, node)
             found[name] = measurement.per_query(cast(Ranker, module), trainer.global_rank, trainer.world_size)
+        self.per_query = found
         gain = paired_bootstrap(found["best"], found["base"], seed=self.seed)
         scores = {name: measurement.score(values) for name, values in found.items()}
         return {**scores, "queries": len(found["best"]), "best_minus_base": [gain.difference, gain.low, gain.high]}
+
+
+def similarities(pool: ChunkPool) -> list[list[float]]:
+    """How like the target's documents each chunk's are: cosines of mean TF-IDF vectors, by source and chunk.
+
+    Args:
+        pool: Ready for use.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer  # a second that only this needs
+
+    texts, target = pool.collections()
+    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
+    wanted = np.asarray(vectorizer.fit_transform(texts[target]).mean(0)).ravel()
+    found = []
+    for source in range(len(pool.names)):
+        row = []
+        for chunk in pool.chunks(source):
+            mean = np.asarray(vectorizer.transform([pair.document for pair in chunk]).mean(0)).ravel()
+            row.append(float(mean @ wanted / (np.linalg.norm(mean) * np.linalg.norm(wanted) + 1e-12)))
+        found.append(row)
+    return found
 
 
 def _data(trainer: Trainer) -> Any:

@@ -104,7 +104,7 @@ def draw_on_device(probabilities: Tensor, uniforms: Sequence[float]) -> Tensor:
         ``[rows]`` token ids; -1 where a row holds NaN or has no mass.
     """
     cumulative = probabilities.double().cumsum(-1)
-    total = cumulative[:, -1:]
+    total = cumulative[:, -1:].contiguous()
     pinned = total.device.type == "cuda"
     points = torch.tensor(uniforms, dtype=torch.float64, pin_memory=pinned).to(total.device, non_blocking=True)
     index = torch.searchsorted(cumulative, points[:, None] * total, right=True)

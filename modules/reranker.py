@@ -23,9 +23,10 @@ class Reranker(Ranker):
     """A cross-encoder for the candidates of a first stage.
 
     `features` needs no pretrained weights: a small network over what query and document have in common, BM25 before
-    training (ours); its loss is the cross-entropy of a positive document among the negatives of its query. `logit` is a
-    classifier with one logit and binary cross-entropy. `seq2seq` answers "true" or "false" as monoT5 does, with
-    cross-entropy over the vocabulary; that is the ranker of Trait's predecessor.
+    training (ours). Its loss is the cross-entropy of a positive document among the negatives of its query and the
+    documents of the batch's other queries. `logit` is a classifier with one logit and binary cross-entropy. `seq2seq`
+    answers "true" or "false" as monoT5 does, with cross-entropy over the vocabulary; that is the ranker of Trait's
+    predecessor.
 
     Args:
         path: Folder or hub id of a Hugging Face model. None takes `features`.
@@ -112,8 +113,8 @@ class Reranker(Ranker):
                 continue
             others = [item for item in places if item[1] == source and documents[item[3]] != documents[place]]
             against = [documents[item[3]] for item in others if item[0] == query and item[2] <= 0] + named[place]
-            # where a source names no negatives, the documents of its other queries stand in
-            against = against or [documents[item[3]] for item in others if item[0] != query]
+            # Hard negatives alone would teach that what BM25 finds is wrong; documents of other queries balance them.
+            against += [documents[item[3]] for item in others if item[0] != query]
             if not against:
                 continue
             found = self._features(source)(query, [documents[place], *against])

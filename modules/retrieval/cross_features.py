@@ -17,6 +17,7 @@ document, by words and with their character n-grams; share of its word pairs; lo
 idf of the rarest common word; BM25 over the query's idf."""
 
 _K1, _B = 1.5, 0.75
+_REMEMBERED = 1_000_000  # pairs whose features are kept: a search measures the same candidates again and again
 
 
 class CrossFeatures:
@@ -35,6 +36,7 @@ class CrossFeatures:
         self.mean_length = max(1.0, sum(len(self.encoder.words(text)) for text in texts) / len(texts))
         self._vectors: dict[str, Tensor] = {}
         self._bags: dict[str, _Bag] = {}
+        self._known: dict[tuple[str, str], Tensor] = {}
 
     def __call__(self, query: str, documents: Sequence[str]) -> Tensor:
         """The features of a query with each document.
@@ -46,6 +48,15 @@ class CrossFeatures:
         Returns:
             Features [N, 8], in the order of `NAMES`.
         """
+        new = [document for document in dict.fromkeys(documents) if (query, document) not in self._known]
+        if new:
+            if len(self._known) > _REMEMBERED:
+                self._known.clear()
+            self._known.update(zip([(query, document) for document in new], self._made(query, new), strict=True))
+        known = [self._known[query, document] for document in documents]
+        return torch.stack(known) if known else torch.zeros(0, len(NAMES))
+
+    def _made(self, query: str, documents: Sequence[str]) -> Tensor:
         asked, idf = self._bag(query), self.idf
         total = sum(idf[row] for row in asked.counts) + 1e-6
         parts = sum(idf[row] for row in asked.rows) + 1e-6

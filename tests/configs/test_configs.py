@@ -107,7 +107,7 @@ def test_protocols_train_and_test(name, inside):
 @pytest.mark.parametrize("name", of_kind("trait"))
 def test_rankers_pick_their_data(name, inside):
     small = [
-        "--data.sources=[asyncio,argparse]", "--data.target=logging", "--data.chunk_size=16", "--data.passes=1",
+        "--data.sources=[asyncio,email]", "--data.target=logging", "--data.chunk_size=16", "--data.passes=1",
         "--data.hard_negatives=2", "--model.width=8", "--trainer.callbacks.budget=2", "--trainer.accelerator=cpu",
     ]  # fmt: skip
     assert main(["fit", "--config", name, "--name", "picked", *small]) == 0

@@ -99,7 +99,7 @@ def check_bash(block: Block) -> None:
                 case ["python", "-m", module, *arguments]:
                     source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
                     assert all(f'"{word}"' in source for word in arguments if word.startswith("--")), line
-                case ["pip", "install", "-c", constraints, "."]:
+                case ["pip", "install", "-c", constraints, "." | ".[retrieval]"]:
                     assert (ROOT / constraints).is_file()
                 case ["python3", "-m", "venv", ".venv"] | [".", ".venv/bin/activate"]:
                     continue

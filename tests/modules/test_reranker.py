@@ -71,6 +71,16 @@ def test_documents_of_other_queries_stand_in_where_there_are_no_negatives():
     assert torch.allclose(module.loss(pairs), (first + second) / 2)
 
 
+def test_hard_negatives_and_documents_of_other_queries_count_together():
+    module = ready()
+    pairs = {"query": ["red houses", "blue boats"], "document": [TEXTS[0], TEXTS[10]], "label": torch.ones(2)}
+    pairs["negatives"] = [[TEXTS[3], TEXTS[5]], []]
+    first = module.collections["here"]("red houses", [TEXTS[0], TEXTS[3], TEXTS[5], TEXTS[10]])
+    second = module.collections["here"]("blue boats", [TEXTS[10], TEXTS[0]])
+    wanted = -module.scorer(first).log_softmax(-1)[0] - module.scorer(second).log_softmax(-1)[0]
+    assert torch.allclose(module.loss(pairs), wanted / 2)
+
+
 def test_training_lowers_the_loss_and_leaves_other_collections_alone():
     module = ready(learning_rate=0.05)
     optimizer = module.configure_optimizers()
