@@ -208,11 +208,36 @@ def trait_worlds() -> str:
     return "\n".join(lines)
 
 
+def trait_study() -> str:
+    """What each selection makes of judged collections, from :mod:`benchmarks.trait_study`."""
+    rows = read("trait_study")
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.trait_study`."
+    targets = list(dict.fromkeys(row["case"].split(",")[0] for row in rows))
+    lines = [
+        "| selection | " + " | ".join(targets) + " | Trait, few-shot is better by (95 %) |",
+        "| --- |" + " --- |" * (len(targets) + 1),
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = {row["case"].split(",")[0]: row for row in rows if row["method"] == method}
+        gain = mine["mean"].get("trait_minus_this")
+        told = "" if gain is None else f"{gain[0]:+.4f} ({gain[1]:+.4f} to {gain[2]:+.4f})"
+        lines.append(f"| {method} | " + " | ".join(f"{mine[name]['mean']:.3f}" for name in targets) + f" | {told} |")
+    last = rows[-1]
+    lines += [
+        "",
+        f"nDCG@10, {last['case'].split(', ', 1)[1]}; Trait evaluated {last['evaluated_share']:.0%} of the pairs;"
+        f" {last['device']}; commit {last['commit'][:8]}.",
+    ]
+    return "\n".join(lines)
+
+
 TABLES = {
     "t2dr_cost": t2dr_cost,
     "decode_gpu": decode_gpu,
     "layer_skip": layer_skip,
     "trait_worlds": trait_worlds,
+    "trait_study": trait_study,
     "decode_cpu": lambda: decode_cpu(sampled=True),
     "decode_cpu_greedy": lambda: decode_cpu(sampled=False),
     "t2dr_study": t2dr_study,
