@@ -15,9 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -32,12 +30,13 @@ from benchmarks.rows import replace, row
 from saccade.callbacks import search_layers
 from saccade.callbacks.decoding_report import DEGENERATE_BELOW
 from saccade.callbacks.layer_skip_command import held_out_files, prompts_of
+from saccade.callbacks.layer_skip_proxy import median_seconds
 from saccade.inference import Autoregressive, Decoder, Sampling, SelfSpeculative, Session
 from saccade.inference.compat import SublayerSkip
 from saccade.inference.engine.graphs import Floor
 from saccade.inference.engine.settings import Engine, EngineKind
 from saccade.inference.sampling import draw_on_device
-from saccade.inference.statistics import DecodingStats, clock
+from saccade.inference.statistics import DecodingStats
 
 SEED = 0
 LENGTHS = (2, 3, 4, 6)
@@ -94,20 +93,10 @@ def step_times(
             chosen(session.forward(token.expand(-1, width + 1))[0]).tolist()
 
         return (
-            _median_time(one, session.device, repeats),
-            _median_time(chain, session.device, repeats) / width,
-            _median_time(verification, session.device, repeats),
+            median_seconds(one, repeats, session.device),
+            median_seconds(chain, repeats, session.device) / width,
+            median_seconds(verification, repeats, session.device),
         )
-
-
-def _median_time(call: Callable[[], None], device: torch.device, repeats: int) -> float:
-    times = []
-    for attempt in range(repeats + 3):
-        begin = clock(device)
-        call()
-        if attempt >= 3:
-            times.append(clock(device) - begin)
-    return median(times)
 
 
 def decoded(

@@ -108,7 +108,7 @@ def measure_costs(model: nn.Module, prompt: Sequence[int], draft_length: int, re
         with Session(model, len(prompt) + tokens, skip=switch) as session:
             session.prefill([list(prompt)])
             ids = torch.full((1, tokens), int(prompt[-1]), device=session.device)
-            return _median_seconds(lambda: session.forward(ids, skipped=len(skip) > 0), repeats, session.device)
+            return median_seconds(lambda: session.forward(ids, skipped=len(skip) > 0), repeats, session.device)
 
     full = timed(SkipSet(), 1)
     no_attention = timed(SkipSet(tuple(everything), ()), 1)
@@ -119,7 +119,14 @@ def measure_costs(model: nn.Module, prompt: Sequence[int], draft_length: int, re
     return ForwardCosts(attention, mlp, rest, layers, draft_length + 1, timed(SkipSet(), draft_length + 1))
 
 
-def _median_seconds(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+def median_seconds(call: Callable[[], object], repeats: int, device: torch.device) -> float:
+    """Median time of a call in seconds, the device waited for on both sides; three calls before warm up.
+
+    Args:
+        call: What is timed.
+        repeats: Timed calls.
+        device: That it runs on.
+    """
     times = []
     for attempt in range(repeats + 3):  # the first three warm up
         start = clock(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ from saccade.callbacks.trait_selectors import (
 )
 from saccade.datamodules.chunk_pool import ChunkPool
 from saccade.datamodules.retrieval_targets import open_held_out
+from saccade.inference.provenance import write_json, write_text
 from saccade.modules.retrieval.measures import paired_bootstrap
 from saccade.modules.retrieval.ranker import Ranker
 
@@ -188,11 +188,9 @@ class TraitSelection(Callback):
         found = self._found(trainer, pl_module)
         if trainer.is_global_zero:
             target = run_folder(trainer) / "trait.json"
-            unfinished = target.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(found, indent=2) + "\n")
-            unfinished.replace(target)
+            write_json(target, found)
             names = cast(ChunkPool, _data(trainer)).names
-            target.with_suffix(".md").write_text(markdown(self.events, names, found))
+            write_text(target.with_suffix(".md"), markdown(self.events, names, found))
             figure(self.events, names, found).savefig(target.with_suffix(".png"), dpi=120)
             held = found["held_out"]
             told = "" if held is None else f"; held-out {held['base']:.4f} to {held['best']:.4f}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from saccade.modules.lora import LoraSettings
 from saccade.modules.optimization import Schedule
 from saccade.modules.retrieval.cross_encoders import LogitScorer, SequenceToSequenceScorer
-from saccade.modules.retrieval.cross_features import CrossFeatures, FeatureScorer
+from saccade.modules.retrieval.cross_features import NAMES, CrossFeatures, FeatureScorer
 from saccade.modules.retrieval.ranker import Ranker
 
 Style = Literal["features", "logit", "seq2seq"]
@@ -106,7 +106,7 @@ class Reranker(Ranker):
             return self.scorer.loss(queries, documents, labels)
         sources = batch.get("source") or [self.target] * len(queries)
         places = list(zip(queries, sources, labels.tolist(), range(len(queries)), strict=True))
-        terms = [self.scorer(torch.zeros(1, 8, device=self.device)).sum() * 0]  # in the graph, for DDP
+        terms = [self.scorer(torch.zeros(1, len(NAMES), device=self.device)).sum() * 0]  # in the graph, for DDP
         count = 0
         for query, source, label, place in places:
             if label <= 0:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
@@ -77,9 +76,3 @@ class PretrainedEncoder(nn.Module):
 
     def fit(self, texts: Sequence[str], seed: int = 0) -> None:
         """Nothing to do: a pretrained encoder has read text before."""
-
-    def save(self, folder: str) -> None:
-        """Write model and tokenizer, as `path` reads them."""
-        with torch.no_grad():
-            self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
@@ -120,20 +121,13 @@ class Ranker(pl.LightningModule):
         schedule = warmup_schedule(optimizer, self.schedule, total, self.warmup_fraction, 0.0)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def evaluated(self) -> _Evaluation:
+    @contextmanager
+    def evaluated(self) -> Iterator[None]:
         """A context in evaluation mode without gradients, which gives the mode back."""
-        return _Evaluation(self)
-
-
-class _Evaluation:
-    def __init__(self, module: pl.LightningModule) -> None:
-        self._module, self._free = module, torch.no_grad()
-
-    def __enter__(self) -> None:
-        self._training = self._module.training
-        self._module.eval()
-        self._free.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self._free.__exit__(*error)
-        self._module.train(self._training)
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            self.train(training)

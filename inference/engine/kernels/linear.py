@@ -3,9 +3,9 @@
 At one row a projection is a stream of its weights through the chip. Projections of the same input share a launch,
 RMSNorm comes before, bias, gated activation and residual behind, so that nothing but weights moves. A kernel starts
 while the one in front of it still runs and may load its first weights; it waits before it reads an activation
-(programmatic dependent launch, compute capability 9). Several rows have their norm in a kernel of its own; matrices of
-the same input still share a launch, and single ones go to cuBLAS, which reads them as fast as the memory allows. Ours;
-the torch functions that define them are in :mod:`saccade.inference.engine.fused`.
+(programmatic dependent launch, compute capability 9). Of several rows whoever writes the residual stream normalizes it;
+matrices of the same input still share a launch, and a single one that adds nothing, the output head, goes to cuBLAS.
+Ours; the torch functions that define them are in :mod:`saccade.inference.engine.fused`.
 """
 
 from __future__ import annotations
