@@ -4,7 +4,8 @@ At one row a projection is a stream of its weights through the chip. Projections
 RMSNorm comes before, bias, gated activation and residual behind, so that nothing but weights moves. A kernel starts
 while the one in front of it still runs and may load its first weights; it waits before it reads an activation
 (programmatic dependent launch, compute capability 9). Of several rows whoever writes the residual stream normalizes it;
-matrices of the same input still share a launch, and a single one that adds nothing, the output head, goes to cuBLAS.
+matrices of the same input still share a launch; a single one that adds nothing, the output head, and whatever has
+many rows go to cuBLAS.
 Ours; the torch functions that define them are in :mod:`saccade.inference.engine.fused`.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from saccade.inference.engine.kernels.launch import early, follow
 
+_MOST_ROWS = 64  # of our own product; more of them are work for the tensor cores, which cuBLAS knows better
 
 @triton.jit
 def _choose(
@@ -211,19 +213,24 @@ def _row_tile(outputs: int, depth: int, size: int, gated: bool) -> tuple[int, in
 
 def _product_tile(outputs: int, size: int, gated: bool) -> tuple[int, int, int, int]:
     """Outputs and inputs of a program's tile for several rows, its warps and stages, as measured on an H200."""
+    if size > 2:  # exact products of wider numbers keep their operands in shared memory several times over
+        return 32, 32, 4, 2
     if gated:
-        block, step, stages = 64, 64, 3
-    else:
-        block, step, stages = (64, 256, 3) if outputs >= 4096 else (16, 128, 4)
-    return block, max(32, step * 2 // size), 4, stages
+        return 64, 64, 4, 3
+    return (64, 256, 4, 3) if outputs >= 4096 else (16, 128, 4, 4)
 
 
-def _close_tile(outputs: int, depth: int, size: int) -> tuple[int, int, int, int, int]:
-    """Outputs and inputs of a program's tile, its warps and stages, parts of the depth: two programs a core."""
+def _close_tile(rows: int, outputs: int, depth: int, size: int) -> tuple[int, int, int, int, int]:
+    """Outputs and inputs of a program's tile, its warps and stages, and in how many parts the depth is read.
+
+    Two to four programs for each core of the chip; as measured on an H200 for 16 and 26 rows of a 7B model.
+    """
+    if size == 2 and outputs >= 2048:
+        return (64, 256, 4, 4 if rows <= 32 else 3, 2) if depth >= 8192 else (64, 64, 4, 5, 4)
     block = 64 if outputs >= 2048 else 16
-    step = max(32, 128 * 2 // size)
+    step, stages = (128, 4) if size == 2 else (64, 2)
     splits = min(8, triton.next_power_of_2(max(1, 264 * block // outputs)), max(1, depth // (4 * step)))
-    return block, step, 4, 4, triton.next_power_of_2(splits)
+    return block, step, 4, stages, triton.next_power_of_2(splits)
 
 
 def triton_norm(inputs: Tensor, norm: Tensor, eps: float) -> Tensor:
@@ -276,8 +283,9 @@ def triton_linear(
     size, device = inputs.element_size(), inputs.device
     if rows > 1 and norm is not None:  # with one row every program repeats the norm, which is cheaper there
         inputs = triton_norm(inputs, norm, eps)
-    if rows > 1 and len(weights) == 1:
-        product = F.linear(inputs, weights[0], biases[0])
+    if rows > 1 and (len(weights) == 1 or rows > _MOST_ROWS):
+        parts = [F.linear(inputs, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
+        product = F.silu(parts[0]) * parts[1] if gated else torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         return product if residual is None else residual + product
     out = torch.empty(rows, outputs, dtype=inputs.dtype, device=device)
     matrices = [*weights, *[weights[0]] * (3 - len(weights))]
@@ -313,7 +321,7 @@ def triton_add(
     parts, adds them and normalizes the result.
 
     Args:
-        inputs: ``[rows, depth]``, at most 64 rows, last dimension contiguous.
+        inputs: ``[rows, depth]``, last dimension contiguous.
         weight: ``[outputs, depth]``, contiguous, at most 16384 outputs.
         bias: ``[outputs]`` or ``None``.
         residual: ``[rows, outputs]``, contiguous.
@@ -325,7 +333,10 @@ def triton_add(
     """
     rows, depth = inputs.shape
     outputs, size, device = len(weight), inputs.element_size(), inputs.device
-    block, step, warps, stages, splits = _close_tile(outputs, depth, size)
+    if rows > _MOST_ROWS:
+        hidden = residual + F.linear(inputs, weight, bias)
+        return hidden, triton_norm(hidden, norm, eps)
+    block, step, warps, stages, splits = _close_tile(rows, outputs, depth, size)
     sums = torch.empty(splits, rows, outputs, dtype=torch.float32, device=device)
     none = inputs  # stands where a kernel reads nothing
     _product[(triton.cdiv(outputs, block), splits)](

@@ -48,8 +48,11 @@ NUMBERS = (  # integers
 )
 
 
-def compiled(kernel: Any, dtype: str, warps: int, **constants: Any) -> str:
-    """The PTX of a kernel."""
+SHARED = 227 * 1024  # bytes that a block may use
+
+
+def compiled(kernel: Any, dtype: str, warps: int, stages: int = 3, **constants: Any) -> str:
+    """The PTX of a kernel, which must fit in shared memory."""
     signature = {}
     for name in kernel.arg_names:
         if name in constants:
@@ -60,8 +63,11 @@ def compiled(kernel: Any, dtype: str, warps: int, **constants: Any) -> str:
             signature[name] = "fp32" if name in FLOATS else SPECIAL.get(name, f"*{dtype}")
     places = {name: index for index, name in enumerate(kernel.arg_names)}
     source = ASTSource(kernel, signature, {(places[name],): value for name, value in constants.items()})
-    options = {"num_warps": warps, "launch_pdl": constants["EARLY"]}
-    return str(triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"])
+    options = {"num_warps": warps, "num_stages": stages, "launch_pdl": constants["EARLY"]}
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    used = made.metadata.shared
+    assert used <= SHARED, f"{kernel.__name__} of {dtype} with {constants} needs {used} bytes of shared memory"
+    return str(made.asm["ptx"])
 
 
 def main() -> None:
@@ -74,11 +80,17 @@ def main() -> None:
         before = ptx.split("griddepcontrol.wait")[0]
         assert not early or ("ld.global" in before) == peel, "only a peeled tile may be loaded before the wait"
         made.append(ptx)
-    for dtype, precision in (("bf16", "tf32"), ("fp16", "tf32"), ("fp32", "ieee")):
+    for dtype, precision, size in (("bf16", "tf32", 2), ("fp16", "tf32", 2), ("fp32", "ieee", 4)):
         for flag in (True, False):
-            product = {"BIAS": flag, "GATED": flag, "EVEN": flag, "SPLITS": 1 if flag else 4, "UPCAST": False}
-            tile = {"ROWS": 32, "OUTPUTS": 64, "DEPTH": 32, "PRECISION": precision, "EARLY": True}
-            made.append(compiled(linear._product, dtype, 4, **product, **tile))
+            for outputs in (1024, 8192):
+                product = {"BIAS": flag, "GATED": flag, "EVEN": flag, "UPCAST": False, "EARLY": True}
+                product |= {"ROWS": 64, "PRECISION": precision}
+                block, step, warps, stages = linear._product_tile(outputs, size, flag)
+                tile = {"OUTPUTS": block, "DEPTH": step, "SPLITS": 1}
+                made.append(compiled(linear._product, dtype, warps, stages, **product, **tile))
+                block, step, warps, stages, _ = linear._close_tile(64, outputs, outputs, size)
+                tile = {"OUTPUTS": block, "DEPTH": step, "SPLITS": 4}
+                made.append(compiled(linear._product, dtype, warps, stages, **product | {"GATED": False}, **tile))
             made.append(compiled(linear._close, dtype, 8, BIAS=flag, SPLITS=4, LANES=1024, EARLY=True))
             made.append(compiled(rotation._rotate, dtype, 1, NORM=flag, HALF=64, LANES=64, EARLY=True))
             attend = {"HAS_STARTS": flag, "SPLITS": 4, "ROWS": 16, "SLOTS": 32, "WIDTH": 128, "PRECISION": precision}

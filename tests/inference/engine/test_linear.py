@@ -16,7 +16,7 @@ def double(item):
 
 
 @pytest.mark.parametrize("dtype", list(BOUND))
-@pytest.mark.parametrize("rows", [1, 2, 26, 64])
+@pytest.mark.parametrize("rows", [1, 2, 26, 64, 65])
 @pytest.mark.parametrize(
     ("sizes", "gated", "norm", "residual", "bias"),
     [
@@ -56,7 +56,7 @@ def test_projections(dtype, rows, sizes, gated, norm, residual, bias):
 
 
 @pytest.mark.parametrize("dtype", list(BOUND))
-@pytest.mark.parametrize("rows", [2, 26, 64])
+@pytest.mark.parametrize("rows", [2, 26, 64, 65])
 @pytest.mark.parametrize(("outputs", "depth"), [(40, 100), (33, 640), (96, 2048)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_projections_onto_the_residual_stream(dtype, rows, outputs, depth, bias):
