@@ -3,8 +3,10 @@
 from saccade.inference.decoder import Decoder, Generation
 from saccade.inference.decoders.assisted import AssistedDecoding
 from saccade.inference.decoders.autoregressive import Autoregressive
+from saccade.inference.decoders.lvspec import LVSpec
 from saccade.inference.decoders.prompt_lookup import PromptLookup
 from saccade.inference.decoders.self_speculative import SelfSpeculative
+from saccade.inference.decoders.specvlm import SpecVLM
 from saccade.inference.engine.session import Session
 from saccade.inference.engine.settings import Engine
 from saccade.inference.sampling import Sampling
@@ -18,9 +20,11 @@ __all__ = [
     "DecodingStats",
     "Engine",
     "Generation",
+    "LVSpec",
     "PromptLookup",
     "Sampling",
     "SelfSpeculative",
     "Session",
+    "SpecVLM",
     "TokenTree",
 ]

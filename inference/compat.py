@@ -7,7 +7,7 @@ changed inside a context manager that restores it, also after an exception.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from saccade.inference.engine.attention import decode_attention
+from saccade.inference.engine.observation import watching
 
 if TYPE_CHECKING:
     from saccade.inference.engine.cache import KVCache
@@ -72,6 +73,8 @@ def session_attention(
     batch, heads, tokens, head_dim = query.shape
     kv_heads, slots = key.shape[1], key.shape[2]
     groups = heads // kv_heads
+    if (watcher := watching()) is not None:
+        watcher.add(query, key, scaling)
     if (step := _DEVICE_STEP.get()) is not None:
         return decode_attention(query, key, value, *step, scaling=scaling), None
     if attention_mask is None and tokens > 1:
@@ -125,6 +128,11 @@ def session_cache(storage: KVCache, layers: int) -> Cache:
 def text_config(model: Any) -> Any:
     """The configuration of the language part of a Hugging Face model."""
     return model.config.get_text_config(decoder=True)
+
+
+def language_part(model: nn.Module) -> nn.Module:
+    """The language part of a vision-language model: its embedding, decoder layers and final norm; else the model."""
+    return next((part for path, part in model.named_modules() if path.split(".")[-1] == "language_model"), model)
 
 
 def device_of(model: Any) -> torch.device:
@@ -214,7 +222,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """
     found = [
         child
-        for child in model.modules()
+        for child in language_part(model).modules()
         if isinstance(child, nn.ModuleList)
         and len(child) > 0
         and all(hasattr(layer, "self_attn") and hasattr(layer, "mlp") for layer in child)
@@ -296,6 +304,29 @@ class SublayerSkip:
             return hidden_states
 
         return forward
+
+
+@contextmanager
+def layer_output(model: nn.Module, layer: int | str | None) -> Iterator[list[Tensor]]:
+    """Within this context the output ``[batch, tokens, hidden]`` of a decoder layer is put into the yielded list.
+
+    Args:
+        model: A model whose decoder layers are known.
+        layer: Its index, negative from the end, or ``"norm"`` for the final norm; ``None`` for none.
+    """
+    if layer is None:
+        yield []
+        return
+    layers = decoder_layers(model)
+    part = language_part(model)
+    part = part.get_submodule("model") if part is model else part
+    watched = part.get_submodule("norm") if isinstance(layer, str) else layers[layer]
+    taken: list[Tensor] = []
+    handle = watched.register_forward_hook(lambda module, given, made: taken.append(made))
+    try:
+        yield taken
+    finally:
+        handle.remove()
 
 
 @contextmanager
@@ -389,15 +420,20 @@ _REFUSED = {
 _KNOWN_INPUTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
 
 
-def refuse_unknown_inputs(model_kwargs: Mapping[str, Any]) -> None:
-    """Refuses inputs of ``model.generate`` that would silently have no effect, for example images.
+def refuse_unknown_inputs(names: Iterable[str], known: Collection[str] = ()) -> None:
+    """Refuses inputs of ``model.generate`` that would silently have no effect.
+
+    Args:
+        names: Of the inputs that are given.
+        known: Further inputs that a decoder reads, for example videos.
 
     Raises:
         ValueError: Names the input.
     """
-    for name, value in model_kwargs.items():
-        if name not in _KNOWN_INPUTS and value is not None:
-            raise ValueError(f"the input {name} is not supported by Saccade's decoders: they read input_ids alone.")
+    for name in names:
+        if name not in _KNOWN_INPUTS and name not in known:
+            more = f" and {', '.join(known)}" if known else " alone"
+            raise ValueError(f"the input {name} is not supported by Saccade's decoders: they read input_ids{more}.")
 
 
 def refuse_unsupported_generation(config: Any, logits_processor: Any, stopping_criteria: Any) -> None:

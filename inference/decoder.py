@@ -5,21 +5,24 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from saccade.inference import compat
+from saccade.inference import compat, compat_vision
 from saccade.inference.drafting.drafter import Drafter, NoDraft, Run
 from saccade.inference.engine.graphs import Floor
+from saccade.inference.engine.observation import Observation
 from saccade.inference.engine.session import Session
 from saccade.inference.engine.settings import Engine, EngineKind
+from saccade.inference.relaxation.rule import AuditEntry
 from saccade.inference.request import Request
 from saccade.inference.sampling import Sampling
 from saccade.inference.statistics import DecodingStats, Tally
 from saccade.inference.verification import Draft, Verdict, verify_greedy, verify_sampling
+from saccade.inference.visual_prompts import read_visual_prompts
 
 
 @dataclass
@@ -32,12 +35,15 @@ class Generation:
         tokens: The new tokens of every row, EOS included.
         stats: Statistics of the whole call.
         per_request: Statistics of every row.
+        audit: What a relaxed rule decided of every drafted token of every row, with ``position`` its place among the
+            new tokens; empty for strict decoders.
     """
 
     sequences: Tensor
     tokens: list[list[int]]
     stats: DecodingStats
     per_request: list[DecodingStats]
+    audit: list[list[AuditEntry]] = field(default_factory=list)
 
 
 class Decoder(ABC):
@@ -81,6 +87,10 @@ class Decoder(ABC):
             return verify_greedy(logits, draft)
         return verify_sampling(logits, draft, run.sampling, run.streams)
 
+    def observation(self, model: nn.Module) -> Observation | None:
+        """What the target's session notes beside its logits; most decoders need nothing."""
+        return None
+
     def generate(
         self,
         model: nn.Module,
@@ -94,6 +104,7 @@ class Decoder(ABC):
         pad_token_id: int | None = None,
         streamer: Any = None,
         synced: bool = False,
+        **visual: Tensor,
     ) -> Generation:
         """Continues every prompt of a batch.
 
@@ -108,15 +119,20 @@ class Decoder(ABC):
             pad_token_id: Id behind finished rows; ``None`` takes the model's, else the first EOS id, else 0.
             streamer: A transformers streamer (``put``, ``end``), for a batch of one. It is only handed verified tokens.
             synced: Agree with the other ranks before every forward, as sharded weights (ZeRO-3, FSDP) need.
+            visual: Images and videos of all rows as a vision-language model's processor makes them:
+                ``pixel_values_videos``, ``video_grid_thw``, ... Others are refused by name.
 
         Returns:
             The sequences and their statistics.
 
         Raises:
             ValueError: Empty prompt, prompt longer than the context, ids outside the vocabulary, impossible limits,
-                NaN logits, or a model that cannot be driven; the message names the value.
+                videos that do not fit their placeholders, NaN logits, or a model that cannot be driven; the message
+                names the value.
         """
-        request = Request.read(model, input_ids, attention_mask, max_new_tokens, max_length, eos_token_id, pad_token_id)
+        request = Request.read(
+            model, input_ids, attention_mask, max_new_tokens, max_length, eos_token_id, pad_token_id, visual
+        )
         if streamer is not None:
             if len(request.prompts) != 1:
                 raise ValueError(f"streamer needs a batch of 1, got {len(request.prompts)}: use stream() for batches.")
@@ -127,7 +143,8 @@ class Decoder(ABC):
                 streamer.put(torch.tensor(round_tokens[0]))
         if streamer is not None:
             streamer.end()
-        return Generation(request.sequences(tally.tokens).to(input_ids.device), tally.tokens, tally.pooled, tally.rows)
+        sequences = request.sequences(tally.tokens).to(input_ids.device)
+        return Generation(sequences, tally.tokens, tally.pooled, tally.rows, tally.audit)
 
     def stream(
         self,
@@ -139,6 +156,7 @@ class Decoder(ABC):
         max_length: int | None = None,
         sampling: Sampling | None = None,
         eos_token_id: int | Sequence[int] | None = None,
+        **visual: Tensor,
     ) -> Iterator[list[list[int]]]:
         """Like :meth:`generate`, but yields every round's verified tokens, one list (maybe empty) for each row.
 
@@ -150,11 +168,12 @@ class Decoder(ABC):
             max_length: Alternative limit.
             sampling: How to draw tokens.
             eos_token_id: Ids that end a row.
+            visual: Images and videos.
 
         Yields:
             The new tokens of every row since the last round.
         """
-        request = Request.read(model, input_ids, attention_mask, max_new_tokens, max_length, eos_token_id, None)
+        request = Request.read(model, input_ids, attention_mask, max_new_tokens, max_length, eos_token_id, None, visual)
         yield from self._rounds(model, request, sampling, False, Tally(request))
 
     def __call__(
@@ -176,7 +195,11 @@ class Decoder(ABC):
             ValueError: A generation setting that would be ignored (beams, penalties, ...), named.
         """
         compat.refuse_unsupported_generation(generation_config, logits_processor, stopping_criteria)
-        compat.refuse_unknown_inputs(model_kwargs)
+        compat.refuse_unknown_inputs(
+            (name for name, value in model_kwargs.items() if value is not None),
+            compat_vision.known_inputs(model),
+        )
+        visual = {name: model_kwargs.get(name) for name in compat_vision.known_inputs(model)}
         sampling = None
         if getattr(generation_config, "do_sample", False):
             sampling = Sampling(
@@ -195,6 +218,7 @@ class Decoder(ABC):
             pad_token_id=settings["pad"],
             # transformers keeps synced_gpus to itself when the decoding is custom
             synced=synced_gpus or compat.is_sharded(model),
+            **{name: value for name, value in visual.items() if value is not None},
         )
         return out if getattr(generation_config, "return_dict_in_generate", False) else out.sequences
 
@@ -211,16 +235,26 @@ class Decoder(ABC):
         streams = [random.Random()] * len(rows) if sampling is None else sampling.streams(len(rows))
         try:
             capacity = request.positions + self.width
-            with Session(model, capacity, skip=self.skipped(model), synced=synced, floor=self.floor) as session:
+            with Session(
+                model,
+                capacity,
+                skip=self.skipped(model),
+                synced=synced,
+                floor=self.floor,
+                observation=self.observation(model),
+            ) as session:
                 tally.start(session, drafter)
-                run = Run(session, [list(prompt) for prompt in request.prompts], sampling, streams)
+                run = Run(session, [list(prompt) for prompt in request.prompts], sampling, streams, request.eos)
+                if request.visual:
+                    run.visual = read_visual_prompts(model, request.prompts, request.visual)
                 # The prompt's last logits are a round with nothing drafted: the first token is the target's own.
                 draft = NoDraft().draft(run, [])
-                verdicts = self.verify(session.prefill(request.prompts)[:, None], draft, run)
+                verdicts = self.verify(session.prefill(request.prompts, run.visual)[:, None], draft, run)
                 tally.first_token()
                 while True:
                     added = [draft.accepted(row, verdict) for row, verdict in enumerate(verdicts)]
-                    tokens, unfinished = tally.emit(rows, added, draft.counts)
+                    logs = [verdict.log for verdict in verdicts]
+                    tokens, unfinished = tally.emit(rows, added, draft.counts, logs)
                     for text, new in zip(run.texts, added, strict=True):
                         text.extend(new)
                     drafter.observe(run, draft, verdicts)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saccade.inference import compat
+from saccade.inference import compat, compat_vision
 
 DEFAULT_NEW_TOKENS = 20  # transformers' own default
 
@@ -23,6 +24,7 @@ class Request:
         max_new_tokens: Most new tokens of a row.
         eos: Ids that end a row; may be empty.
         pad: Id that fills up ``sequences``.
+        visual: Images and videos of all rows, as the processor made them; empty for text.
     """
 
     prompts: list[list[int]]
@@ -30,6 +32,7 @@ class Request:
     max_new_tokens: int
     eos: frozenset[int]
     pad: int
+    visual: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def positions(self) -> int:
@@ -46,6 +49,7 @@ class Request:
         max_length: int | None,
         eos_token_id: int | Sequence[int] | None,
         pad_token_id: int | None,
+        visual: Mapping[str, Any] | None = None,
     ) -> Request:
         """Checks the arguments of :meth:`saccade.inference.Decoder.generate` against the model.
 
@@ -59,6 +63,7 @@ class Request:
             raise ValueError(f"input_ids must be an integer tensor of shape [batch, length], got {kind}.")
         if input_ids.ndim != 2 or len(input_ids) == 0:
             raise ValueError(f"input_ids must have the shape [batch, length], got {tuple(input_ids.shape)}.")
+        seen = compat_vision.visual_inputs(model, visual or {})
         prompts, padding = _split_padding(input_ids, attention_mask)
         for row, prompt in enumerate(prompts):
             if not prompt:
@@ -83,7 +88,10 @@ class Request:
         pad = pad_token_id if pad_token_id is not None else settings["pad"]
         if pad is None:
             pad = eos[0] if eos else 0
-        return cls(prompts, padding, limit, frozenset(eos), pad)
+        if "position_ids" in seen:
+            seen["position_ids"] = _without_padding(seen["position_ids"], attention_mask)
+        _check_placeholders(model, prompts, seen)
+        return cls(prompts, padding, limit, frozenset(eos), pad, seen)
 
     def sequences(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """``[batch, length + longest continuation]``: the new tokens of all rows begin behind column ``length``."""
@@ -93,6 +101,20 @@ class Request:
                 padding + prompt + list(row) + [self.pad] * (added - len(row))
                 for padding, prompt, row in zip(self.padding, self.prompts, tokens, strict=True)
             ]
+        )
+
+
+def _check_placeholders(model: nn.Module, prompts: Sequence[Sequence[int]], visual: Mapping[str, Tensor]) -> None:
+    ids = set(compat_vision.visual_token_ids(model))
+    for row, prompt in enumerate(prompts):
+        if ids & set(prompt) and not visual:
+            raise ValueError(
+                f"row {row} has placeholders of a video or image, but none is given: pass the processor's tensors, for "
+                "example pixel_values_videos."
+            )
+    if visual and not any(ids & set(prompt) for prompt in prompts):
+        raise ValueError(
+            f"{sorted(visual)[0]} is given, but no prompt has a placeholder for it: put the video into the prompt."
         )
 
 
@@ -115,6 +137,14 @@ def _split_padding(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[li
         prompts.append(kept)
         padding.append([token for token, keep in zip(tokens, mask, strict=True) if not keep])
     return prompts, padding
+
+
+def _without_padding(positions: Tensor, attention_mask: Tensor | None) -> Tensor:
+    """``[axes, batch, length]`` positions whose padding stands on the right, as the prompts are read."""
+    if attention_mask is None:
+        return positions
+    order = (~attention_mask.bool()).to(torch.int64).argsort(dim=-1, stable=True).to(positions.device)
+    return positions.gather(-1, order.expand(positions.shape))[..., : int(attention_mask.bool().sum(-1).max())]
 
 
 def _limit(model: nn.Module, max_new_tokens: int | None, max_length: int | None, given: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ import torch
 if TYPE_CHECKING:
     from saccade.inference.drafting.drafter import Drafter
     from saccade.inference.engine.session import Session
+    from saccade.inference.relaxation.rule import AuditEntry
     from saccade.inference.request import Request
 
 
@@ -41,6 +42,9 @@ class DecodingStats:
             ``generate`` call has the time of the call, and sums of such records add up.
         prefill_seconds: Wall-clock time until the first token, counted once for each ``generate`` call.
         first_token_seconds: The same summed over requests.
+        draft_prefill_seconds: Wall-clock time in which a draft model chose and read its prompts, counted like
+            ``prefill_seconds``; part of ``seconds``, not of ``prefill_seconds``.
+        relaxed: Emitted tokens that are not the target's own choice, of decoders that are not lossless.
         acceptance_histogram: ``{accepted drafts in a round: number of rounds}``, the bonus token not counted.
         peak_memory_bytes: Highest memory allocated by torch on the GPU; 0 on a CPU. Pools as the maximum.
         kv_cache_bytes: Size of the key-value buffers, the draft's included. Pools as the maximum.
@@ -57,6 +61,8 @@ class DecodingStats:
     seconds: float = 0.0
     prefill_seconds: float = 0.0
     first_token_seconds: float = 0.0
+    draft_prefill_seconds: float = 0.0
+    relaxed: int = 0
     acceptance_histogram: dict[int, int] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     kv_cache_bytes: int = 0
@@ -75,6 +81,11 @@ class DecodingStats:
     def draft_acceptance_rate(self) -> float:
         """Share of the drafted tokens that were accepted; 0 when nothing was drafted."""
         return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def relaxed_share(self) -> float:
+        """Share of the emitted tokens that are not the target's own choice; 0 for lossless decoders."""
+        return self.relaxed / self.new_tokens if self.new_tokens else 0.0
 
     @property
     def tokens_per_second(self) -> float:
@@ -130,6 +141,7 @@ class Tally:
         self.tokens: list[list[int]] = [[] for _ in request.prompts]
         self.rows = [DecodingStats(requests=1, prompt_tokens=len(prompt)) for prompt in request.prompts]
         self.pooled = DecodingStats()
+        self.audit: list[list[AuditEntry]] = [[] for _ in request.prompts]
         self._first = 0.0
 
     def start(self, session: Session, drafter: Drafter) -> None:
@@ -148,7 +160,11 @@ class Tally:
         return self.request.max_new_tokens - len(self.tokens[row])
 
     def emit(
-        self, rows: Sequence[int], added: Sequence[list[int]], drafted: Sequence[int]
+        self,
+        rows: Sequence[int],
+        added: Sequence[list[int]],
+        drafted: Sequence[int],
+        logs: Sequence[Sequence[AuditEntry]],
     ) -> tuple[list[list[int]], list[int]]:
         """Takes a round's tokens, cuts them at EOS and at the limit, and counts the round.
 
@@ -156,6 +172,7 @@ class Tally:
             rows: Index in the batch of every unfinished row.
             added: Accepted tokens and the target's own for every unfinished row.
             drafted: Verified proposals of every unfinished row.
+            logs: What a relaxed rule decided of them.
 
         Returns:
             The emitted tokens of every row of the batch, and which of ``rows`` (as positions) go on.
@@ -170,7 +187,11 @@ class Tally:
             self.tokens[row] += new
             emitted[row] = new
             stats = self.rows[row]
+            before = stats.new_tokens
             stats.new_tokens += len(new)
+            for entry in logs[position]:
+                self.audit[row].append(replace(entry, position=before + entry.position - 1))
+                stats.relaxed += entry.position <= len(new) and entry.reason in ("loose", "pst")
             stats.target_forwards += 1
             if not is_first:
                 stats.record(drafted[position], min(len(new), len(added[position]) - 1))
@@ -186,6 +207,7 @@ class Tally:
         device = self._session.device
         for stats in self.rows:
             stats.prefill_seconds = stats.first_token_seconds = self._first
+            stats.draft_prefill_seconds = self._drafter.prefill_seconds
             stats.draft_forwards = self._session.draft_forwards + self._drafter.forwards
             stats.kv_cache_bytes = self._session.storage.bytes + self._drafter.cache_bytes
             if device.type == "cuda":
@@ -194,6 +216,7 @@ class Tally:
         self.pooled.target_forwards = self._session.target_forwards
         self.pooled.draft_forwards = self._session.draft_forwards + self._drafter.forwards
         self.pooled.seconds, self.pooled.prefill_seconds = seconds, self._first
+        self.pooled.draft_prefill_seconds = self._drafter.prefill_seconds
 
     def _clock(self) -> float:
         return clock(self._session.device)

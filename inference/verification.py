@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from saccade.inference.relaxation.rule import AuditEntry
 from saccade.inference.sampling import NO_DISTRIBUTION, Sampling, draw
 from saccade.inference.trees import TokenTree
 
@@ -53,10 +54,12 @@ class Verdict:
     Args:
         path: Accepted nodes from the root (node 0, always there) downwards.
         token: The token that the target adds behind them.
+        log: What a relaxed rule decided of every judged token; strict rules keep none.
     """
 
     path: list[int] = field(default_factory=lambda: [0])
     token: int = -1
+    log: list[AuditEntry] = field(default_factory=list)
 
 
 def verify_greedy(logits: Tensor, draft: Draft) -> list[Verdict]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from saccade.inference import compat
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.draft_model import DraftModelDrafter
 from saccade.inference.drafting.drafter import Drafter
+from saccade.inference.drafting.follower import Follower
+from saccade.inference.drafting.loading import draft_for
 from saccade.inference.engine.settings import Engine, EngineKind
 from saccade.inference.request import Request
 
@@ -50,31 +51,6 @@ class AssistedDecoding(Decoder):
 
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
         """Drafts with the small model, on a cache of its own."""
-        draft = self._draft(model)
-        theirs, ours = compat.text_config(draft).vocab_size, compat.text_config(model).vocab_size
-        if theirs != ours:
-            raise ValueError(
-                f"the draft's vocabulary has {theirs} ids, the target's {ours}: use a draft with the same tokenizer."
-            )
-        context = getattr(compat.text_config(draft), "max_position_embeddings", None)
-        needed = request.positions
-        if context is not None and needed > context:
-            raise ValueError(
-                f"prompt and new tokens need {needed} positions, the draft model has {context}: lower max_new_tokens "
-                "or use a draft with a longer context."
-            )
-        return DraftModelDrafter(draft, self.draft_length, needed + self.width, self.confidence_threshold, self.floor)
-
-    def _draft(self, model: nn.Module) -> nn.Module:
-        if not isinstance(self.draft_model, str):
-            return self.draft_model
-        device, dtype = compat.device_of(model), compat.precision_of(model)
-        key = f"{device} {dtype}"
-        if key not in self._loaded:
-            try:
-                draft: nn.Module = AutoModelForCausalLM.from_pretrained(self.draft_model, dtype=dtype)
-            except (OSError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                raise ValueError(f"draft_model {self.draft_model!r} cannot be loaded: {reason}") from None
-            self._loaded[key] = draft.eval().to(device)
-        return self._loaded[key]
+        draft = draft_for(self.draft_model, model, request, self._loaded)
+        follower = Follower(draft, request.max_new_tokens + self.width, request.prompts, self.floor)
+        return DraftModelDrafter(follower, self.draft_length, self.confidence_threshold)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from saccade.inference.engine.session import Session
 from saccade.inference.sampling import Sampling
 from saccade.inference.verification import Draft, Verdict
+from saccade.inference.visual_prompts import VisualPrompt
 
 
 @dataclass
@@ -24,18 +26,26 @@ class Run:
         texts: Committed tokens of every row, the prompt included.
         sampling: How tokens are drawn; ``None`` is greedy.
         streams: Random numbers of every row.
+        eos: Ids that end a row.
+        visual: The prompts with their images or videos; ``None`` for text.
+        memory: What a relaxed rule remembers of every row; empty without one.
     """
 
     session: Session
     texts: list[list[int]]
     sampling: Sampling | None
     streams: list[random.Random]
+    eos: frozenset[int] = frozenset()
+    visual: list[VisualPrompt] | None = None
+    memory: list[Any] = field(default_factory=list)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drops finished rows."""
         self.session.keep(rows)
         self.texts = [self.texts[row] for row in rows]
         self.streams = [self.streams[row] for row in rows]
+        self.memory = [self.memory[row] for row in rows] if self.memory else []
+        self.visual = None if self.visual is None else [self.visual[row] for row in rows]
 
 
 class Drafter(ABC):
@@ -71,6 +81,11 @@ class Drafter(ABC):
     def cache_bytes(self) -> int:
         """Size of key-value buffers of the drafter's own."""
         return 0
+
+    @property
+    def prefill_seconds(self) -> float:
+        """Time until a model of the drafter's own has read the prompts."""
+        return 0.0
 
 
 class NoDraft(Drafter):

@@ -130,8 +130,10 @@ class FusedStep:
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
         self.layers: list[Any] = list(compat.decoder_layers(model))
-        self.base: Any = model.get_submodule("model")
+        part = compat.language_part(model)
+        self.base: Any = part.get_submodule("model") if part is model else part
         self.norms = hasattr(self.layers[0].self_attn, "q_norm")
+        self.axes = hasattr(self.base.rotary_emb, "mrope_section")
 
     def __call__(
         self,
@@ -142,7 +144,8 @@ class FusedStep:
         storage: KVCache,
         skipped_attention: Collection[int] = (),
         skipped_mlp: Collection[int] = (),
-    ) -> Tensor:
+        observed: int | str | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
         """Reads the tokens behind ``lengths``, whose keys and values it writes.
 
         Args:
@@ -153,14 +156,17 @@ class FusedStep:
             storage: The cache, allocated.
             skipped_attention: Layers whose attention is left out.
             skipped_mlp: Layers whose MLP is left out.
+            observed: Layer whose output is returned too, or ``"norm"`` for the final norm's; ``None`` for none.
 
         Returns:
-            Logits ``[batch, nodes, vocabulary]``.
+            Logits ``[batch, nodes, vocabulary]``, and ``[batch, nodes, hidden]`` of the observed layer.
         """
         kernels = _kernels(self.base.embed_tokens.weight)
         batch, nodes = tokens.shape
         hidden = self.base.embed_tokens(tokens)
-        cos, sin = (part.expand(batch, nodes, -1).contiguous() for part in self.base.rotary_emb(hidden, positions))
+        # new tokens stand at the same place on all axes of M-RoPE, so one of them says all
+        turns = self.base.rotary_emb(hidden, positions[None].expand(3, -1, -1) if self.axes else positions)
+        cos, sin = ((part[0] if part.ndim == 4 else part).expand(batch, nodes, -1).contiguous() for part in turns)
         hidden = hidden.view(batch * nodes, -1)
         sublayers = [
             (index, layer, kind)
@@ -173,6 +179,9 @@ class FusedStep:
             for _, layer, kind in sublayers
         ]
         stream = _Stream(kernels, hidden, [*norms, self.base.norm])
+        # the residual stream is replaced, never written in place: what is noted stays
+        last = observed % len(self.layers) if isinstance(observed, int) else -1
+        states = None
         for index, layer, kind in sublayers:
             if kind == "attention":
                 attention = layer.self_attn
@@ -187,7 +196,12 @@ class FusedStep:
             else:
                 inner = stream.enter((layer.mlp.gate_proj, layer.mlp.up_proj), gated=True)
                 stream.leave(inner, layer.mlp.down_proj)
-        return stream.enter((self.model.lm_head,)).view(batch, nodes, -1)
+            if index <= last:
+                states = stream.hidden
+        logits = stream.enter((self.model.lm_head,)).view(batch, nodes, -1)
+        if isinstance(observed, str):
+            states = kernels.norm(stream.hidden, self.base.norm.weight, self.base.norm.variance_epsilon)
+        return logits, None if states is None else states.view(batch, nodes, -1)
 
 
 class _Stream:
@@ -240,6 +254,16 @@ def _kernels(like: Tensor) -> _Kernels:
     return _Kernels()
 
 
+_KNOWN_MODELS = {
+    "LlamaForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen2_5_VLForConditionalGeneration",
+    "LlavaOnevisionForConditionalGeneration",
+}
+_KNOWN_PARTS = {"Qwen2Model", "Qwen2_5_VLTextModel", "LlamaModel", "Qwen3Model"}  # language parts of the last two
+
+
 def why_not_fused(model: nn.Module) -> str:
     """Why :class:`FusedStep` cannot run a model, or an empty string.
 
@@ -247,19 +271,21 @@ def why_not_fused(model: nn.Module) -> str:
     captured graph as they are.
     """
     name = type(model).__name__
-    if name not in ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"):
+    if name not in _KNOWN_MODELS or type(compat.language_part(model)).__name__ not in _KNOWN_PARTS | {name}:
         return f"{name} is not one of the model classes that are known"
     config = compat.text_config(model)
     if config.hidden_act not in ("silu", "swish"):
         return f"its activation is {config.hidden_act}"
-    weights = list(model.parameters())
+    part = compat.language_part(model)
+    beside = [] if part is model else [("lm_head", model.get_submodule("lm_head"))]
+    weights = [*part.parameters(), *(weight for _, module in beside for weight in module.parameters())]
     if len({(weight.device, weight.dtype) for weight in weights}) > 1:
         return "its weights lie on several devices or have several precisions"
-    for path, part in model.named_modules():
-        if part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part):
+    for path, module in [*part.named_modules(), *beside]:
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return f"{path or name} has a hook or a changed forward"
-        if path.rpartition(".")[2].endswith(("_proj", "lm_head")) and type(part) is not nn.Linear:
-            return f"{path} is a {type(part).__name__}, not a plain Linear"
+        if path.rpartition(".")[2].endswith(("_proj", "lm_head")) and type(module) is not nn.Linear:
+            return f"{path} is a {type(module).__name__}, not a plain Linear"
     if any(not weight.is_contiguous() for weight in weights):
         return "a weight is not contiguous"
     return ""

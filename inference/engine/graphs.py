@@ -33,19 +33,23 @@ class Step:
 
     Args:
         tokens: ``[batch, nodes]`` ids.
-        known: All that the host knows beside them, in one piece: ``[batch + 2 * nodes]``.
-        captured: The graph and the logits that it writes.
+        known: All that the host knows beside them, in one piece: ``[2 * batch + 2 * nodes]``.
+        captured: The graph, and the logits and states that it writes.
     """
 
     tokens: Tensor
     known: Tensor
-    captured: tuple[torch.cuda.CUDAGraph, Tensor] | None = field(default=None, repr=False)
+    captured: tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None] | None = field(default=None, repr=False)
 
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Slots in use ``[batch]``, depths ``[nodes]`` and ancestors' bits ``[nodes]``: views of ``known``."""
+    def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Views of ``known``.
+
+        Slots in use ``[batch]``, what rotary positions are ahead of them ``[batch]``, depths ``[nodes]`` and ancestors'
+        bits ``[nodes]``.
+        """
         batch, nodes = self.tokens.shape
-        lengths, depths, ancestors = self.known.split([batch, nodes, nodes])
-        return lengths, depths, ancestors
+        lengths, offsets, depths, ancestors = self.known.split([batch, batch, nodes, nodes])
+        return lengths, offsets, depths, ancestors
 
 
 class GraphEngine:
@@ -60,12 +64,20 @@ class GraphEngine:
         batch: Rows.
         capacity: Slots of each row that texts may use; the widest padded step is added.
         skip: Sub-layers that skipped steps leave out.
+        observed: Layer whose output is noted (:class:`saccade.inference.engine.observation.Observation`).
     """
 
-    def __init__(self, model: nn.Module, batch: int, capacity: int, skip: compat.SublayerSkip | None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: int,
+        capacity: int,
+        skip: compat.SublayerSkip | None,
+        observed: int | str | None = None,
+    ) -> None:
         config = compat.text_config(model)
         self.model: Any = model
-        self.batch, self.capacity, self.skip = batch, capacity, skip
+        self.batch, self.capacity, self.skip, self.observed = batch, capacity, skip, observed
         self.storage = KVCache(config.num_hidden_layers, capacity + MAX_NODES)
         self.cache = compat.session_cache(self.storage, config.num_hidden_layers)
         self._last_position = compat.last_position(model)
@@ -80,10 +92,18 @@ class GraphEngine:
         self._pool: Any = None
         self._signature = _addresses(model)
 
-    def fits(self, model: nn.Module, batch: int, capacity: int, skip: compat.SublayerSkip | None) -> bool:
+    def fits(
+        self,
+        model: nn.Module,
+        batch: int,
+        capacity: int,
+        skip: compat.SublayerSkip | None,
+        observed: int | str | None = None,
+    ) -> bool:
         """Whether this engine's buffers and graphs serve another call."""
         return (
             model is self.model
+            and observed == self.observed
             and batch == self.batch
             and capacity <= self.capacity
             and _sets(skip) == _sets(self.skip)
@@ -91,19 +111,27 @@ class GraphEngine:
         )
 
     def forward(
-        self, tokens: Tensor, lengths: Sequence[int], tree: TokenTree, skipped: bool, attached: Attached
-    ) -> Tensor:
+        self,
+        tokens: Tensor,
+        lengths: Sequence[int],
+        offsets: Sequence[int],
+        tree: TokenTree,
+        skipped: bool,
+        attached: Attached,
+    ) -> tuple[Tensor, Tensor | None]:
         """Runs the model on new tokens; a capture at the first step of a width, replays later.
 
         Args:
             tokens: ``[rows, nodes]`` ids.
             lengths: Slots in use of every row.
+            offsets: What every row's rotary positions are ahead of its slots.
             tree: Shape of the tokens.
             skipped: Leave out the skipped sub-layers.
             attached: Hands the model's modules to the session; entered where they themselves run.
 
         Returns:
-            Logits ``[rows, nodes, vocabulary]``, overwritten by the next step of this width.
+            Logits ``[rows, nodes, vocabulary]`` and the observed layer's output ``[rows, nodes, hidden]``, both
+            overwritten by the next step of this width.
 
         Raises:
             ValueError: More than 64 nodes.
@@ -116,29 +144,32 @@ class GraphEngine:
         if step is None:
             step = self._steps[padded, skipped] = Step(
                 torch.zeros(self.batch, padded, dtype=torch.long, device=tokens.device),
-                torch.zeros(self.batch + 2 * padded, dtype=torch.long, device=tokens.device),
+                torch.zeros(2 * self.batch + 2 * padded, dtype=torch.long, device=tokens.device),
             )
         step.tokens[:rows, :nodes].copy_(tokens)
         # nobody looks at padding nodes: at depth 0 they see the prefix and the root
         extra = padded - nodes
-        known = [*lengths, *[0] * (self.batch - rows), *tree.depths, *[0] * extra, *bits, *[1] * extra]
+        ended = [0] * (self.batch - rows)
+        known = [*lengths, *ended, *offsets, *ended, *tree.depths, *[0] * extra, *bits, *[1] * extra]
         on_gpu = tokens.device.type == "cuda"
         # from pinned memory the host does not wait for the copy: it may be a whole draft ahead of the device
         step.known.copy_(torch.tensor(known, pin_memory=on_gpu), non_blocking=True)
-        if not on_gpu:
-            return self._run(step, skipped, attached)[:rows, :nodes]
-        graph, logits = step.captured or self._capture(step, skipped, attached)
-        graph.replay()
-        return logits[:rows, :nodes]
+        if on_gpu:
+            graph, logits, states = step.captured or self._capture(step, skipped, attached)
+            graph.replay()
+        else:
+            logits, states = self._run(step, skipped, attached)
+        return logits[:rows, :nodes], None if states is None else states[:rows, :nodes]
 
-    def _run(self, step: Step, skipped: bool, attached: Attached) -> Tensor:
-        lengths, depths, ancestors = step.parts()
-        positions = (lengths[:, None] + depths).clamp(max=self._last_position)
+    def _run(self, step: Step, skipped: bool, attached: Attached) -> tuple[Tensor, Tensor | None]:
+        lengths, offsets, depths, ancestors = step.parts()
+        positions = ((lengths + offsets)[:, None] + depths).clamp(max=self._last_position)
         if self._fused is not None:
             attention, mlp = _sets(self.skip) if skipped else (frozenset(), frozenset())
-            return self._fused(step.tokens, positions, lengths, ancestors, self.storage, attention, mlp)
+            return self._fused(step.tokens, positions, lengths, ancestors, self.storage, attention, mlp, self.observed)
         device_side = compat.device_step(lengths, ancestors)
-        with attached(skipped), self.storage.on_device(lengths), device_side:
+        noted = compat.layer_output(self.model, self.observed)
+        with attached(skipped), self.storage.on_device(lengths), device_side, noted as states:
             logits: Tensor = self.model(
                 input_ids=step.tokens,
                 # any mask of four dimensions keeps transformers from making one; the device's bits say what is seen
@@ -147,9 +178,11 @@ class GraphEngine:
                 past_key_values=self.cache,
                 use_cache=True,
             ).logits
-        return logits
+        return logits, states[0] if states else None
 
-    def _capture(self, step: Step, skipped: bool, attached: Attached) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(
+        self, step: Step, skipped: bool, attached: Attached
+    ) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None]:
         side = torch.cuda.Stream(step.tokens.device)
         side.wait_stream(torch.cuda.current_stream(step.tokens.device))
         with torch.cuda.stream(side):
@@ -161,12 +194,12 @@ class GraphEngine:
             self._pool = torch.cuda.graph_pool_handle()
         try:
             with torch.cuda.graph(graph, pool=self._pool):
-                logits = self._run(step, skipped, attached)
+                made = self._run(step, skipped, attached)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise NotCapturedError(str(error).strip().splitlines()[0]) from error
-        step.captured = graph, logits
+        step.captured = graph, *made
         return step.captured
 
 
@@ -185,7 +218,13 @@ class Floor:
         self._told = False
 
     def lease(
-        self, model: nn.Module, batch: int, capacity: int, skip: compat.SublayerSkip | None, synced: bool
+        self,
+        model: nn.Module,
+        batch: int,
+        capacity: int,
+        skip: compat.SublayerSkip | None,
+        synced: bool,
+        observed: int | str | None = None,
     ) -> GraphEngine | None:
         """An engine for one call, or ``None`` where steps run eagerly."""
         kind = self.settings.kind
@@ -204,12 +243,12 @@ class Floor:
         if reason or (kind == "auto" and why_not_fused(model)):
             return None
         for index, engine in enumerate(self._idle):
-            if engine.fits(model, batch, capacity, skip):
+            if engine.fits(model, batch, capacity, skip, observed):
                 return self._idle.pop(index)
         # an idle engine of this model that does not fit would only hold memory
         self._idle = [engine for engine in self._idle if engine.model is not model]
         grain = max(256, capacity // 8)
-        return GraphEngine(model, batch, -(-capacity // grain) * grain, skip)
+        return GraphEngine(model, batch, -(-capacity // grain) * grain, skip, observed)
 
     def refuse(self, model: nn.Module, error: NotCapturedError) -> None:
         """Remembers that a model's steps cannot be captured, and says so."""

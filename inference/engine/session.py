@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 
 import torch
@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from saccade.inference import compat
 from saccade.inference.engine.cache import KVCache
 from saccade.inference.engine.graphs import Floor, GraphEngine, NotCapturedError
+from saccade.inference.engine.observation import Noted, Observation, VisualAttention
 from saccade.inference.engine.settings import Engine
 from saccade.inference.engine.synchronise import Gate
 from saccade.inference.trees import TokenTree
+from saccade.inference.visual_prompts import VisualPrompt
 
 
 class Session:
@@ -31,6 +33,7 @@ class Session:
         skip: Sub-layers that ``forward(..., skipped=True)`` leaves out.
         synced: Agree with the other ranks before every forward, as sharded weights (ZeRO-3, FSDP) need.
         floor: Where engines are kept from session to session; ``None`` is a floor of default settings.
+        observation: What is noted in ``noted`` beside the logits; ``None`` notes nothing.
 
     Raises:
         ValueError: The model cannot be driven exactly (the message says what stands in the way).
@@ -44,6 +47,7 @@ class Session:
         skip: compat.SublayerSkip | None = None,
         synced: bool = False,
         floor: Floor | None = None,
+        observation: Observation | None = None,
     ) -> None:
         compat.check_supported(model)
         self.model = model
@@ -64,6 +68,9 @@ class Session:
         self.storage = KVCache(layers, capacity)
         self.cache = compat.session_cache(self.storage, layers)
         self.lengths: list[int] = []
+        self.offsets: list[int] = []
+        self.observation = observation or Observation()
+        self.noted = Noted()
         self.target_forwards = 0
         self.draft_forwards = 0
         self._attention = compat.SessionAttention(model)
@@ -82,11 +89,12 @@ class Session:
         else:
             self.floor.give_back(self._engine)
 
-    def prefill(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+    def prefill(self, prompts: Sequence[Sequence[int]], visual: Sequence[VisualPrompt] | None = None) -> Tensor:
         """Reads the prompts, padded on the right inside, into an empty cache.
 
         Args:
             prompts: One list of token ids for each row; lengths may differ.
+            visual: The same prompts with their images or videos; ``None`` is text alone.
 
         Returns:
             Logits of the last token of every prompt, ``[batch, vocabulary]``.
@@ -95,25 +103,45 @@ class Session:
         longest = max(lengths)
         self._allocate(len(prompts))
         tokens = torch.tensor([list(prompt) + [0] * (longest - len(prompt)) for prompt in prompts]).to(self.device)
+        watch = None
+        if visual is not None and self.observation.attention:
+            watch = VisualAttention([prompt.visual for prompt in visual], lengths)
+        states: list[Tensor] = []
         last: list[Tensor | None] = [None] * len(prompts)
         for start in range(0, longest, self.floor.settings.prefill_chunk):
             stop = min(longest, start + self.floor.settings.prefill_chunk)
             self.storage.place([start] * len(prompts), stop - start)
             ends = sorted({length - 1 - start for length in lengths if start < length <= stop})
             keep = torch.tensor(ends or [0], device=self.device)
-            positions = torch.arange(start, stop, device=self.device)[None]
+            if visual is None:
+                read = {"input_ids": tokens[:, start:stop]}
+                positions = torch.arange(start, stop, device=self.device)[None]
+            else:
+                read, positions = _visual_piece(visual, start, stop)
             self._count(skipped=False)
-            logits = self._call(tokens[:, start:stop], None, positions, keep, False)
+            with nullcontext() if watch is None else watch.watching(start):
+                logits = self._call(read, None, positions, keep, False)
+            if visual is not None and self.noted.states is not None:
+                states.append(self.noted.states)
             for row, length in enumerate(lengths):
                 if start < length <= stop:
                     last[row] = logits[row, ends.index(length - 1 - start)]
         self.lengths = lengths
+        self.offsets = [0] * len(prompts) if visual is None else [prompt.offset for prompt in visual]
+        if watch is not None:
+            self.noted.scores = watch.scores()
+        if visual is not None and states:
+            whole = torch.cat(states, 1)
+            self.noted.visual_states = [whole[row, prompt.visual] for row, prompt in enumerate(visual)]
+        # the states behind the prompts judge the first token as a forward's states judge theirs
+        self.noted.states = None
         return torch.stack([row for row in last if row is not None])
 
     def _allocate(self, batch: int) -> None:
         """Takes an engine where the settings ask for one, and refuses a cache that the device cannot hold."""
         capacity = self.storage.capacity
-        self._engine = self.floor.lease(self.model, batch, capacity, self.skip, self.gate is not None)
+        layer = self.observation.layer
+        self._engine = self.floor.lease(self.model, batch, capacity, self.skip, self.gate is not None, layer)
         if self._engine is not None:
             self.storage, self.cache = self._engine.storage, self._engine.cache
         if not self.storage.bytes:
@@ -143,7 +171,10 @@ class Session:
         if self._engine is not None:
             try:
                 with self._grad_free():
-                    return self._engine.forward(tokens, self.lengths, shape, skipped, self._attached)
+                    logits, self.noted.states = self._engine.forward(
+                        tokens, self.lengths, self.offsets, shape, skipped, self._attached
+                    )
+                return logits
             except NotCapturedError as error:
                 self.floor.refuse(self.model, error)
                 self._engine = None
@@ -166,9 +197,10 @@ class Session:
                 seen = ancestors[:, offset[:, 0].clamp(0, nodes - 1)].transpose(0, 1)
                 mask = (offset < 0) | (inside & seen)
             mask = mask[:, None]
+        offsets = torch.tensor(self.offsets, device=self.device)[:, None] if any(self.offsets) else 0
         # only padding, whose logits nobody reads, can stand behind the context; learned positions end there
-        positions = (starts + depths).clamp(max=self._last_position)
-        return self._call(tokens, mask, positions, 0, skipped)
+        positions = (starts + offsets + depths).clamp(max=self._last_position)
+        return self._call({"input_ids": tokens}, mask, positions, 0, skipped)
 
     def token_column(self, tokens: Sequence[int]) -> Tensor:
         """One token for each row as ``[batch, 1]`` on the session's device."""
@@ -199,6 +231,8 @@ class Session:
             else:
                 self.storage.compact(rows)
         self.lengths = [self.lengths[row] for row in rows]
+        self.offsets = [self.offsets[row] for row in rows]
+        self.noted.keep(rows)
 
     def drain(self) -> None:
         """Takes part in the forwards of other ranks until all are done; nothing to do without ``synced``."""
@@ -207,18 +241,21 @@ class Session:
                 self.gate.drain()
 
     def _call(
-        self, tokens: Tensor, mask: Tensor | None, positions: Tensor, keep: Tensor | int, skipped: bool
+        self, read: dict[str, Tensor], mask: Tensor | None, positions: Tensor, keep: Tensor | int, skipped: bool
     ) -> Tensor:
+        layer = self.observation.layer
+
         def run() -> Tensor:
-            with self._attached(skipped):
+            with self._attached(skipped), compat.layer_output(self.model, layer) as taken:
                 logits: Tensor = self.model(
-                    input_ids=tokens,
+                    **read,
                     attention_mask=mask,
                     position_ids=positions,
                     past_key_values=self.cache,
                     use_cache=True,
                     logits_to_keep=keep,
                 ).logits
+            self.noted.states = taken[0] if taken else None
             return logits
 
         with self._grad_free():
@@ -249,3 +286,16 @@ class Session:
         if self.skip is not None:
             kinds["draft"] = lambda: dummy(True)
         return Gate(kinds, self.device)
+
+
+def _visual_piece(visual: Sequence[VisualPrompt], start: int, stop: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Embeddings ``[batch, tokens, hidden]`` and positions of a piece of all prompts, padded on the right."""
+    first = visual[0]
+    width = stop - start
+    embeddings = first.embeddings.new_zeros(len(visual), width, first.embeddings.shape[1])
+    positions = first.positions.new_zeros(len(first.positions), len(visual), width)
+    for row, prompt in enumerate(visual):
+        piece = prompt.embeddings[start:stop]
+        embeddings[row, : len(piece)] = piece
+        positions[:, row, : len(piece)] = prompt.positions[:, start:stop]
+    return {"inputs_embeds": embeddings}, positions if len(positions) > 1 else positions[0]

@@ -23,6 +23,7 @@ from saccade.inference.engine.kernels.launch import early, follow
 
 _MOST_ROWS = 64  # of our own product; more of them are work for the tensor cores, which cuBLAS knows better
 
+
 @triton.jit
 def _choose(
     block, weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, size_0, size_1, size_2,

@@ -1,0 +1,88 @@
+"""SpecVLM: speculative decoding of video LLMs whose draft reads a tenth of the video (arXiv 2508.16201, EMNLP 2025)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import get_args
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from saccade.inference.decoder import Decoder
+from saccade.inference.drafting.draft_tree import DraftTreeDrafter
+from saccade.inference.drafting.drafter import Drafter
+from saccade.inference.drafting.follower import Follower
+from saccade.inference.drafting.loading import draft_for
+from saccade.inference.drafting.static_trees import StaticTree
+from saccade.inference.drafting.video_draft import pruned_video
+from saccade.inference.drafting.video_pruning import VideoSelector
+from saccade.inference.drafting.video_selectors import make_selector
+from saccade.inference.engine.observation import Observation
+from saccade.inference.engine.settings import Engine, EngineKind
+from saccade.inference.request import Request
+from saccade.inference.visual_prompts import PositionRule
+
+
+@dataclass
+class SpecVLM(Decoder):
+    """Drafts a token tree from a pruned video and verifies it on the whole one; output is the target's own.
+
+    The draft keeps ``1 - prune_ratio`` of the video tokens: those that the target attended to while it read the
+    question, filled up evenly over the rest. One forward of the target verifies the tree, at any temperature.
+
+    Args:
+        draft_model: A smaller model of the target's family: a path or hub id, loaded at the first use in the target's
+            precision and on its device, or a loaded model. ``None``: the target drafts for itself, with the same
+            weights and the video features it has already made.
+        prune_ratio: Share of the video tokens that the draft does not read, 0 to 1.
+        selector: Which tokens it keeps: ``two_stage``, ``uniform`` (needs no attention), ``attention``, ``random``,
+            ``window``, ``none``, ... (:data:`saccade.inference.drafting.video_selectors.SELECTORS`), or a selector
+            with settings of its own, whose ratio then counts.
+        tree: ``default`` (25 nodes, 5 deep), ``chain`` (5 nodes), or the nodes as paths of child ranks, for example
+            ``[[0], [1], [0, 0]]``.
+        positions: Rotary positions of the draft after pruning: ``original`` keeps those of the whole prompt (ours),
+            ``compact`` counts what is left (the authors' code).
+        engine: How forwards of both models run: a kind's name, or all settings (:class:`saccade.inference.Engine`).
+
+    Raises:
+        ValueError: A setting outside its range, a draft that cannot be loaded or is of another family, a prompt
+            without a video, or a question that stands before it.
+    """
+
+    draft_model: str | PreTrainedModel | None = None
+    prune_ratio: float = 0.9
+    selector: VideoSelector | str = "two_stage"
+    tree: str | list[list[int]] = "default"
+    positions: PositionRule = "original"
+    engine: Engine | EngineKind = "auto"
+    _loaded: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _shape: StaticTree = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        Engine.of(self.engine)  # refuses wrong settings
+        make_selector(self.selector, self.prune_ratio)
+        if self.positions not in get_args(PositionRule):
+            raise ValueError(f"positions must be original or compact, got {self.positions!r}.")
+        if isinstance(self.tree, str) and self.tree not in ("default", "chain"):
+            raise ValueError(f"tree must be default, chain or a list of paths of child ranks, got {self.tree!r}.")
+        if self.tree == "chain":
+            self._shape = StaticTree.chain(5)
+        else:
+            self._shape = StaticTree() if isinstance(self.tree, str) else StaticTree.of(self.tree)
+
+    @property
+    def width(self) -> int:
+        """Nodes of the tree."""
+        return len(self._shape.paths)
+
+    def observation(self, model: nn.Module) -> Observation:
+        """The attention on the video, where the selector looks at it."""
+        return Observation(attention=make_selector(self.selector, self.prune_ratio).needs_scores)
+
+    def drafter(self, model: nn.Module, request: Request) -> Drafter:
+        """Drafts trees on a session over the pruned prompt."""
+        shared = self.draft_model is None
+        video = pruned_video(self, model, request, self.selector, self.prune_ratio, self.positions, shared)
+        draft = model if self.draft_model is None else draft_for(self.draft_model, model, request, self._loaded)
+        extra = request.max_new_tokens + self.width
+        return DraftTreeDrafter(Follower(draft, extra, request.prompts, self.floor, video), self._shape)

@@ -1,0 +1,70 @@
+"""Drafting a tree of fixed shape with a model of its own session (SpecVLM, arXiv 2508.16201, after EAGLE's trees)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from saccade.inference.drafting.drafter import Drafter, NoDraft, Run
+from saccade.inference.drafting.follower import Follower
+from saccade.inference.drafting.static_trees import StaticTree
+from saccade.inference.verification import Draft
+
+
+class DraftTreeDrafter(Drafter):
+    """Tries the best tokens of the draft model behind each other in a tree.
+
+    Tokens are picked, not drawn, so that strict sampling takes each for a certain proposal. A forward for each level
+    reads the root and all inner nodes so far with the tree as their mask: a few rows cost little more than one, and no
+    key of a node that was left behind is ever seen.
+
+    Args:
+        follower: The draft model's session.
+        tree: The shape.
+    """
+
+    def __init__(self, follower: Follower, tree: StaticTree) -> None:
+        self.follower, self.tree = follower, tree
+
+    def draft(self, run: Run, limits: Sequence[int]) -> Draft:
+        """Proposes the tree, cut where no row can use deeper nodes."""
+        depth = min(self.tree.depth, max(limits))
+        if depth == 0:
+            return NoDraft().draft(run, limits)
+        tree = self.tree.cut(depth)
+        top = self.follower.catch_up(run).topk(tree.width).indices[:, None]
+        drafted = tree.expand(0, top)
+        session = self.follower.session
+        root = session.token_column([text[-1] for text in run.texts])
+        for level in range(1, depth):
+            nodes = [node - 1 for node in tree.partial_nodes(level)[1:]]
+            session.truncate([length - (level == 1) for length in session.lengths])  # the root is read again
+            logits = session.forward(torch.cat([root, drafted[:, nodes]], 1), tree.partial(level))
+            top = logits[:, -len(tree.inner[level]) :].topk(tree.width).indices
+            drafted = torch.cat([drafted, tree.expand(level, top)], 1)
+        counts = [tree.drafted_within(min(limit, depth)) for limit in limits]
+        return Draft(drafted.to(run.session.device), counts, None, tree.tree)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops finished rows from the draft's cache."""
+        self.follower.keep(rows)
+
+    def close(self) -> None:
+        """Gives the draft model back as it was."""
+        self.follower.close()
+
+    @property
+    def forwards(self) -> int:
+        """Forward calls of the draft model, its prefill included."""
+        return self.follower.forwards
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the draft's buffers."""
+        return self.follower.cache_bytes
+
+    @property
+    def prefill_seconds(self) -> float:
+        """Time of choosing and reading the draft's prompts."""
+        return self.follower.prefill_seconds

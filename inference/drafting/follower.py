@@ -1,0 +1,165 @@
+"""A draft model's session that follows the target's texts, with or without all of their video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from saccade.inference.drafting.drafter import Run
+from saccade.inference.drafting.video_pruning import VideoSelector, VideoView
+from saccade.inference.engine.graphs import Floor
+from saccade.inference.engine.session import Session
+from saccade.inference.statistics import clock
+from saccade.inference.visual_prompts import PositionRule, VisualPrompt, read_visual_prompts
+
+
+@dataclass(frozen=True)
+class PrunedVideo:
+    """What a draft model reads of the prompts' videos (SpecVLM, arXiv 2508.16201).
+
+    Args:
+        selector: Chooses the video tokens that the draft keeps.
+        visual: The processor's tensors of the whole batch, for a draft model that encodes them itself; ``None`` when
+            the draft shares weights, and so features, with the target.
+        positions: Rotary positions of what is kept (:meth:`saccade.inference.visual_prompts.VisualPrompt.kept`).
+    """
+
+    selector: VideoSelector
+    visual: Mapping[str, Tensor] | None
+    positions: PositionRule
+
+    def prompts(
+        self, model: nn.Module, run: Run, rows: Sequence[int], whole: Sequence[Sequence[int]]
+    ) -> list[VisualPrompt]:
+        """The draft's prompts of the unfinished rows.
+
+        Args:
+            model: The draft model.
+            run: The generation; the target has read its prompts.
+            rows: Indices of the unfinished rows in the batch.
+            whole: Token ids of all prompts of the batch.
+
+        Raises:
+            ValueError: What the selector needs is not there.
+        """
+        seen = run.visual or []
+        own = seen if self.visual is None else read_visual_prompts(model, whole, self.visual)
+        scores = run.session.noted.scores
+        made = []
+        for place, row in enumerate(rows):
+            prompt = own[place if self.visual is None else row]
+            view = VideoView(
+                len(prompt.visual),
+                scores[place] if scores else None,
+                prompt.grid,
+                prompt.features if self.selector.needs_features else None,
+                row=row,
+            )
+            made.append(prompt.kept(self.selector.select(view), self.positions))
+        return made
+
+
+class Follower:
+    """Keeps a draft model's cache at the committed texts.
+
+    Its session opens at the first call, when it is known how much of the prompts the draft reads: the buffers are as
+    long as that and no longer.
+
+    Args:
+        model: The draft model, on the target's device and with its vocabulary.
+        extra: Slots beyond the prompts: new tokens and the widest step.
+        prompts: Token ids of all prompts of the batch.
+        floor: Engines that are kept from call to call; ``None`` runs eagerly.
+        video: How much of the videos the draft reads; ``None`` for text.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        extra: int,
+        prompts: Sequence[Sequence[int]],
+        floor: Floor | None = None,
+        video: PrunedVideo | None = None,
+    ) -> None:
+        self.model, self.extra, self.floor, self.video = model, extra, floor, video
+        self.prompts = prompts
+        self.rows = list(range(len(prompts)))
+        self.prefill_seconds = 0.0
+        self._gone: list[int] = []  # tokens of every row's prompt that the draft does not read
+        self._open: Session | None = None
+
+    @property
+    def session(self) -> Session:
+        """The draft model's session.
+
+        Raises:
+            RuntimeError: Before the first :meth:`catch_up`.
+        """
+        if self._open is None:
+            raise RuntimeError("the draft has not read its prompts yet: catch_up comes first.")
+        return self._open
+
+    def catch_up(self, run: Run) -> Tensor:
+        """Reads what was committed since the last call: at first the prompts.
+
+        Args:
+            run: The generation.
+
+        Returns:
+            Logits behind the texts, ``[batch, vocabulary]``.
+        """
+        if self._open is None:
+            begin = clock(run.session.device)
+            logits = self._read_prompts(run)
+            self.prefill_seconds = clock(run.session.device) - begin
+            if self.video is None:
+                return logits
+        session = self.session
+        ends = [len(text) - gone for text, gone in zip(run.texts, self._gone, strict=True)]
+        session.truncate([end - 1 for end in ends])
+        pending = [
+            text[length + gone :] for text, length, gone in zip(run.texts, session.lengths, self._gone, strict=True)
+        ]
+        longest = max(len(tokens) for tokens in pending)
+        padded = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in pending], device=session.device)
+        logits = session.forward(padded)
+        session.commit([range(len(tokens)) for tokens in pending])
+        return logits[torch.arange(len(pending)), [len(tokens) - 1 for tokens in pending]]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops finished rows."""
+        self.rows = [self.rows[row] for row in rows]
+        if self._open is not None:
+            self._open.keep(rows)
+            self._gone = [self._gone[row] for row in rows]
+
+    def close(self) -> None:
+        """Gives the draft model back as it was."""
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+
+    @property
+    def forwards(self) -> int:
+        """Forward calls of the draft model, its prefill included."""
+        return 0 if self._open is None else self._open.target_forwards
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the draft's buffers."""
+        return 0 if self._open is None else self._open.storage.bytes
+
+    def _read_prompts(self, run: Run) -> Tensor:
+        visual = None
+        texts: Sequence[Sequence[int]] = run.texts
+        if self.video is not None:
+            visual = self.video.prompts(self.model, run, self.rows, self.prompts)
+            texts = [prompt.tokens for prompt in visual]
+        session = Session(self.model, max(len(text) for text in texts) + self.extra, floor=self.floor)
+        self._open = session.__enter__()
+        self._gone = [0] * len(texts)
+        if visual is not None:
+            self._gone = [len(self.prompts[row]) - len(text) for row, text in zip(self.rows, texts, strict=True)]
+        return session.prefill(texts, visual)

@@ -1,0 +1,51 @@
+"""Visual relevance: how much a place in the text is about what is seen (LVSpec)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def visual_relevance(states: Tensor, visual_states: Tensor, neighbours: int = 10, chunk: int = 4096) -> Tensor:
+    """Mean of the largest cosines between a text state and the video tokens' states (LVSpec, arXiv 2604.05650).
+
+    The mean runs over few neighbours, so that a large background does not dilute the score.
+
+    Args:
+        states: ``[places, dim]`` hidden states of the target, one for each drafted token.
+        visual_states: ``[video tokens, dim]`` hidden states of the same layer at the video tokens; at least one.
+        neighbours: How many of the largest cosines count (N of the paper), at least 1; all, where the video has fewer.
+        chunk: Video tokens that are compared at once, at least 1; bounds memory and changes nothing else.
+
+    Returns:
+        ``[places]`` float32 in [-1, 1] on the device of ``visual_states``. Cosines are computed in float32 whatever
+        the types of the states are (float64 stays); a state of zeros has cosine 0 to everything.
+
+    Raises:
+        ValueError: Shapes that do not fit, no video token, or a setting outside its range.
+    """
+    if states.ndim != 2 or visual_states.ndim != 2 or states.shape[1] != visual_states.shape[1]:
+        raise ValueError(
+            f"states and visual_states must be [places, dim] and [video tokens, dim] of one dim, got "
+            f"{tuple(states.shape)} and {tuple(visual_states.shape)}: take both from the same layer."
+        )
+    if len(visual_states) == 0:
+        raise ValueError("visual_states must hold at least one video token, got none: text alone has no relevance.")
+    for name, value in (("neighbours", neighbours), ("chunk", chunk)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}: leave it away for the default.")
+    queries = _directions(states.to(visual_states.device))
+    best = queries.new_empty(len(queries), 0)
+    for start in range(0, len(visual_states), chunk):
+        part = visual_states[start : start + chunk]
+        cosines = queries @ _directions(part).to(queries).T
+        # what is not among the best of its chunk cannot be among the best of all
+        pool = torch.cat([best, cosines.topk(min(neighbours, cosines.shape[1])).values], 1)
+        best = pool.topk(min(neighbours, pool.shape[1])).values
+    return best.mean(1).float()
+
+
+def _directions(states: Tensor) -> Tensor:
+    """The states at length 1, in float32 at least: the squares of half-precision states overflow or drown."""
+    return F.normalize(states if states.dtype == torch.float64 else states.float(), dim=-1)
