@@ -18,6 +18,7 @@ from saccade.datamodules.protocols import (
 )
 from saccade.datamodules.synthetic_sentiment import SyntheticSentiment
 from saccade.datamodules.text_corpus import TextCorpus
+from saccade.datamodules.video_captions import VideoCaptions
 
 __all__ = [
     "ChunkPool",
@@ -38,4 +39,5 @@ __all__ = [
     "SyntheticSentiment",
     "TextCorpus",
     "TwoTierMissing",
+    "VideoCaptions",
 ]

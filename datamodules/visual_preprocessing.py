@@ -1,0 +1,231 @@
+"""Frames to the inputs of vision-language models, as transformers' video processors make them, without torchvision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+Family = Literal["qwen2_5_vl", "llava_onevision"]
+
+# what CLIP was trained with; both families' processors have it by default
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_MOST_ELONGATED = 200  # longer side over shorter one; the limit of the Qwen processors
+
+
+@dataclass(frozen=True)
+class VisualFormat:
+    """How a model of a family wants its videos: all that a model's configuration must agree with.
+
+    Attributes:
+        family: `qwen2_5_vl` (patches of pairs of frames, merged) or `llava_onevision` (square frames, pooled).
+        patch_size: Side of a patch of the vision tower, in pixels.
+        merge_size: Patches along each axis that become one token; LLaVA-OneVision always pools two by two.
+        temporal_patch_size: Frames that become one; 1 for LLaVA-OneVision.
+        height: Of a frame as the model sees it, in pixels.
+        width: The same.
+        max_pixels: Most pixels of a frame of a file, whose shape is then kept; None brings every frame to `height` and
+            `width`.
+        video_token: The text of the token that stands for a piece of video.
+        video_token_id: Its number.
+        image_token_id: Number of the token that stands for a piece of an image.
+        vision_start_token_id: Number of the token before a video; None for LLaVA-OneVision.
+        vision_end_token_id: The same behind it.
+        mean: Of red, green and blue (0 to 1), which is taken off.
+        std: What they are then divided by.
+    """
+
+    family: Family
+    patch_size: int
+    merge_size: int
+    temporal_patch_size: int
+    height: int
+    width: int
+    max_pixels: int | None
+    video_token: str
+    video_token_id: int
+    image_token_id: int
+    vision_start_token_id: int | None = None
+    vision_end_token_id: int | None = None
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width to which frames of a given size are brought.
+
+        Args:
+            height: Of the frames, in pixels.
+            width: The same.
+
+        Raises:
+            ValueError: The frames are too elongated.
+        """
+        if self.max_pixels is None or self.family == "llava_onevision":
+            return self.height, self.width
+        factor = self.patch_size * self.merge_size
+        return smart_resize(height, width, factor, min(4 * factor**2, self.max_pixels), self.max_pixels)
+
+    def tokens(self, frames: int, height: int | None = None, width: int | None = None) -> int:
+        """How many tokens a video becomes.
+
+        Args:
+            frames: Number of its frames.
+            height: As the model sees it, in pixels; None takes the format's own.
+            width: The same.
+
+        Returns:
+            Qwen2.5-VL: a token for each `merge_size` by `merge_size` patches of each `temporal_patch_size` frames.
+            LLaVA-OneVision: a quarter of each frame's patches, rounded up along each axis, and one `image_newline`.
+        """
+        height, width = height or self.height, width or self.width
+        if self.family == "llava_onevision":
+            rows, columns = (math.ceil(side // self.patch_size / 2) for side in (height, width))
+            return frames * rows * columns + 1
+        factor = self.patch_size * self.merge_size
+        return math.ceil(frames / self.temporal_patch_size) * (height // factor) * (width // factor)
+
+
+def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """The size to which the Qwen processors bring a frame.
+
+    Both sides become multiples of `factor`, the number of pixels comes into the given range, and the aspect ratio is
+    kept as far as that allows. Source: the Qwen2-VL processors of transformers.
+
+    Args:
+        height: Of the frame, in pixels.
+        width: The same.
+        factor: `patch_size * merge_size`.
+        min_pixels: Least pixels of the result.
+        max_pixels: Most pixels of the result.
+
+    Returns:
+        Height and width.
+
+    Raises:
+        ValueError: One side is more than 200 times the other.
+    """
+    if max(height, width) > _MOST_ELONGATED * min(height, width):
+        raise ValueError(
+            f"video: frames of {width}x{height} pixels are too elongated, one side may be at most {_MOST_ELONGATED}"
+            " times the other; crop them"
+        )
+    # Python rounds halves to even numbers, as the processors do
+    new = [round(side / factor) * factor for side in (height, width)]
+    pixels = height * width
+    if new[0] * new[1] > max_pixels:
+        shrink = math.sqrt(pixels / max_pixels)
+        new = [max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)]
+    elif new[0] * new[1] < min_pixels:
+        grow = math.sqrt(min_pixels / pixels)
+        new = [math.ceil(side * grow / factor) * factor for side in (height, width)]
+    return new[0], new[1]
+
+
+def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bring frames to a size: bicubic with antialiasing, by the function of torch that the video processors use.
+
+    Args:
+        frames: uint8 [F, H, W, 3].
+        height: In pixels.
+        width: The same.
+
+    Returns:
+        uint8 [F, height, width, 3]; the frames themselves where they have that size.
+    """
+    if frames.shape[1:3] == (height, width):
+        return frames
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).contiguous()
+    resized = interpolate(pixels, size=(height, width), mode="bicubic", align_corners=False, antialias=True)
+    return resized.permute(0, 2, 3, 1).numpy()
+
+
+def visual_inputs(frames: np.ndarray, visual: VisualFormat) -> tuple[dict[str, Tensor], int]:
+    """Make the visual inputs of one video: `visual_batch` of a single clip.
+
+    Args:
+        frames: uint8 RGB [F, H, W, 3], at least one frame.
+        visual: What the model wants.
+
+    Returns:
+        The tensors and the number of video tokens.
+
+    Raises:
+        ValueError: These are no RGB frames, or they are too elongated.
+    """
+    inputs, (count,) = visual_batch([frames], visual)
+    return inputs, count
+
+
+def visual_batch(clips: Sequence[np.ndarray], visual: VisualFormat) -> tuple[dict[str, Tensor], list[int]]:
+    """Make the visual inputs of videos.
+
+    Args:
+        clips: At least one, each uint8 RGB [F, H, W, 3] with at least one frame.
+        visual: What the model wants.
+
+    Returns:
+        The tensors, and the number of tokens of each video. For Qwen2.5-VL `pixel_values_videos` float32 [patches of
+        all videos, 3 * temporal_patch_size * patch_size ** 2], the patches of a token beside one another, and
+        `video_grid_thw` LongTensor [videos, 3] (patches along time, height, width); where the frames do not fill the
+        last temporal patch, the last one is repeated. For LLaVA-OneVision `pixel_values_videos` float32 [videos, F, 3,
+        height, width].
+
+    Raises:
+        ValueError: These are no RGB frames, they are too elongated, or clips of LLaVA-OneVision differ in length.
+    """
+    pieces: list[Tensor] = []
+    grids: list[list[int]] = []
+    counts: list[int] = []
+    for frames in clips:
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
+            raise ValueError(
+                f"frames: must be uint8 [F, H, W, 3] with at least one frame, but are {frames.dtype}"
+                f" {list(frames.shape)}; convert them to RGB"
+            )
+        height, width = visual.size_of(frames.shape[1], frames.shape[2])
+        pixels = torch.from_numpy(np.array(resize_frames(frames, height, width)))
+        counts.append(visual.tokens(len(frames), height, width))
+        if visual.family == "llava_onevision":
+            pieces.append(pixels.permute(0, 3, 1, 2)[None])
+        else:
+            patches, grid = _patches(pixels, visual)
+            pieces.append(patches)
+            grids.append(grid)
+    if visual.family == "llava_onevision":
+        if len(lengths := sorted({piece.shape[1] for piece in pieces})) > 1:
+            raise ValueError(
+                f"frames: clips of one batch must have equally many for llava_onevision, but have {lengths}; take"
+                " frames from each clip in the same way"
+            )
+        return {"pixel_values_videos": _normalized(torch.cat(pieces), 2, visual)}, counts
+    values = _normalized(torch.cat(pieces), 1, visual).flatten(1)
+    return {"pixel_values_videos": values, "video_grid_thw": torch.tensor(grids)}, counts
+
+
+def _patches(pixels: Tensor, visual: VisualFormat) -> tuple[Tensor, list[int]]:
+    """Frames [F, H, W, 3] as patches [N, 3, frames of a patch, rows, columns] in the order of merging; their grid."""
+    patch, merge, pair = visual.patch_size, visual.merge_size, visual.temporal_patch_size
+    if missing := -len(pixels) % pair:
+        pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
+    grid = [len(pixels) // pair, pixels.shape[1] // patch, pixels.shape[2] // patch]
+    split = pixels.reshape(grid[0], pair, grid[1] // merge, merge, patch, grid[2] // merge, merge, patch, 3)
+    # time, row and column of the token, row and column of the patch in it | colour, frame, row, column in the patch
+    return split.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3, pair, patch, patch), grid
+
+
+def _normalized(pixels: Tensor, axis: int, visual: VisualFormat) -> Tensor:
+    """uint8 colours along an axis, as float32 with the format's mean taken off and divided by its deviation.
+
+    All videos at once, from uint8: most of the time goes into touching new memory.
+    """
+    shape = [3 if dimension == axis else 1 for dimension in range(pixels.ndim)]
+    mean, std = (torch.tensor(values).reshape(shape) * 255 for values in (visual.mean, visual.std))
+    return pixels.sub(mean).div_(std)
