@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import nn
 
 from saccade.callbacks import decoding_report
 from saccade.callbacks.decoding_totals import DecodingTotals, differing_tokens, repetition_counts
 from saccade.callbacks.distributed import reduce_max, shards_parameters
 from saccade.callbacks.isolation import undisturbed
 from saccade.callbacks.progress import Bar, progress_bar
-from saccade.callbacks.prompts import Prompt, PromptCollector
+from saccade.callbacks.prompts import Prompt, PromptCollector, joined_visual
 from saccade.callbacks.run_folder import run_folder
-from saccade.inference import Autoregressive, Decoder, Generation, Sampling
+from saccade.inference import Autoregressive, Decoder, Generation, Sampling, Session
+from saccade.inference.visual_prompts import read_visual_prompts
 
 BASELINE = "autoregressive"
 """Name of the row that the others are compared with."""
@@ -39,11 +40,15 @@ class DecodingEvaluation(PromptCollector):
     ``decoding.json`` and ``decoding.png`` in the run folder, and printed as a table. Training is not disturbed: the
     model's modes and all random states are restored. The sanity check before ``fit`` is skipped.
 
+    Where the datamodule can score an answer (``VideoCaptions`` on its own world), rows also say which share of the
+    facts is right, and which share of the baseline's is kept.
+
     Speeds are those of one device: tokens of all ranks over the decoding seconds of all ranks.
 
     Args:
         decoders: Decoders by the name of their row. Names may hold letters, digits and ``_ . + -``.
-        prompt_length: Tokens taken from the start of each validation row.
+        prompt_length: Tokens taken from the start of each validation row. Batches that say where an answer begins, as
+            those of ``VideoCaptions`` do, give whole prompts with their videos.
         max_new_tokens: Most tokens generated for each prompt.
         max_prompts: Most prompts in one validation, over all ranks.
         sampling: How to draw tokens; ``None`` is greedy. Every prompt gets a seed of its own, ``seed`` (0 if there is
@@ -117,7 +122,9 @@ class DecodingEvaluation(PromptCollector):
             rank_zero_warn("DecodingEvaluation: the validation data holds no prompt, nothing was decoded.")
             return
         folder = run_folder(trainer)  # before the work: a folder that cannot be written to is known now
-        run = _Evaluation(self, model, share, pl_module.device, shards_parameters(trainer) and trainer.world_size > 1)
+        synced = shards_parameters(trainer) and trainer.world_size > 1
+        datamodule = getattr(trainer, "datamodule", None)
+        run = _Evaluation(self, model, share, pl_module.device, synced, datamodule)
         steps = len(self.decoders) * (len(run.groups) + 1)
         with undisturbed(pl_module), progress_bar(steps, "decoding", trainer) as bar:
             totals = {name: run.measure(name, decoder, bar) for name, decoder in self.decoders.items()}
@@ -160,8 +167,15 @@ class _Evaluation:
     """One pass of all decoders over this rank's prompts; every rank runs the same decoders in the same order."""
 
     def __init__(
-        self, settings: DecodingEvaluation, model: nn.Module, share: list[Prompt], device: torch.device, synced: bool
+        self,
+        settings: DecodingEvaluation,
+        model: nn.Module,
+        share: list[Prompt],
+        device: torch.device,
+        synced: bool,
+        datamodule: Any = None,
     ) -> None:
+        self.datamodule = datamodule if hasattr(datamodule, "score") and hasattr(datamodule, "tokenizer") else None
         self.settings, self.model, self.device, self.synced = settings, model, device, synced
         size = settings.batch_size
         self.groups = [share[start : start + size] for start in range(0, len(share), size)]
@@ -215,6 +229,7 @@ class _Evaluation:
         sampling = self.settings.sampling
         if sampling is not None:  # by the prompt, not by the rank: the draws must not depend on who decodes it
             sampling = replace(sampling, seed=(sampling.seed or 0) + group[0].index)
+        visual: Any = joined_visual(group, self.device)
         return decoder.generate(
             self.model,
             ids.to(self.device),
@@ -222,27 +237,41 @@ class _Evaluation:
             max_new_tokens=self.settings.max_new_tokens,
             sampling=sampling,
             synced=self.synced,
+            **visual,
         )
 
     def _compare(self, decoder: Decoder, outputs: list[list[list[int]]], totals: DecodingTotals) -> None:
         for place, group in enumerate(self.groups):
             for row, prompt in enumerate(group):
                 tokens = outputs[place][row]
-                totals.count(**repetition_counts(tokens, prompt.text.tolist(), prompt.length))
+                totals.count(
+                    **repetition_counts(tokens, prompt.text.tolist(), prompt.length), **self._facts(tokens, prompt)
+                )
                 if self.reference is None or self.settings.sampling is not None:
                     continue
                 wanted = self.reference[place][row]
                 differing = differing_tokens(tokens, wanted)
                 totals.count(identical_rows=int(differing == 0), differing_tokens=differing)
                 if differing and decoder.lossless and not self.synced:
-                    totals.count(near_tie_rows=int(self._near_tie(prompt.tokens, tokens, wanted)))
+                    totals.count(near_tie_rows=int(self._near_tie(prompt, tokens, wanted)))
 
-    def _near_tie(self, prompt: Tensor, tokens: Sequence[int], wanted: Sequence[int]) -> bool:
+    def _facts(self, tokens: Sequence[int], prompt: Prompt) -> dict[str, int]:
+        """Right and asked facts of an answer, where the data knows them."""
+        if self.datamodule is None or prompt.item < 0:
+            return {}
+        text = self.datamodule.tokenizer.decode(tokens, skip_special_tokens=True)
+        score = self.datamodule.score(text, prompt.item, "validation")
+        return {} if score is None else {"facts_right": score.right, "facts_asked": score.asked}
+
+    def _near_tie(self, prompt: Prompt, tokens: Sequence[int], wanted: Sequence[int]) -> bool:
         """Whether the target itself can hardly tell its two best tokens apart where two rows part."""
         pairs = list(zip(tokens, wanted, strict=False))
         same = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
         if same is None:  # one row is the beginning of the other: no rounding does that
             return False
-        text = torch.cat([prompt, torch.tensor(wanted[:same], dtype=prompt.dtype)])[None]
-        best = self.model(input_ids=text.to(self.device)).logits[0, -1].topk(2).values
+        text = [*prompt.tokens.tolist(), *wanted[:same]]
+        visual = joined_visual([prompt], self.device)
+        with Session(self.model, len(text)) as session:
+            seen = read_visual_prompts(self.model, [text], visual) if visual else None
+            best = session.prefill([text], seen)[0].topk(2).values
         return bool(best[0] - best[1] < _NEAR_TIE.get(best.dtype, 0.0))

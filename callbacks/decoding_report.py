@@ -79,6 +79,8 @@ def rows(
                     "distinct_4": generated,
                     "distinct_4_real": real,
                     "degenerate": None if generated is None or not real else generated < DEGENERATE_BELOW * real,
+                    "slot_accuracy": total.slot_accuracy,
+                    "retention": _ratio(total.slot_accuracy, totals[baseline].slot_accuracy if baseline else None),
                 },
                 **context,
                 **origin,
@@ -150,20 +152,22 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
         padding=(0, 1, 0, 0),
     )
     grid.add_column("decoder")
-    for heading in (
+    headings = [
         "speed-\nup",
         "tokens/\nsecond",
         "target\nforwards",
         "tokens/\nforward",
         "drafts\nkept",
         "same as\nbase",
-        "distinct\n4-grams",
-    ):
+    ]
+    scored = first["quality"]["slot_accuracy"] is not None
+    headings += ["distinct\n4-grams", *["facts\nright"] * scored]
+    for heading in headings:
         grid.add_column(heading, justify="right", no_wrap=True)
     for row in records:
         stats, quality = row["statistics"], row["quality"]
         grid.add_row(
-            row["name"] + ("" if row["lossless"] else " (lossy)"),
+            row["name"] + _loss(row),
             "-" if row["speedup"] is None else f"{row['speedup']:.2f}x",
             f"{stats['tokens_per_second']:.1f}",
             f"{stats['target_forwards']}",
@@ -171,6 +175,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
             f"{stats['draft_acceptance_rate']:.1%}" if stats["drafted"] else "-",
             _agreement(row),
             ("* " if quality["degenerate"] else "") + _percent(quality["distinct_4"]),
+            *[_percent(quality["slot_accuracy"])] * scored,
         )
     grid.caption = f"distinct 4-grams of real text of the same length: {_percent(first['quality']['distinct_4_real'])}"
     return grid
@@ -188,6 +193,10 @@ def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"baseline, in {agreement['differing_tokens']} tokens; {ties} of them part where the target's two best "
                 f"logits tie within the rounding of {row['dtype']}."
             )
+    for row in records:
+        if row["statistics"]["relaxed"]:
+            share = f"{row['statistics']['relaxed_share']:.1%}"
+            found.append(f"{row['name']}: {share} of its tokens are not the target's own choice where they stand.")
     repeating = [row["name"] for row in records if row["quality"]["degenerate"]]
     if repeating:
         found.append(
@@ -197,10 +206,22 @@ def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
+def _loss(row: Mapping[str, Any]) -> str:
+    """What a decoder that is not lossless has changed, beside its speed-up."""
+    if row["lossless"]:
+        return ""
+    stats = row["statistics"]
+    return f" (lossy, {stats['relaxed_share']:.0%})" if stats["relaxed"] else " (lossy)"
+
+
 def _agreement(row: Mapping[str, Any]) -> str:
     if row["agreement"] is None:
         return "-"
     return f"{row['agreement']['identical_rows']}/{row['statistics']['requests']}"
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    return value / reference if value is not None and reference else None
 
 
 def _percent(share: float | None) -> str:

@@ -33,8 +33,11 @@ COUNTS = (
     "generated_grams",
     "real_distinct",
     "real_grams",
+    "facts_right",
+    "facts_asked",
 )
-"""Further counts: agreement with the baseline, and 4-grams of the generated and of the real text."""
+"""Further counts: agreement with the baseline, 4-grams of the generated and of the real text, and facts that the
+datamodule knows of a row and finds in its answer."""
 
 
 class DecodingTotals:
@@ -110,6 +113,11 @@ class DecodingTotals:
     def real_distinct_4(self) -> float | None:
         """The same of real text of the same length."""
         return _share(self.counts["real_distinct"], self.counts["real_grams"])
+
+    @property
+    def slot_accuracy(self) -> float | None:
+        """Share of the known facts that the answers tell; ``None`` where nobody knows them."""
+        return _share(self.counts["facts_right"], self.counts["facts_asked"])
 
 
 def _share(part: int, whole: int) -> float | None:

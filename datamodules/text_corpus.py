@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from saccade.datamodules.batches import BatchLoader, BatchSampler, PackedSequences
 from saccade.datamodules.corpus_files import PARTS, matching_files, part_of, select, standard_library_files
-from saccade.datamodules.tokenization import MIN_VOCAB_SIZE, load_tokenizer, train_tokenizer
+from saccade.datamodules.tokenization import MIN_VOCAB_SIZE, load_tokenizer, tokenizer_digest, train_tokenizer
 
 _LAYOUT = 1  # of the cache folder; raise it when what is stored there changes
 
@@ -175,7 +175,7 @@ class TextCorpus(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to know about the text: its identity and the tokenizer's."""
-        return {"corpus": self._key, "tokenizer": _digest(self.tokenizer)}
+        return {"corpus": self._key, "tokenizer": tokenizer_digest(self.tokenizer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse a checkpoint whose model was trained with another tokenizer.
@@ -186,7 +186,7 @@ class TextCorpus(LightningDataModule):
         Raises:
             ValueError: The token numbers mean something else in the checkpoint.
         """
-        if state_dict["tokenizer"] != _digest(self.tokenizer):
+        if state_dict["tokenizer"] != tokenizer_digest(self.tokenizer):
             raise ValueError(
                 "tokenizer: the checkpoint was trained with another tokenizer than this corpus gives (other files,"
                 " other settings or another Python version); set it to the folder that the training run exported"
@@ -230,7 +230,7 @@ class TextCorpus(LightningDataModule):
         wanted = {
             "layout": _LAYOUT,
             "files": listing,
-            "tokenizer": _digest(given) if given else [self.vocab_size, tokenizers.__version__],
+            "tokenizer": tokenizer_digest(given) if given else [self.vocab_size, tokenizers.__version__],
         }
         key = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:32]
         base = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
@@ -284,8 +284,3 @@ def encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> np.ndarr
     for encoding in tokenizer.backend_tokenizer.encode_batch(documents, add_special_tokens=False):
         pieces += [np.array(encoding.ids, dtype=np.int32), separator]
     return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
-
-
-def _digest(tokenizer: PreTrainedTokenizerFast) -> str:
-    core = tokenizer.backend_tokenizer.to_str()
-    return hashlib.sha256(f"{core}/{tokenizer.eos_token}".encode()).hexdigest()

@@ -1,5 +1,6 @@
 """Train and load the tokenizer of a text corpus."""
 
+import hashlib
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -69,3 +70,9 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
     if tokenizer.eos_token_id is None:
         raise ValueError(f"tokenizer: {source!r} has no eos_token, which separates the documents; set one and save it")
     return tokenizer
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
+    """SHA-256 of a tokenizer: its vocabulary, merges and rules, and the token that ends a text."""
+    core = tokenizer.backend_tokenizer.to_str()
+    return hashlib.sha256(f"{core}/{tokenizer.eos_token}".encode()).hexdigest()

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from saccade.datamodules.batches import BatchLoader, BatchSampler
 from saccade.datamodules.corpus_files import PARTS, part_of
-from saccade.datamodules.text_corpus import _digest
+from saccade.datamodules.tokenization import tokenizer_digest
 from saccade.datamodules.video_captions_grammar import SlotScore, slot_accuracy
 from saccade.datamodules.video_clips import Clips, Files, Scenes, Source
 from saccade.datamodules.video_reading import ManifestRow, read_manifest
@@ -259,7 +259,7 @@ class VideoCaptions(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to know about the data: the tokenizer's identity and the family."""
-        return {"family": self.family, "tokenizer": _digest(self.tokenizer)}
+        return {"family": self.family, "tokenizer": tokenizer_digest(self.tokenizer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Refuse a checkpoint whose model was trained with another tokenizer or family.
@@ -272,7 +272,7 @@ class VideoCaptions(LightningDataModule):
         """
         if state_dict["family"] != self.family:
             raise ValueError(f"family: must be the checkpoint's, {state_dict['family']}, but is {self.family}")
-        if state_dict["tokenizer"] != _digest(self.tokenizer):
+        if state_dict["tokenizer"] != tokenizer_digest(self.tokenizer):
             raise ValueError(
                 "tokenizer: the checkpoint was trained with another tokenizer than this data gives; set it to the"
                 " folder that the training run exported"

@@ -41,6 +41,18 @@ def visual_token_ids(model: Any) -> tuple[int, ...]:
     return tuple(getattr(config, name) for name in names if getattr(config, name, None) is not None)
 
 
+def special_token_ids(model: Any) -> frozenset[int]:
+    """Ids that are no words: placeholders and ends of images and videos, begin, end and padding of texts."""
+    text = model.config.get_text_config(decoder=True)
+    names = ("vision_start_token_id", "vision_end_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
+    found: set[int] = set(visual_token_ids(model))
+    for config in (model.config, text, getattr(model, "generation_config", None)):
+        for name in names:
+            value = getattr(config, name, None)
+            found.update(value if isinstance(value, (list, tuple)) else () if value is None else (value,))
+    return frozenset(found)
+
+
 def known_inputs(model: Any) -> tuple[str, ...]:
     """Names of the visual tensors that ``model.generate`` may hand on; none for a language model."""
     return (*VISUAL_INPUTS, *_PREPARED, *_MADE_HERE) if visual_token_ids(model) else ()

@@ -121,8 +121,8 @@ class LVSpec(Decoder):
             raise ValueError(f"{type(self).__name__} decodes greedily: leave temperature and sampling out.")
         strict = verify_greedy(logits, draft)
         if not run.memory:
-            guarded = {*run.eos, *compat_vision.visual_token_ids(run.session.model)}
-            run.memory = [self._rule.begin(row, guarded) for row in range(len(strict))]
+            guarded = run.eos | compat_vision.special_token_ids(run.session.model)
+            run.memory = [(self._rule.begin(row, guarded), len(text)) for row, text in enumerate(run.texts)]
             return strict
         drafted: list[list[int]] = draft.tokens.tolist()
         choices: list[list[int]] = logits.argmax(-1).tolist()
@@ -130,9 +130,10 @@ class LVSpec(Decoder):
         verdicts = []
         for row, count in enumerate(draft.counts):
             known = {name: values[row][:count] for name, values in extra.items()}
-            recent = run.texts[row][-_LOOKS_BACK:]
+            state, prompt = run.memory[row]
+            recent = run.texts[row][prompt:][-_LOOKS_BACK:]
             judged = Judged(drafted[row][:count], choices[row][: count + 1], recent=recent, **known)
-            ruling = self._rule.judge(judged, run.memory[row])
+            ruling = self._rule.judge(judged, state)
             path = list(range(ruling.accepted + 1))
             verdicts.append(Verdict(path, choices[row][ruling.accepted], ruling.log))
         return verdicts
