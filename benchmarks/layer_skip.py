@@ -35,7 +35,7 @@ from saccade.inference import Autoregressive, Decoder, Sampling, SelfSpeculative
 from saccade.inference.compat import SublayerSkip
 from saccade.inference.engine.graphs import Floor
 from saccade.inference.engine.settings import Engine, EngineKind
-from saccade.inference.sampling import draw_on_device
+from saccade.inference.sampling import on_device
 from saccade.inference.statistics import DecodingStats
 
 SEED = 0
@@ -72,7 +72,7 @@ def step_times(
     def chosen(logits: Tensor) -> Tensor:
         if sampling is None:
             return logits.argmax(-1)
-        return draw_on_device(sampling.probabilities(logits), [0.5] * len(logits))
+        return sampling.proposals(logits, on_device([0.5] * len(logits), logits.device))[1][:, 0]
 
     with Session(model, prompt.shape[1] + 2 * width + 2, skip=switch, floor=Floor(Engine(kind))) as session:
         session.prefill(prompt.tolist())

@@ -85,7 +85,7 @@ class Decoder(ABC):
         """Judges a round; the strict rules by default. Relaxed decoders write their own."""
         if run.sampling is None:
             return verify_greedy(logits, draft)
-        return verify_sampling(logits, draft, run.sampling, run.streams)
+        return verify_sampling(logits, draft, run.sampling, run.streams, run.session.floor)
 
     def observation(self, model: nn.Module) -> Observation | None:
         """What the target's session notes beside its logits; most decoders need nothing."""

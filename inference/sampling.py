@@ -45,6 +45,11 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
 
+    @property
+    def warpers(self) -> tuple[float, int, float]:
+        """All that the distribution depends on."""
+        return self.temperature, self.top_k, self.top_p
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """The distribution that is sampled from.
 
@@ -68,6 +73,19 @@ class Sampling:
             scores = scores.masked_fill(remove.scatter(-1, order, remove), -torch.inf)
         return scores.softmax(-1)
 
+    def proposals(self, logits: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """One drawn token for each row, and the distribution it was drawn from.
+
+        Args:
+            logits: ``[rows, vocabulary]``.
+            points: ``[rows]`` float64 in [0, 1).
+
+        Returns:
+            ``[rows, vocabulary]`` and ``[rows, 1]`` ids; a row that holds NaN gets token 0, which verification refuses.
+        """
+        distribution = self.probabilities(logits)
+        return distribution, draw_on_device(distribution, points).clamp(min=0)[:, None]
+
     def streams(self, rows: int) -> list[random.Random]:
         """One stream of uniform random numbers for each row."""
         seed = int(torch.randint(2**62, ()).item()) if self.seed is None else self.seed
@@ -87,26 +105,30 @@ def draw(probabilities: Tensor, uniforms: Sequence[float]) -> list[int]:
     Raises:
         ValueError: A row holds NaN or has no mass.
     """
-    tokens: list[int] = draw_on_device(probabilities, uniforms).tolist()
+    tokens: list[int] = draw_on_device(probabilities, on_device(uniforms, probabilities.device)).tolist()
     if -1 in tokens:
         raise ValueError(NO_DISTRIBUTION)
     return tokens
 
 
-def draw_on_device(probabilities: Tensor, uniforms: Sequence[float]) -> Tensor:
+def on_device(numbers: Sequence[float] | Sequence[Sequence[float]], device: torch.device) -> Tensor:
+    """Numbers of the host as float64 on a device, without waiting for it."""
+    pinned = device.type == "cuda"
+    return torch.tensor(numbers, dtype=torch.float64, pin_memory=pinned).to(device, non_blocking=True)
+
+
+def draw_on_device(probabilities: Tensor, points: Tensor) -> Tensor:
     """Like :func:`draw`, without waiting for the device.
 
     Args:
         probabilities: ``[rows, vocabulary]``.
-        uniforms: One number in [0, 1) for each row.
+        points: ``[rows]`` float64 in [0, 1).
 
     Returns:
         ``[rows]`` token ids; -1 where a row holds NaN or has no mass.
     """
     cumulative = probabilities.double().cumsum(-1)
     total = cumulative[:, -1:].contiguous()
-    pinned = total.device.type == "cuda"
-    points = torch.tensor(uniforms, dtype=torch.float64, pin_memory=pinned).to(total.device, non_blocking=True)
     index = torch.searchsorted(cumulative, points[:, None] * total, right=True)
     # rounding may put u * total on the total itself: the last token that has mass is meant, the first to reach it
     last = torch.searchsorted(cumulative, total)

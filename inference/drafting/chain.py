@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saccade.inference.drafting.drafter import Drafter, NoDraft, Run
-from saccade.inference.sampling import draw_on_device
+from saccade.inference.sampling import on_device
 from saccade.inference.verification import Draft
 
 
@@ -54,11 +54,12 @@ class ChainDrafter(Drafter):
             if run.sampling is None:
                 tokens = logits.argmax(-1, keepdim=True)
             else:
-                distributions.append(run.sampling.probabilities(logits))
                 # closed rows draw nothing, so that a row's random numbers do not depend on its neighbours
                 uniforms = [stream.random() if row in open_rows else 0.5 for row, stream in enumerate(run.streams)]
-                # -1, of a draft that says NaN, is refused by the verification: here it only must not break a forward
-                tokens = draw_on_device(distributions[-1], uniforms).clamp(min=0)[:, None]
+                drawn = run.session.floor.captured(("draft", run.sampling.warpers), run.sampling.proposals)
+                # a captured function's results are overwritten by its next call
+                distribution, tokens = (made.clone() for made in drawn(logits, on_device(uniforms, logits.device)))
+                distributions.append(distribution)
             columns.append(tokens)
             unsure: list[bool] = [False] * len(counts)
             if any(thresholds):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from saccade.inference import compat
 from saccade.inference.engine.cache import KVCache
+from saccade.inference.engine.captured import Captured
 from saccade.inference.engine.fused import FusedStep, why_not_fused
 from saccade.inference.engine.settings import Engine
 from saccade.inference.trees import MAX_NODES, TokenTree
@@ -216,6 +217,20 @@ class Floor:
         self._idle: list[GraphEngine] = []
         self._refused: nn.Module | None = None
         self._told = False
+        self._captured: dict[Hashable, Captured] = {}
+
+    def captured(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of tensors as a graph, where this floor's engine makes graphs; else the function itself.
+
+        Args:
+            key: Names the function and all that it depends on beside its tensors.
+            function: See :class:`saccade.inference.engine.captured.Captured`.
+        """
+        if self.settings.kind == "eager":
+            return function
+        if key not in self._captured:
+            self._captured[key] = Captured(function)
+        return self._captured[key]
 
     def lease(
         self,
@@ -267,6 +282,7 @@ class Floor:
     def clear(self) -> None:
         """Frees the buffers and graphs."""
         self._idle.clear()
+        self._captured.clear()
 
 
 def _sets(skip: compat.SublayerSkip | None) -> tuple[frozenset[int], frozenset[int]]:

@@ -66,9 +66,9 @@ def test_15_the_draft_reads_the_targets_cache(monkeypatch: pytest.MonkeyPatch) -
     widths: dict[bool, set[int]] = {False: set(), True: set()}
     prefill, forward = Session.prefill, Session.forward
 
-    def counted_prefill(self: Session, texts: Any) -> torch.Tensor:
+    def counted_prefill(self: Session, texts: Any, visual: Any = None) -> torch.Tensor:
         prefills.append(len(texts))
-        return prefill(self, texts)
+        return prefill(self, texts, visual)
 
     def counted_forward(self: Session, tokens: torch.Tensor, tree: Any = None, *, skipped: bool = False) -> Any:
         widths[skipped].add(tokens.shape[1])

@@ -18,7 +18,6 @@ from saccade.inference import (
     SelfSpeculative,
     TokenTree,
 )
-from saccade.inference.drafting import chain
 from saccade.inference.drafting.drafter import Run
 from saccade.inference.verification import Draft, Verdict, verify_sampling
 from tests.support.decoders import DECODERS
@@ -121,8 +120,11 @@ def test_committing_the_targets_argmax_is_found() -> None:
 
 def test_a_softmax_row_for_an_argmax_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     # the draft picks its favourite, but says that it was drawn from the softmax
-    monkeypatch.setattr(chain, "draw_on_device", lambda probabilities, uniforms: probabilities.argmax(-1))
-    assert measured(LOSSLESS["assisted"], PLAIN, runs=10_000) > 4
+    def favourite(self: Sampling, logits: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.probabilities(logits), logits.argmax(-1, keepdim=True)
+
+    monkeypatch.setattr(Sampling, "proposals", favourite)
+    assert measured(AssistedDecoding(toy(1), draft_length=3, confidence_threshold=0.0), PLAIN, runs=10_000) > 4
 
 
 def test_a_biased_acceptance_is_found() -> None:
@@ -143,10 +145,10 @@ TREES = {
 
 
 @pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "picked"])
-@pytest.mark.parametrize("shape", TREES)
+@pytest.mark.parametrize("shape", [*TREES, "drafted chain"])
 def test_trees_keep_the_law(shape: str, drawn: bool) -> None:
     """The first two tokens of a round over trees: drawn children with their distributions, or picked ones without."""
-    tree, vocabulary, rows = TREES[shape], 4, 30_000
+    tree, vocabulary, rows = TREES.get(shape, TokenTree.chain(2)), 4, 30_000
     generator = torch.Generator().manual_seed(5)
     # the target's logits behind the root and behind each first token
     table = torch.randn(1 + vocabulary, vocabulary, generator=generator, dtype=torch.float64)
@@ -162,7 +164,7 @@ def test_trees_keep_the_law(shape: str, drawn: bool) -> None:
         if tree.depths[node] == 1:
             logits[:, node] = table[1 + tokens[:, node - 1]]
     probabilities = proposal.expand(rows, nodes, -1) if drawn else None
-    draft = Draft(tokens, [nodes] * rows, probabilities, tree)
+    draft = Draft(tokens, [nodes] * rows, probabilities, TREES.get(shape))
     verdicts = verify_sampling(logits, draft, Sampling(), Sampling(seed=3).streams(rows))
     first = torch.zeros(vocabulary, dtype=torch.float64)
     second = torch.zeros(vocabulary, vocabulary, dtype=torch.float64)
