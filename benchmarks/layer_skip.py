@@ -5,15 +5,16 @@
 Searches the skip set on held-out text of the embedded corpus, then continues other held-out prompts one token at a time
 and by self-speculation, in turn, on the same engine. A round of K drafted tokens that emits E costs K draft steps and
 one verification, so the cost model says ``E / (K c + v)`` with a draft step's and a verification's time over that of a
-one-token step; the paper's ``E / (K c + 1)`` takes v as 1. Both are printed beside what the clock says. Greedily a
-small model repeats itself, which flatters any draft: ``--temperatures 0 0.7 1`` also samples, and the rows say which
-texts are degenerate.
+token decoded by itself; the paper's ``E / (K c + 1)`` takes v as 1. Both are printed beside what the clock says.
+Greedily a small model repeats itself, which flatters any draft: ``--temperatures 0 0.7 1`` also samples, and the rows
+say which texts are degenerate.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,8 @@ from saccade.callbacks.decoding_report import DEGENERATE_BELOW
 from saccade.callbacks.layer_skip_command import held_out_files, prompts_of
 from saccade.callbacks.layer_skip_proxy import median_seconds
 from saccade.inference import Autoregressive, Decoder, Sampling, SelfSpeculative, Session
-from saccade.inference.compat import SublayerSkip
-from saccade.inference.engine.graphs import Floor
-from saccade.inference.engine.settings import Engine, EngineKind
-from saccade.inference.sampling import on_device
+from saccade.inference.drafting.drafter import Run
+from saccade.inference.request import Request
 from saccade.inference.statistics import DecodingStats
 
 SEED = 0
@@ -44,57 +43,46 @@ LENGTHS = (2, 3, 4, 6)
 Measured = tuple[dict[str, list[float]], dict[str, DecodingStats], dict[str, list[list[int]]]]
 
 
-def step_times(
+def round_times(
     model: PreTrainedModel,
     prompt: Tensor,
-    skip: dict[str, list[int]],
+    decoder: SelfSpeculative,
     width: int,
-    kind: EngineKind,
     temperature: float,
     repeats: int = 40,
-) -> tuple[float, float, float]:
-    """Seconds of a one-token step, of a draft step within a chain of them, and of a verification.
-
-    Each ends as decoding ends it: the host has read the chosen tokens, once a step or once a chain.
+) -> tuple[float, float]:
+    """Seconds of a draft step within a chain of them, and of a verification, by the decoder's own code.
 
     Args:
         model: The model on its device.
         prompt: ``[1, length]`` ids before the steps.
-        skip: Skipped layers.
+        decoder: Whose rounds are timed.
         width: Drafted tokens of a round.
-        kind: Engine.
         temperature: 0 chooses the best token, others draw.
         repeats: Of which the median counts.
     """
-    switch = SublayerSkip(model, **skip)
-    sampling = Sampling(temperature=temperature) if temperature else None
+    fixed = SelfSpeculative(
+        skip=decoder.skip_set(model), draft_length=width, gamma=0.0, adaptive=False, engine=decoder.engine
+    )
+    sampling = Sampling(temperature=temperature, seed=SEED) if temperature else None
+    request = Request.read(model, prompt, None, width + 1, None, (), None)
+    skip, floor, streams = fixed.skipped(model), fixed.floor, (sampling or Sampling(seed=SEED)).streams(1)
+    with Session(model, request.positions + width, skip=skip, floor=floor) as session:
+        session.prefill([prompt[0, :-1].tolist()])
+        run = Run(session, [prompt[0].tolist()], sampling, streams)
+        drafter = fixed.drafter(model, request)
+        last = prompt[:, -1:]
 
-    def chosen(logits: Tensor) -> Tensor:
-        if sampling is None:
-            return logits.argmax(-1)
-        return sampling.proposals(logits, on_device([0.5] * len(logits), logits.device))[1][:, 0]
+        def drafting() -> None:
+            drafter.draft(run, [width]).tokens.tolist()
 
-    with Session(model, prompt.shape[1] + 2 * width + 2, skip=switch, floor=Floor(Engine(kind))) as session:
-        session.prefill(prompt.tolist())
-        token = prompt[:, -1:]
-
-        def one() -> None:
-            chosen(session.forward(token)[:, -1]).tolist()
-
-        def chain() -> None:
-            drafted = token
-            for _ in range(width):
-                drafted = chosen(session.forward(drafted, skipped=True)[:, -1])[:, None]
-                session.commit([[0]])
-            drafted.tolist()
-            session.truncate([prompt.shape[1]])
+        draft = drafter.draft(run, [width])
 
         def verification() -> None:
-            chosen(session.forward(token.expand(-1, width + 1))[0]).tolist()
+            fixed.verify(session.forward(torch.cat([last, draft.tokens], 1)), draft, run)
 
         return (
-            median_seconds(one, repeats, session.device),
-            median_seconds(chain, repeats, session.device) / width,
+            median_seconds(drafting, repeats, session.device) / width,
             median_seconds(verification, repeats, session.device),
         )
 
@@ -208,7 +196,8 @@ def rows_of(
             "rows": len(prompts),
         }
         if isinstance(decoder, SelfSpeculative):
-            extra |= facts | cost_model(model, prompts[0], decoder, counts[name], temperature)
+            one = statistics.median(paces["Autoregressive"])
+            extra |= facts | cost_model(model, prompts[0], decoder, counts[name], temperature, one)
         gains = [base / pace for base, pace in zip(paces["Autoregressive"], paces[name], strict=True)]
         made.append(row("layer_skip", case, name, "speedup", gains, "times Autoregressive", seed=SEED, extra=extra))
         pace = [1e3 * seconds for seconds in paces[name]]
@@ -217,19 +206,30 @@ def rows_of(
 
 
 def cost_model(
-    model: PreTrainedModel, prompt: Tensor, decoder: SelfSpeculative, counts: DecodingStats, temperature: float
+    model: PreTrainedModel,
+    prompt: Tensor,
+    decoder: SelfSpeculative,
+    counts: DecodingStats,
+    temperature: float,
+    one: float,
 ) -> dict[str, float]:
     """What the cost model says of a decoder whose counts are known.
 
+    Args:
+        model: The model.
+        prompt: ``[1, length]`` ids.
+        decoder: The decoder.
+        counts: What it did.
+        temperature: 0 is greedy.
+        one: Seconds a token of decoding one at a time.
+
     Returns:
         ``E`` tokens and ``K`` drafted tokens of a round, costs ``c`` of a draft step and ``v`` of a verification over
-        a one-token step, ``predicted`` ``E / (K c + v)``, and ``predicted_paper`` ``E / (K c' + 1)`` where c' is a
-        draft step over a verification.
+        a token of one-at-a-time decoding, ``predicted`` ``E / (K c + v)``, and ``predicted_paper`` ``E / (K c' + 1)``
+        where c' is a draft step over a verification.
     """
     emitted, drafted = counts.mean_acceptance_length, counts.drafted / counts.verify_steps
-    one, draft, verification = step_times(
-        model, prompt, decoder.skip_set(model), max(1, round(drafted)), Engine.of(decoder.engine).kind, temperature
-    )
+    draft, verification = round_times(model, prompt, decoder, max(1, round(drafted)), temperature)
     c, v = draft / one, verification / one
     return {
         "E": emitted,

@@ -1,4 +1,4 @@
-"""Short chains of operations as one graph: called where there is no CUDA, captured once for each shape where there is."""
+"""Short chains of operations as one graph: called where there is no CUDA, captured once a shape where there is."""
 
 from __future__ import annotations
 
