@@ -232,12 +232,35 @@ def trait_study() -> str:
     return "\n".join(lines)
 
 
+def trait_throughput() -> str:
+    """How fast Trait trains, measures and chooses, from :mod:`benchmarks.trait_throughput`."""
+    rows = read("trait_throughput")
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.trait_throughput`."
+    lines = [
+        "| model | trained pairs/s (median, spread) | measured pairs/s (median, spread) | time in the surrogate |",
+        "| --- | --- | --- | --- |",
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = {row["metric"]: row for row in rows if row["method"] == method}
+        speeds = " | ".join(
+            f"{item['value']:,.0f} ({item['spread']['min']:,.0f} to {item['spread']['max']:,.0f})"
+            for item in (mine["train_pairs_per_second"], mine["measured_pairs_per_second"])
+        )
+        choice = 1000 * mine["seconds_per_choice"]["value"]
+        lines.append(f"| {method} | {speeds} | {mine['select_share']['value']:.1%}, {choice:.0f} ms a trial |")
+    first = rows[0]
+    lines += ["", f"{first['case']}; {first['device']}; commit {first['commit'][:8]}; median of {first['runs']} runs."]
+    return "\n".join(lines)
+
+
 TABLES = {
     "t2dr_cost": t2dr_cost,
     "decode_gpu": decode_gpu,
     "layer_skip": layer_skip,
     "trait_worlds": trait_worlds,
     "trait_study": trait_study,
+    "trait_throughput": trait_throughput,
     "decode_cpu": lambda: decode_cpu(sampled=True),
     "decode_cpu_greedy": lambda: decode_cpu(sampled=False),
     "t2dr_study": t2dr_study,

@@ -36,6 +36,11 @@ class Measurement:
                 raise ValueError(f"target: {task.name} has no queries to measure on; raise dev_fraction")
         self.first_stage = [BM25(task.corpus).search(task.queries, candidates) for task in self.tasks]
 
+    @property
+    def pairs(self) -> int:
+        """Pairs of a query and a document that a ranker scores in one measuring, on all ranks together."""
+        return sum(len(found) for run in self.first_stage for found in run.values())
+
     def baseline(self) -> dict[str, float]:
         """The first stage's own nDCG@10 of each query, by task and query id."""
         found = {}

@@ -148,8 +148,7 @@ def markdown(events: Sequence[Event], names: Sequence[str], found: Mapping[str, 
         "",
         f"Chosen chunks, in order: {path}.",
         "",
-        f"{found['trials']} trials; {found['evaluated_pairs']:,} of {found['pool_pairs']:,} pairs evaluated"
-        f" ({found['evaluated_share']:.1%}); {found['select_share']:.1%} of the time in the surrogate. The dev scores"
-        " were selected on and are optimistic; the held-out ones were not looked at before.",
+        f"{found['trials']} trials; {found['costs']}; {found['select_share']:.1%} of the time in the surrogate. The dev"
+        " scores were selected on and are optimistic; the held-out ones were not looked at before.",
     ]
     return "\n".join(lines) + "\n"

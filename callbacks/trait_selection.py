@@ -15,9 +15,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from saccade.callbacks.distributed import shards_parameters
 from saccade.callbacks.layer_skip_log import TrialLog
 from saccade.callbacks.run_folder import run_folder
-from saccade.callbacks.trait_events import PRESETS, Best, Event, Preset, Request, Trial, Warmup
+from saccade.callbacks.trait_costs import costs
+from saccade.callbacks.trait_events import PRESETS, Best, Event, Preset, Request, Trial
 from saccade.callbacks.trait_measure import METRIC, Measurement
 from saccade.callbacks.trait_report import figure, markdown
 from saccade.callbacks.trait_search import Steps, search_steps
@@ -31,6 +33,7 @@ from saccade.callbacks.trait_selectors import (
     SimilaritySelector,
     TraitSelector,
 )
+from saccade.callbacks.trait_weights import forget, place_weights
 from saccade.datamodules.chunk_pool import ChunkPool
 from saccade.datamodules.retrieval_targets import open_held_out
 from saccade.inference.provenance import write_json, write_text
@@ -54,6 +57,11 @@ class TraitSelection(Callback):
     still be gone on from; `trait.json`, `trait.md` and `trait.png`, what was found, with dev and held-out scores.
     `--ckpt_path last` goes on where the search stopped, with the same result as if it had not. Set `max_epochs: -1`;
     the search says when it is over.
+
+    On several devices, with `ddp` or `deepspeed_stage_2`, rank 0 chooses and writes, all train on their shares of a
+    chunk, and all measure their shares of the queries. Where a loss is the mean of those of its pairs, the search is
+    that of one device with as large a global batch, up to rounding; a loss that takes negatives from the batch sees
+    those of its own rank only, so that there the scores differ.
 
     Args:
         budget: Most trials, warm-up not counted.
@@ -108,6 +116,7 @@ class TraitSelection(Callback):
         """At the end of `fit`: nDCG@10 of `bm25`, `base` and `best` by query; of the held-out ones if there are any."""
         self._pending: Request | None = None
         self._seconds = {"select": 0.0, "measure": 0.0, "train": 0.0}
+        self._pairs = {"measure": 0, "train": 0}  # gone over by this process and those beside it, in those seconds
         self._begun = 0.0
 
     # what fit calls, in this order
@@ -127,46 +136,63 @@ class TraitSelection(Callback):
                 "schedule: every trial begins with a fresh optimizer, so TraitSelection needs schedule=constant and"
                 " warmup_fraction=0"
             )
+        if getattr(pl_module, "refresh_negatives_every", None) is not None:
+            raise ValueError(
+                "refresh_negatives_every: a trial must depend on its father and its chunk alone, and mined negatives on"
+                " all before it; leave it out with TraitSelection, and use ChunkPool's hard_negatives"
+            )
+        if shards_parameters(trainer):
+            raise ValueError(
+                "strategy: TraitSelection goes back to whole weights between trials, and this one spreads them over the"
+                " ranks; use ddp or deepspeed_stage_2"
+            )
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]  # chunks differ in size
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measures the base model and selects the first chunk, or goes on where a journal stops."""
+        if not self._restored_late(trainer):
+            self._start(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Does the same where a checkpoint is read only now."""
+        if self._restored_late(trainer):
+            self._start(trainer, pl_module)
+            # the batches of the checkpoint's chunk were counted before; there is no public way to count them again
+            trainer.fit_loop._combined_loader = None
+            trainer.fit_loop.setup_data()
+
+    def _start(self, trainer: Trainer, module: LightningModule) -> None:
         pool = cast(ChunkPool, _data(trainer))
         folder = run_folder(trainer)
         self._weights = folder / "weights"
         self._measurement = Measurement(pool.dev_tasks, self.candidates)
-        header = self._header(pool)
-        if trainer.is_global_zero:
-            pool.write_manifest(folder / "pool.json")
-            self._fetch_resumed(folder, header)
-        trainer.strategy.barrier()
-        self._journal = TrialLog(folder / "trials.jsonl", header)
-        self.events = [Event.from_dict(entry) for entry in self._journal.entries]
+        journal = self._open(trainer, folder, pool)
+        self.events = [Event.from_dict(entry) for entry in journal]
         self.best = next((event for event in reversed(self.events) if isinstance(event, Best)), None)
         if not self.events:
-            self._save(trainer, pl_module, 0)
-        chooser = self._selector(pool)
+            self._save(trainer, module, 0)
+        chooser = self._selector(pool) if trainer.is_global_zero else None
 
         def select(
             candidates: Sequence[Candidate], observations: Sequence[Observation], history: Sequence[int]
         ) -> int | None:
             begun = time.perf_counter()
-            chosen = chooser(candidates, observations, history) if trainer.is_global_zero else None
-            chosen = trainer.strategy.broadcast(chosen)
+            chosen: int | None = trainer.strategy.broadcast(
+                None if chooser is None else chooser(candidates, observations, history)
+            )
             self._seconds["select"] += time.perf_counter() - begun
             return chosen
 
         self._steps: Steps = search_steps(
             pool.chunks_per_source, select, self.budget, self.rules, journal=list(self.events)
         )
-        self._advance(trainer, pl_module, None)
+        self._advance(trainer, module, None)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives the trial a fresh optimizer and random numbers of its own."""
         if self._pending is None:
             return
-        for optimizer in trainer.optimizers:
-            optimizer.state.clear()
+        forget(trainer.optimizers)  # a checkpoint has brought back what its optimizer remembered
         torch.manual_seed(hash((self.seed, self._pending.node, trainer.global_rank)) % 2**31)
         self._begun = time.perf_counter()
 
@@ -175,6 +201,8 @@ class TraitSelection(Callback):
         if self._pending is None:
             return
         self._seconds["train"] += time.perf_counter() - self._begun
+        pool, trial = cast(ChunkPool, _data(trainer)), self._pending
+        self._pairs["train"] += len(pool.chunk(cast(int, trial.source), cast(int, trial.chunk))) * pool.passes
         self._save(trainer, pl_module, self._pending.node)
         score = self._measure(trainer, pl_module)
         pl_module.log("trait/score", score, prog_bar=True)
@@ -184,7 +212,7 @@ class TraitSelection(Callback):
         """Leaves the best trial's weights in the module and writes what was found."""
         if self.best is None:
             return
-        self._load(pl_module, self.best.weights)
+        self._load(trainer, pl_module, self.best.weights)
         found = self._found(trainer, pl_module)
         if trainer.is_global_zero:
             target = run_folder(trainer) / "trait.json"
@@ -196,7 +224,7 @@ class TraitSelection(Callback):
             told = "" if held is None else f"; held-out {held['base']:.4f} to {held['best']:.4f}"
             rank_zero_info(
                 f"TraitSelection: dev nDCG@10 {found['dev']['base']:.4f} to {found['dev']['best']:.4f}{told};"
-                f" {found['trials']} trials on {found['evaluated_share']:.1%} of the pool's pairs; {target}"
+                f" {found['trials']} trials, {found['costs']}; {target}"
             )
 
     # what it keeps
@@ -213,6 +241,29 @@ class TraitSelection(Callback):
         """What must be the same for a journal to be gone on from; a larger budget is welcome."""
         settings = {"selection": self.selection, "rules": asdict(self.rules), "candidates": self.candidates}
         return settings | {"xi": self.xi, "seed": self.seed, "pool": pool.state_dict()["pool"]}
+
+    @staticmethod
+    def _restored_late(trainer: Trainer) -> bool:
+        """Whether a checkpoint is read after `on_fit_start`, as DeepSpeed does, and undoes what was done by then."""
+        return trainer.ckpt_path is not None and trainer.strategy.restore_checkpoint_after_setup
+
+    def _open(self, trainer: Trainer, folder: Path, pool: ChunkPool) -> list[dict[str, Any]]:
+        """The journal's entries. Rank 0 alone reads and mends the file; what it refuses, all refuse."""
+        entries: list[dict[str, Any]] = []
+        refused: str | None = None
+        if trainer.is_global_zero:
+            header = self._header(pool)
+            try:
+                pool.write_manifest(folder / "pool.json")
+                self._fetch_resumed(folder, header)
+                self._journal = TrialLog(folder / "trials.jsonl", header)
+                entries = self._journal.entries
+            except (OSError, ValueError) as error:
+                refused = str(error)
+        entries, refused = trainer.strategy.broadcast((entries, refused))
+        if refused is not None:
+            raise ValueError(refused)
+        return list(entries)
 
     def _fetch_resumed(self, folder: Path, header: Mapping[str, Any]) -> None:
         """Copies the journal and the weights of the run that is gone on from into this run's folder."""
@@ -242,11 +293,11 @@ class TraitSelection(Callback):
             answer = None
             if isinstance(step, Request):
                 if step.source is None or step.chunk is None or step.father is None:
-                    self._load(module, 0)
+                    self._load(trainer, module, 0)
                     answer = self._measure(trainer, module)
                     continue
                 self._pending = step
-                self._load(module, step.father)
+                self._load(trainer, module, step.father)
                 cast(ChunkPool, _data(trainer)).select(step.source, step.chunk)
                 return
             self._record(trainer, step)
@@ -266,6 +317,7 @@ class TraitSelection(Callback):
         values = self._measurement.per_query(cast(Ranker, module), trainer.global_rank, trainer.world_size)
         score = trainer.strategy.broadcast(self._measurement.score(values))
         self._seconds["measure"] += time.perf_counter() - begun
+        self._pairs["measure"] += self._measurement.pairs
         return float(score)
 
     def _selector(self, pool: ChunkPool) -> Any:
@@ -296,9 +348,9 @@ class TraitSelection(Callback):
             unfinished.replace(self._file(node))
         trainer.strategy.barrier()
 
-    def _load(self, module: LightningModule, node: int) -> None:
+    def _load(self, trainer: Trainer, module: LightningModule, node: int) -> None:
         state: dict[str, Tensor] = torch.load(self._file(node), map_location="cpu", weights_only=True)
-        module.load_state_dict(state)
+        place_weights(module, state, trainer.optimizers)
 
     def _found(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         """Dev and held-out scores of first stage, base and best, the chosen chunks, shares and costs."""
@@ -308,9 +360,7 @@ class TraitSelection(Callback):
         while node:
             path.append({"source": pool.names[trials[node].source], "chunk": trials[node].chunk})
             node = trials[node].father
-        chunks = [(trial.source, trial.chunk) for trial in trials.values() if not trial.reused]
-        chunks += [(event.source, 0) for event in self.events if isinstance(event, Warmup)]
-        trained = sum(len(pool.chunk(source, chunk)) for source, chunk in chunks)
+        spent = costs(self.events, lambda source, chunk: len(pool.chunk(source, chunk)), pool.pool_pairs)
         held_out = pool.held_out
         if held_out is None:  # the search is over: only now may a pseudo run look at judgements
             held_out = _held_out(pool)
@@ -328,9 +378,11 @@ class TraitSelection(Callback):
             "chosen": path[::-1],
             "trials": len(trials),
             "accepted": sum(trial.accepted for trial in trials.values()),
-            "evaluated_pairs": trained,
-            "pool_pairs": pool.pool_pairs,
-            "evaluated_share": trained / pool.pool_pairs,
+            "evaluated_pairs": spent.evaluated,
+            "pool_pairs": spent.pool,
+            "evaluated_share": spent.share,
+            "costs": str(spent),
+            "pairs": dict(self._pairs),
             "seconds": dict(self._seconds),
             "select_share": self._seconds["select"] / total,
         }
@@ -339,7 +391,7 @@ class TraitSelection(Callback):
         """First stage, base and best on the same queries, and the interval of best minus base."""
         found: dict[str, dict[str, float]] = {"bm25": measurement.baseline()}
         for name, node in (("base", 0), ("best", cast(Best, self.best).weights)):
-            self._load(module, node)
+            self._load(trainer, module, node)
             found[name] = measurement.per_query(cast(Ranker, module), trainer.global_rank, trainer.world_size)
         self.per_query = found
         gain = paired_bootstrap(found["best"], found["base"], seed=self.seed)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm  # type: ignore[import-untyped]
+from scipy.special import ndtr  # type: ignore[import-untyped]
 from skopt.learning import GaussianProcessRegressor
 from skopt.learning.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+
+from saccade.callbacks.trait_likelihood import Likelihood
 
 # of the released process: added to the diagonal, and raised when a Cholesky decomposition fails all the same
 _JITTER, _MOST_JITTER = 1e-10, 1e-4
@@ -28,6 +33,9 @@ def fit_surrogate(
     ``corrected`` (ours) is an amplitude times a squared-exponential kernel with one length scale in [0.3, 30], plus
     noise in [1e-5, 1] of the variance of the scores, which are normalised. ``released`` is the process of the
     predecessor of Trait: a squared-exponential kernel alone, so that two measurements of one state that differ ruin it.
+
+    Nothing is kept from fit to fit, so that a search that was resumed goes on as if it had never stopped; what makes
+    ``corrected`` cheap is :class:`~saccade.callbacks.trait_likelihood.Likelihood`.
 
     Args:
         states: Chunks of each source, one row an observation.
@@ -47,12 +55,11 @@ def fit_surrogate(
         # with `noise` given, scikit-optimize leaves the noise out of the deviation of what is predicted
         settings = {"n_restarts_optimizer": 1, "normalize_y": True, "noise": "gaussian"}
     jitter = _JITTER
-    # matrices this small gain nothing from several threads, and on a busy machine lose a factor of ten by them
-    with warnings.catch_warnings(), threadpool_limits(1):
-        # a length scale at its bound is an answer too
-        warnings.simplefilter("ignore")
+    with _quiet_on_one_thread():  # a length scale at its bound is an answer too
         while True:
             try:
+                if surrogate == "corrected":
+                    settings["optimizer"] = Likelihood(points, values, jitter).optimizer
                 return GaussianProcessRegressor(kernel, alpha=jitter, random_state=seed, **settings).fit(points, values)
             except np.linalg.LinAlgError:
                 jitter *= 100
@@ -70,9 +77,7 @@ def posterior(model: GaussianProcessRegressor, states: Sequence[Sequence[int]]) 
     Returns:
         Mean and standard deviation ``[states]``, in units of the score and without the noise of measuring.
     """
-    with warnings.catch_warnings(), threadpool_limits(1):
-        # a variance that rounding made negative counts as 0
-        warnings.simplefilter("ignore")
+    with _quiet_on_one_thread():  # a variance that rounding made negative counts as 0
         mean, std = model.predict(np.asarray(states, dtype=float), return_std=True)
     return mean, std
 
@@ -95,7 +100,7 @@ def expected_improvement(mean: ArrayLike, std: ArrayLike, best: float, xi: float
     """
     gain, std, ratio = _standardised(mean, std, best, xi)
     # far below the best the two terms cancel, and rounding may leave a negative rest
-    value = np.maximum(gain * norm.cdf(ratio) + std * norm.pdf(ratio), 0.0)
+    value = np.maximum(gain * ndtr(ratio) + std * _density(ratio), 0.0)
     return np.asarray(np.where(std > 0, value, np.maximum(gain, 0.0)))
 
 
@@ -114,7 +119,7 @@ def released_improvement(mean: ArrayLike, std: ArrayLike, best: float, xi: float
         The value, which may be negative, in the shape of ``mean``.
     """
     gain, std, ratio = _standardised(mean, std, best, xi)
-    value = gain * norm.sf(ratio) + std * norm.pdf(ratio)
+    value = gain * ndtr(-ratio) + std * _density(ratio)
     return np.asarray(np.where(std > 0, value, np.minimum(gain, 0.0)))
 
 
@@ -124,3 +129,23 @@ def _standardised(mean: ArrayLike, std: ArrayLike, best: float, xi: float) -> tu
     # a deviation of 0 leads to the limit, which both formulas take on their own; next to 0 the square would overflow
     ratio = np.clip(gain / np.where(deviation > 0, np.maximum(deviation, 1e-200), 1.0), -1e100, 1e100)
     return gain, deviation, ratio
+
+
+def _density(ratio: np.ndarray) -> np.ndarray:
+    """Of the standard normal distribution; scipy's object spends ten times as long on checks."""
+    # beyond 100 it is 0 in float64, and squares of larger ratios may overflow
+    return np.exp(-0.5 * np.clip(ratio, -1e2, 1e2) ** 2) / math.sqrt(2 * math.pi)
+
+
+@functools.cache
+def _threads() -> ThreadpoolController:
+    """The linear algebra that is loaded now; looking for it takes 4 ms, as long as a fit."""
+    return ThreadpoolController()
+
+
+@contextmanager
+def _quiet_on_one_thread() -> Iterator[None]:
+    """Matrices this small gain nothing from several threads, and on a busy machine lose a factor of ten by them."""
+    with warnings.catch_warnings(), _threads().limit(limits=1):
+        warnings.simplefilter("ignore")
+        yield

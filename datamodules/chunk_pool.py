@@ -233,6 +233,10 @@ class ChunkPool(LightningDataModule):
         found.setdefault(loaded.target.name, list(loaded.target.documents))
         return found, loaded.target.name
 
+    def labelled(self) -> dict[str, tuple[list[Pair], list[str]]]:
+        """Give the pairs and the documents of each source, by its name; negatives are mined from them."""
+        return {source.name: (source.pairs, source.documents) for source in self._ready().chunks.sources}
+
     def chunk(self, source: int, number: int) -> list[Pair]:
         """Give the pairs of one chunk.
 

@@ -7,62 +7,44 @@ import json
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader
 
+from saccade.callbacks import trait_selection
+from saccade.callbacks.export import ModelExport
+from saccade.callbacks.trait_measure import Measurement
 from saccade.callbacks.trait_selection import SELECTIONS, TraitSelection
-from saccade.datamodules.chunk_pool import ChunkPool
-from saccade.datamodules.retrieval_files import Pair, RetrievalTask, write_beir, write_pairs
 from saccade.modules.reranker import Reranker
+from saccade.modules.retrieval.hashed_sentences import HashedSentences
 from saccade.modules.retriever import Retriever
 from tests.callbacks.tiny import TinyModule
-
-THINGS = ("apple", "river", "train", "cloud", "stone", "tiger", "violin", "window", "garden", "bridge")
-
-
-STORY = "It has been there for as long as anybody in that place can remember it."
-
-
-def corpus(colour, count):
-    return [
-        f"{colour} {THINGS[place % 10]} {THINGS[place * 7 % 10]} lies at number{place}. {STORY}"
-        for place in range(count)
-    ]
-
-
-def asked(place, count):
-    """Two things that lie together in one document, and the number of another, which BM25 finds as good."""
-    return f"{THINGS[place % 10]} {THINGS[place * 7 % 10]} number{(place + 1) % count}"
+from tests.callbacks.trait_pool import make_pool
 
 
 @pytest.fixture
 def pool(tmp_path):
-    def make(**settings):
-        for colour in ("red", "green", "blue"):
-            texts = corpus(colour, 24)
-            # where red and green mean the things, blue means the number: it harms
-            shift = 1 if colour == "blue" else 0
-            pairs = [Pair(asked(place, 24), texts[(place + shift) % 24], 1) for place in range(24)]
-            write_pairs(
-                [Pair(f"{colour} {pair.query}", pair.document, 1) for pair in pairs], tmp_path / f"{colour}.jsonl"
-            )
-        documents = {f"d{place}": text for place, text in enumerate(corpus("white", 30))}
-        queries = {f"q{place}": asked(place, 30) for place in range(30)}
-        task = RetrievalTask("white", documents, queries, {f"q{place}": {f"d{place}": 1} for place in range(30)})
-        write_beir(task, tmp_path / "white", "test", header=True)
-        files = [str(tmp_path / f"{colour}.jsonl") for colour in ("red", "green", "blue")]
-        given = {"chunk_size": 8, "passes": 2, "batch_size": 4, "dev_fraction": 0.4, "hard_negatives": 3}
-        return ChunkPool(files, str(tmp_path / "white"), **given | settings)
-
-    return make
+    return lambda **settings: make_pool(tmp_path, **settings)
 
 
-def fit(pool, folder, selection="trait", budget=5, module=None, ckpt_path=None, epochs=-1, more=(), **settings):
+def fit(
+    pool,
+    folder,
+    selection="trait",
+    budget=5,
+    module=None,
+    ckpt_path=None,
+    epochs=-1,
+    more=(),
+    strategy="auto",
+    **settings,
+):
     seed_everything(0, verbose=False)
     module = module or Reranker(width=4, learning_rate=0.1)
     callback = TraitSelection(budget, selection, candidates=10, **settings)
     trainer = Trainer(
         max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
         limit_val_batches=0, enable_checkpointing=False, default_root_dir=folder, callbacks=[callback, *more],
+        strategy=strategy,
     )  # fmt: skip
     trainer.fit(module, pool, ckpt_path=ckpt_path)
     return module, callback, trainer
@@ -96,9 +78,13 @@ def test_a_search_ends_with_the_best_weights_and_its_report(pool, tmp_path):
     assert (found["dev"]["queries"], found["held_out"]["queries"]) == (12, 18)
     assert found["evaluated_pairs"] == 8 * (3 + sum(not trial["reused"] for trial in trials))
     assert found["pool_pairs"] == 72
+    once, trained = Measurement(trainer.datamodule.dev_tasks, 10).pairs, found["evaluated_pairs"] // 8
+    assert 12 < once <= 12 * 10
+    assert found["pairs"] == {"train": 2 * found["evaluated_pairs"], "measure": (trained + 1) * once}
     text = (tmp_path / "run" / "trait.md").read_text()
     assert "| blue |" in text
     assert "held-out (18)" in text
+    assert f"{found['evaluated_pairs']} of 72 pairs evaluated" in text
     assert (tmp_path / "run" / "trait.png").stat().st_size > 10_000
 
 
@@ -164,6 +150,36 @@ def test_a_checkpoint_goes_on_in_another_folder(pool, tmp_path):
     assert not (tmp_path / "other" / "trials.jsonl").exists()
 
 
+class RestoresLate(SingleDeviceStrategy):
+    """Reads a checkpoint after `on_fit_start`, as DeepSpeed does."""
+
+    restore_checkpoint_after_setup = True
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_a_checkpoint_that_is_read_late_goes_on_too(pool, tmp_path, later):
+    chunks = {"chunk_size": 10}  # the last one of a source is short
+    fit(pool(**chunks), tmp_path / "whole", budget=9)
+    _, _, trainer = fit(pool(**chunks), tmp_path / "run", budget=9, epochs=7)
+    assert len(trainer.datamodule.chunk(*trainer.datamodule.selection.chunks[0])) == 4
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    if later:  # the journal is ahead of the checkpoint, and its next chunk has more batches
+        _, _, trainer = fit(pool(**chunks), tmp_path / "run", budget=9, epochs=later)
+        assert len(trainer.datamodule.chunk(*trainer.datamodule.selection.chunks[0])) == 10
+    module, callback, _ = fit(
+        pool(**chunks), tmp_path / "next", budget=9, ckpt_path=tmp_path / "last.ckpt",
+        strategy=RestoresLate(torch.device("cpu")),
+    )  # fmt: skip
+    assert journal(tmp_path / "next") == journal(tmp_path / "whole")
+    assert same(module.state_dict(), torch.load(tmp_path / "next" / "weights" / f"{callback.best.weights}.pt"))
+
+
+def test_a_strategy_that_spreads_the_weights_is_refused(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(trait_selection, "shards_parameters", lambda trainer: True)
+    with pytest.raises(ValueError, match=r"^strategy: TraitSelection goes back to whole weights between trials"):
+        fit(pool(), tmp_path / "run")
+
+
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_every_selection_spends_its_budget(pool, tmp_path, selection):
     fit(pool(), tmp_path / "run", selection, budget=4)
@@ -189,6 +205,14 @@ def test_a_dual_encoder_selects_too(pool, tmp_path):
     module = Retriever(rows=512, width=8)
     fit(pool(), tmp_path / "run", budget=2, module=module)
     assert [line["kind"] for line in journal(tmp_path / "run")].count("trial") == 2
+
+
+def test_the_best_retriever_is_exported(pool, tmp_path):
+    _, callback, _ = fit(pool(), tmp_path / "run", module=Retriever(rows=512, width=8), more=[ModelExport()])
+    exported = HashedSentences.load(str(tmp_path / "run" / "model"))
+    best = torch.load(tmp_path / "run" / "weights" / f"{callback.best.weights}.pt")
+    assert same(exported.state_dict(), best)
+    assert callback.best.node > 0
 
 
 @pytest.mark.parametrize(

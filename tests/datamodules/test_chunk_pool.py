@@ -97,6 +97,17 @@ def test_sources_are_read_by_their_kind(files: dict[str, str]) -> None:
     assert all(pair.query.startswith("Find it.</s>") for pair in kept.chunk(2, 0))
 
 
+def test_all_labelled_text_is_handed_out_by_source(files: dict[str, str]) -> None:
+    pool = _pool(files)
+    labelled = pool.labelled()
+    assert list(labelled) == pool.names
+    for number, (pairs, documents) in enumerate(labelled.values()):
+        chunked = [pair for chunk in pool.chunks(number) for pair in chunk]
+        assert sorted((pair.query, pair.document) for pair in pairs) == sorted((p.query, p.document) for p in chunked)
+        assert {pair.document for pair in pairs} <= set(documents)
+        assert len(set(documents)) == len(documents)
+
+
 def test_permutations_follow_seed_and_name_and_are_stored(files: dict[str, str], tmp_path: Path) -> None:
     pool = _pool(files)
     manifest = json.loads(pool.write_manifest(tmp_path / "manifest.json").read_text())

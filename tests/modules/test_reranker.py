@@ -115,7 +115,7 @@ def test_an_unread_collection_is_named():
         ({"hidden": 0}, "hidden: must be at least 1"),
         ({"max_length": 1}, "max_length: must be at least 8"),
         ({"learning_rate": 0.0}, "learning_rate: must be above 0"),
-        ({"path": "no/such"}, "path: cannot load a reranker from 'no/such'"),
+        ({"path": "./no/such"}, "path: cannot load a reranker from './no/such'"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(settings, message):

@@ -103,7 +103,7 @@ def test_rerank_scores_the_candidates_and_nothing_else():
         ({"schedule": "linear"}, "schedule: must be 'cosine' or 'constant'"),
         ({"lora": LoraSettings()}, "lora: adapters need a Hugging Face encoder"),
         ({"rows": 1}, "rows: must be at least 2"),
-        ({"path": "no/such"}, "path: cannot load an encoder from 'no/such'"),
+        ({"path": "./no/such"}, "path: cannot load an encoder from './no/such'"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(settings, message):
