@@ -67,7 +67,8 @@ def visual_inputs(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Tenso
     """The images and videos among the keyword arguments of a call.
 
     Raises:
-        ValueError: The model is a language model, or does not know the input; names the input.
+        ValueError: The model is a language model, or does not know the input, or two inputs contradict each other;
+            names the input.
     """
     found = {name: value for name, value in given.items() if name not in _MADE_HERE and _says_something(name, value)}
     ids = visual_token_ids(model)
@@ -79,6 +80,14 @@ def visual_inputs(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Tenso
                 f"{type(model).__name__} is a language model and cannot read {name}: pass a vision-language model, or "
                 "leave it out."
             )
+    for pixels, grid in (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")):
+        if pixels in found and grid in found:
+            patches, wanted = len(found[pixels]), int(found[grid].prod(-1).sum())
+            if patches != wanted:
+                raise ValueError(
+                    f"{pixels} has {patches} patches, but {grid} says {wanted}: pass both as one call of the processor "
+                    "made them."
+                )
     return found
 
 

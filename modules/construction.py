@@ -1,7 +1,7 @@
 """Build Hugging Face models from a path or from a configuration."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,8 +16,27 @@ from transformers import (
 
 # what pre-tokenizers disagree about
 _PROBE = "def größe ( x ) :\n\n    return  x+12345 ,\t'it''s' e\u0301\r\n"
-# settings that transformers reads but keeps under another name
-_ALSO_READ = frozenset({"attn_implementation", "rope_theta"})
+# settings that transformers reads but keeps elsewhere or under another name
+_ALSO_READ = frozenset({"attn_implementation", "rope_theta", "model_type"})
+
+
+def check_names(settings: Iterable[str], known: PretrainedConfig, place: str = "config") -> None:
+    """Refuse settings that a configuration does not have.
+
+    Args:
+        settings: Their names.
+        known: A configuration of that kind.
+        place: Where they stand, for the message.
+
+    Raises:
+        ValueError: One is unknown.
+    """
+    for name in settings:
+        # transformers would store a misspelt setting and build a model without it
+        if name not in _ALSO_READ and not hasattr(known, name):
+            raise ValueError(
+                f"{place}: {known.model_type} has no setting {name!r}; see {type(known).__name__} of transformers"
+            )
 
 
 def complete_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> PretrainedConfig:
@@ -44,12 +63,7 @@ def complete_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBas
         raise ValueError(
             f"config: transformers knows no model_type {model_type!r}; try llama, qwen2 or qwen3"
         ) from error
-    for name in settings:
-        # transformers would store a misspelt setting and build a model without it
-        if name not in _ALSO_READ and not hasattr(known, name):
-            raise ValueError(
-                f"config: {model_type} has no setting {name!r}; see {type(known).__name__} of transformers"
-            )
+    check_names(settings, known)
     if tokenizer is not None:
         settings.setdefault("vocab_size", len(tokenizer))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -84,13 +98,19 @@ def check_tokenizer_survives(config: PretrainedConfig, tokenizer: PreTrainedToke
         )
 
 
-def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None, sequence_length: int | None) -> None:
+def check_fit(
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    sequence_length: int | None,
+    length_name: str = "sequence_length",
+) -> None:
     """Refuse data that the model cannot read.
 
     Args:
         config: Of the model.
         tokenizer: Of the data.
         sequence_length: Tokens per sequence of the data.
+        length_name: What the datamodule calls it.
 
     Raises:
         ValueError: Vocabulary or context of the model is too small.
@@ -104,32 +124,37 @@ def check_fit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | Non
     context = getattr(text, "max_position_embeddings", None)
     if sequence_length is not None and context is not None and sequence_length > context:
         raise ValueError(
-            f"sequence_length: {sequence_length} is longer than the model's context of {context} tokens; shorten it or"
+            f"{length_name}: {sequence_length} is longer than the model's context of {context} tokens; shorten it or"
             " raise max_position_embeddings"
         )
 
 
-def model_from_config(config: PretrainedConfig, seed: int) -> PreTrainedModel:
+def model_from_config(config: PretrainedConfig, seed: int, auto_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
     """Build a model with fresh weights that depend on the configuration and the seed only.
 
     Args:
         config: Of the model.
         seed: Of the weights; the global random state is neither read nor changed.
+        auto_class: Of transformers; chooses the model's class.
 
     Returns:
         The model, on the CPU, so that the weights are the same whatever the device.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.get_default_dtype())
+        model: PreTrainedModel = auto_class.from_config(config, dtype=torch.get_default_dtype())
     return model
 
 
-def model_from_path(path: str) -> PreTrainedModel:
+def model_from_path(
+    path: str, auto_class: Any = AutoModelForCausalLM, kind: str = "causal language model"
+) -> PreTrainedModel:
     """Load a model from a folder or the Hugging Face hub.
 
     Args:
         path: Folder or hub id.
+        auto_class: Of transformers; chooses the model's class.
+        kind: What is expected there, for the message.
 
     Returns:
         The model, on the CPU, in torch's default type, which the trainer's precision sets.
@@ -139,8 +164,8 @@ def model_from_path(path: str) -> PreTrainedModel:
     """
     try:
         with torch.device("cpu"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=torch.get_default_dtype())
+            model: PreTrainedModel = auto_class.from_pretrained(path, dtype=torch.get_default_dtype())
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"path: cannot load a causal language model from {path!r} ({reason})") from error
+        raise ValueError(f"path: cannot load a {kind} from {path!r} ({reason})") from error
     return model

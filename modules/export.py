@@ -79,7 +79,7 @@ def merged_state_dict(model: PreTrainedModel, keep: bool = True) -> dict[str, Te
 def write_pretrained(
     model: PreTrainedModel, state: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase | None, folder: Path
 ) -> None:
-    """Write a folder that `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained` load.
+    """Write a folder that `from_pretrained` of transformers' own classes loads, `AutoTokenizer` among them.
 
     It is written under another name and then renamed: the folder is never half written.
 

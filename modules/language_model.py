@@ -1,20 +1,13 @@
 """LanguageModel: train any Hugging Face causal language model."""
 
-import dataclasses
 import hashlib
 import math
-import os
-import tempfile
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torchmetrics import MeanMetric
-from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from saccade.modules.construction import (
     check_fit,
@@ -23,24 +16,15 @@ from saccade.modules.construction import (
     model_from_config,
     model_from_path,
 )
-from saccade.modules.export import merged_state_dict, write_pretrained
-from saccade.modules.lora import LoraSettings, attach_lora
-from saccade.modules.optimization import Schedule, adamw, warmup_schedule
+from saccade.modules.generative import GenerativeModule
+from saccade.modules.lora import LoraSettings
+from saccade.modules.optimization import Schedule
 from saccade.modules.sublayer_dropout import SublayerDropout
 
-_KEY = "saccade_language_model"  # our entry in a checkpoint
 _RAMP = 0.5  # share of the run over which sub-layer dropout reaches its full rate
 
 
-class Perplexity(MeanMetric):
-    """Exponential of a mean loss; exact over batches and ranks, because the loss is averaged first."""
-
-    def compute(self) -> Tensor:
-        """Return exp(mean loss)."""
-        return super().compute().exp()
-
-
-class LanguageModel(LightningModule):
+class LanguageModel(GenerativeModule):
     """A causal language model in training: loss, perplexity, optimizer, schedule, checkpoints, export.
 
     Give either `path`, to go on from a trained model, or `config`, to train from scratch. The Hugging Face model is
@@ -70,7 +54,7 @@ class LanguageModel(LightningModule):
         ValueError: A setting is impossible; the message names it.
     """
 
-    model: PreTrainedModel
+    checkpoint_key: ClassVar[str] = "saccade_language_model"
 
     def __init__(
         self,
@@ -87,49 +71,24 @@ class LanguageModel(LightningModule):
         gradient_checkpointing: bool = False,
         seed: int | None = None,
     ) -> None:
-        super().__init__()
-        if (path is None) == (config is None):
-            raise ValueError("path, config: give exactly one, path to go on from a model or config for a new one")
-        if isinstance(lora, dict):  # as a checkpoint holds it
-            lora = LoraSettings(**lora)
-        for name, value in (("warmup_fraction", warmup_fraction), ("final_fraction", final_fraction)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}: must lie between 0 and 1, but is {value}")
+        super().__init__(
+            path,
+            config,
+            lora,
+            learning_rate,
+            weight_decay,
+            betas,
+            schedule,
+            warmup_fraction,
+            final_fraction,
+            gradient_checkpointing,
+            seed,
+        )
         if not 0 <= sublayer_dropout <= 1:
             raise ValueError(f"sublayer_dropout: must lie between 0 and 1, but is {sublayer_dropout}")
-        if learning_rate <= 0:
-            raise ValueError(f"learning_rate: must be above 0, but is {learning_rate}")
-        if weight_decay < 0:
-            raise ValueError(f"weight_decay: must be at least 0, but is {weight_decay}")
-        if schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule: must be 'cosine' or 'constant', but is {schedule!r}")
-        self.save_hyperparameters()
-        # plain values only, so that a checkpoint loads with weights_only=True
-        self.hparams["lora"] = None if lora is None else dataclasses.asdict(lora)
-        self.path = path
-        self.config = config
-        self.lora = lora
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.betas = betas
-        self.schedule: Schedule = schedule
-        self.warmup_fraction = warmup_fraction
-        self.final_fraction = final_fraction
         self.sublayer_dropout = sublayer_dropout
-        self.gradient_checkpointing = gradient_checkpointing
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        self.tokenizer: PreTrainedTokenizerBase | None = None
-        self.val_loss = MeanMetric()
-        self.val_perplexity = Perplexity()
-        self.test_loss = MeanMetric()
-        self.test_perplexity = Perplexity()
         self._dropout: SublayerDropout | None = None
         self._ramp_steps = 0.0
-
-    @property
-    def is_built(self) -> bool:
-        """Whether `model` exists."""
-        return "model" in self._modules
 
     def build(self, tokenizer: PreTrainedTokenizerBase | None = None, sequence_length: int | None = None) -> None:
         """Build `model`, unless it is there; the trainer's set-up does this by itself.
@@ -155,38 +114,20 @@ class LanguageModel(LightningModule):
         self.tokenizer = tokenizer
         self._adopt(model)
 
-    def _adopt(self, model: PreTrainedModel) -> None:
-        if self.lora is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                attach_lora(model, self.lora)
-        if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self._dropout = SublayerDropout(model, self.sublayer_dropout) if self.sublayer_dropout > 0 else None
-        self.model = model.train()
-
-    def setup(self, stage: str) -> None:
-        """Build the model before the strategy's own contexts are entered.
-
-        DeepSpeed ZeRO-3 would partition each layer as it is created, and then neither transformers' initialisation nor
-        its loading of weights reaches them; so every rank builds the whole model in memory, and the engine
-        partitions it.
+    def build_for(self, datamodule: Any) -> None:
+        """Build `model` with the tokenizer and the sequence length of a datamodule.
 
         Args:
-            stage: Unused.
-        """
-        if not self.is_built:
-            datamodule = getattr(self.trainer, "datamodule", None)
-            with self.trainer.precision_plugin.module_init_context():
-                self.build(getattr(datamodule, "tokenizer", None), getattr(datamodule, "sequence_length", None))
+            datamodule: Set up; None when there is none.
 
-    def configure_model(self) -> None:
-        """Build the model where `setup` has not. Without a trainer nothing happens: see `build`.
-
-        `load_from_checkpoint` calls this before it shows the checkpoint, which says how the model must be built.
+        Raises:
+            ValueError: The model cannot be built, or cannot read the data.
         """
-        if self._trainer is not None:
-            self.setup(stage="")
+        self.build(getattr(datamodule, "tokenizer", None), getattr(datamodule, "sequence_length", None))
+
+    def _adopt(self, model: PreTrainedModel) -> None:
+        super()._adopt(model)
+        self._dropout = SublayerDropout(model, self.sublayer_dropout) if self.sublayer_dropout > 0 else None
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Compute the logits.
@@ -218,44 +159,19 @@ class LanguageModel(LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss per token of a batch (see `token_losses`)."""
-        sequences = len(batch["input_ids"])
         if self._dropout is not None:
             # from the position in the run, not from a running state: a resumed run draws the same masks
             place = f"{self.seed}/{self.current_epoch}/{batch_idx}/{self.global_rank}"
             seed = int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "big")
             device, scale = batch["input_ids"].device, min(1.0, self.global_step / max(1.0, self._ramp_steps))
-            self._dropout.draw(sequences, torch.Generator().manual_seed(seed), device, scale)
-        losses, weights = self.token_losses(batch)
-        loss = (losses * weights).sum() / weights.sum().clamp(min=1)
-        self.log("train_loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=sequences)
-        return loss
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Add a batch to `val_loss` and `val_perplexity`."""
-        self._evaluate("val", self.val_loss, self.val_perplexity, batch)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Add a batch to `test_loss` and `test_perplexity`."""
-        self._evaluate("test", self.test_loss, self.test_perplexity, batch)
+            self._dropout.draw(len(batch["input_ids"]), torch.Generator().manual_seed(seed), device, scale)
+        return super().training_step(batch, batch_idx)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Return `loss` (nats per token) and `perplexity` of every sequence, float [B] each."""
         losses, weights = self.token_losses(batch)
         loss = (losses * weights).sum(1) / weights.sum(1).clamp(min=1)
         return {"loss": loss, "perplexity": loss.exp()}
-
-    def _evaluate(self, part: str, loss: MeanMetric, perplexity: Perplexity, batch: dict[str, Tensor]) -> None:
-        losses, weights = self.token_losses(batch)
-        for name, metric in ((f"{part}_loss", loss), (f"{part}_perplexity", perplexity)):
-            metric.update(losses, weights)
-            self.log(name, metric, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(losses))
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW and its schedule, stepped with every optimizer step."""
-        optimizer = adamw(self.model, self.learning_rate, self.weight_decay, self.betas)
-        steps = self.trainer.estimated_stepping_batches
-        scheduler = warmup_schedule(optimizer, self.schedule, steps, self.warmup_fraction, self.final_fraction)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
         """Attach sub-layer dropout; its rate rises over the first half of the run, if the run has a known length."""
@@ -277,56 +193,3 @@ class LanguageModel(LightningModule):
         """
         if self._dropout is not None:
             self._dropout.remove()
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the model's configuration and the tokenizer's files."""
-        files: dict[str, str] = {}
-        if self.tokenizer is not None:
-            with tempfile.TemporaryDirectory() as folder:
-                self.tokenizer.save_pretrained(folder)
-                for path in sorted(Path(folder).rglob("*")):
-                    if path.is_file():
-                        # latin-1 holds any bytes in a string, which weights_only=True lets pass
-                        files[path.relative_to(folder).as_posix()] = path.read_bytes().decode("latin-1")
-        checkpoint[_KEY] = {"config": self.model.config.to_json_string(use_diff=False), "tokenizer": files}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the model as the checkpoint had it, when it is loaded without a trainer.
-
-        Raises:
-            ValueError: The checkpoint is not one of this class.
-        """
-        if self.is_built:
-            return
-        if _KEY not in checkpoint:
-            raise ValueError("checkpoint_path: this is not a checkpoint of saccade.modules.LanguageModel")
-        stored = checkpoint[_KEY]
-        with tempfile.TemporaryDirectory() as folder:
-            for name, text in {**stored["tokenizer"], "config.json": stored["config"]}.items():
-                path = Path(folder, name)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(text.encode("utf-8" if name == "config.json" else "latin-1"))
-            config = AutoConfig.from_pretrained(folder)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder) if stored["tokenizer"] else None
-        self._adopt(model_from_config(config, self.seed))
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Export a folder that plain `AutoModelForCausalLM` and `AutoTokenizer` load; LoRA is merged into the copy.
-
-        All ranks must call it (ZeRO-3 gathers the weights); rank 0 writes.
-
-        Args:
-            folder: Where to; it is replaced if it is there, and never half written.
-
-        Raises:
-            ValueError: The model is not built yet, or the place cannot be written.
-        """
-        if not self.is_built:
-            raise ValueError("model: there is none yet to be exported; fit, load a checkpoint or call build first")
-        trainer = self._trainer
-        writes = trainer is None or trainer.is_global_zero
-        state = merged_state_dict(self.model, keep=writes)
-        if writes:
-            write_pretrained(self.model, state, self.tokenizer, Path(folder))
-        if trainer is not None:
-            trainer.strategy.barrier("saccade.modules.LanguageModel.save_pretrained")

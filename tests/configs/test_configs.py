@@ -35,6 +35,7 @@ def newest(place: Path, name: str) -> Path:
 def test_every_kind_is_tested_below():
     assert {name.split("/")[0] for name in CONFIGS} == {
         "lm", "decoding", "decoder", "search", "strategy", "t2dr", "missing", "trait",
+        "video",
     }  # fmt: skip
 
 
@@ -124,7 +125,66 @@ def test_searches_search(name, inside, capsys):
     assert (inside / "searched" / "skip_layers.json").is_file()
 
 
-@pytest.mark.parametrize("name", [*of_kind("decoding"), *of_kind("decoder")])
+VIDEO_DECODERS = ["decoding/video.yaml", "decoder/specvlm.yaml", "decoder/lvspec.yaml"]
+TEXT = {
+    "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+}  # fmt: skip
+VISION = {
+    "qwen2_5_vl": {"hidden_size": 16, "intermediate_size": 16, "depth": 1, "num_heads": 1},
+    "llava_onevision": {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1,
+    },
+}  # fmt: skip
+FEW_VIDEOS = {
+    "frames": 4, "height": 56, "width": 56, "patch_size": 14, "max_digits": 1, "scenes": 4, "validation_scenes": 2,
+    "test_scenes": 1, "batch_size": 2, "num_workers": 0,
+}  # fmt: skip
+
+
+def smaller_video(name: str, folder: Path) -> str:
+    """A file beside the shipped one that makes its model and data small."""
+    config = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8"))["model"]["init_args"]["config"]
+    config = config | {
+        "text_config": config["text_config"] | TEXT,
+        "vision_config": config["vision_config"] | VISION[config["model_type"]],
+    }
+    small = {
+        "model": {"init_args": {"config": config, "slot_scenes": 1, "max_answer_tokens": 8}},
+        "data": {"init_args": FEW_VIDEOS},
+        "trainer": {"max_epochs": None, "max_steps": 1, "val_check_interval": None, "precision": "32-true"},
+    }
+    path = folder / f"small-{Path(name).stem}.yaml"
+    path.write_text(yaml.safe_dump(small))
+    return str(path)
+
+
+@pytest.mark.parametrize("name", of_kind("video"))
+def test_video_models_fit(name, inside):
+    """The file as it is, but for sizes; what goes on from another run does so."""
+    first = "video/qwen.yaml" if name == "video/long.yaml" else name
+    arguments = ["fit", "--config", first, "--config", smaller_video(first, inside), "--name", "video", *QUICK]
+    assert main(arguments) == 0
+    assert (newest(inside, "video") / "model" / "config.json").is_file()
+    if name != first:
+        short = ["--data.frames=6", "--data.batch_size=1", "--trainer.max_steps=1", "--trainer.val_check_interval=1"]
+        arguments += ["--config", name, "--model.path=runs/video/latest/model", *short]
+        assert main(arguments) == 0
+
+
+@pytest.mark.parametrize("name", VIDEO_DECODERS)
+def test_decoders_of_videos_decode(name, inside, capsys):
+    tiny = ["--config", "video/qwen-tiny.yaml", "--config", smaller_video("video/qwen-tiny.yaml", inside), *QUICK]
+    assert main(["fit", *tiny, "--name", "tiny-draft"]) == 0
+    short = ["--trainer.callbacks.max_new_tokens=6", "--trainer.callbacks.max_prompts=1"]
+    assert main(["validate", *tiny, "--name", "decoded", "--config", name, *short]) == 0, capsys.readouterr().err
+    text = (newest(inside, "decoded") / "decoding.json").read_text()
+    attached = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8"))["trainer"]["callbacks+"][0]["init_args"]
+    for decoder in attached["decoders"]:
+        assert json.dumps(decoder) in text
+
+
+@pytest.mark.parametrize("name", sorted({*of_kind("decoding"), *of_kind("decoder")} - {*VIDEO_DECODERS}))
 def test_decoders_decode(name, inside, capsys):
     trained = {"model": {"init_args": {"path": "runs/demo-draft/latest/model", "config": None}}}
     (inside / "trained.yaml").write_text(yaml.safe_dump(trained))

@@ -15,7 +15,7 @@ from benchmarks.tables import render
 from saccade.cli.config_lookup import packaged_configs
 from saccade.inference import Decoder, DecodingStats
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, name_of, prose
-from tests.support.decoders import DECODERS
+from tests.support.decoders import DECODERS, VIDEO_DECODERS
 from tests.support.models import tiny_model
 
 README = ROOT / "README.md"
@@ -124,7 +124,8 @@ def test_every_decoder_has_its_places(method: type[Decoder]) -> None:
     assert f"::: {path}\n" in (ROOT / "docs" / "inference" / f"{name}.md").read_text(encoding="utf-8")
     assert (ROOT / "tests" / "inference" / "decoders" / f"test_{name}.py").is_file()
     model = tiny_model()
-    assert method in {type(make(model)) for make in DECODERS.values()}, "no line in tests/support/decoders.py"
+    made = {type(make(model)) for make in [*DECODERS.values(), *VIDEO_DECODERS.values()]}
+    assert method in made, "no line in tests/support/decoders.py"
 
 
 @pytest.mark.parametrize(
