@@ -121,6 +121,8 @@ class DecodingEvaluation(PromptCollector):
         if selected == 0:
             rank_zero_warn("DecodingEvaluation: the validation data holds no prompt, nothing was decoded.")
             return
+        lengths = torch.tensor([max((prompt.length for prompt in share), default=0)], dtype=torch.float64)
+        longest = int(reduce_max(lengths, pl_module.device)[0])
         folder = run_folder(trainer)  # before the work: a folder that cannot be written to is known now
         synced = shards_parameters(trainer) and trainer.world_size > 1
         datamodule = getattr(trainer, "datamodule", None)
@@ -134,7 +136,7 @@ class DecodingEvaluation(PromptCollector):
             baseline=BASELINE if self.baseline else None,
             context={
                 "prompts": selected,
-                "prompt_length": self._pool.prompt_length,
+                "prompt_length": longest,
                 "max_new_tokens": self.max_new_tokens,
                 "batch_size": self.batch_size,
                 "sampling": None if self.sampling is None else vars(self.sampling),
