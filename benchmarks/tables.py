@@ -99,22 +99,23 @@ def layer_skip() -> str:
     if not rows:
         return "No rows yet: run `python -m benchmarks.layer_skip`."
     lines = [
-        "| trained | draft | speed-up (median, spread) | E/(Kc+v) | E | K | c | v | distinct 4-grams |",
-        "| --- |" + " --- |" * 8,
+        "| trained | temperature | draft | speed-up (median, spread) | E/(Kc+v) | E | K | c | v | distinct 4-grams |",
+        "| --- |" + " --- |" * 9,
     ]
     for row in rows:
         trained = row["case"].split("Python sources, ")[1].split(", batch")[0]
+        heat = row["case"].split("temperature ")[1] if "temperature" in row["case"] else "0"
         spread = f"{row['value']:.2f} ({row['spread']['min']:.2f} to {row['spread']['max']:.2f})"
         numbers = " | ".join(f"{row[key]:.2f}" for key in ("predicted", *"EKcv"))
         distinct = f"{row['distinct_4']:.2f}" + (", degenerate" if row["degenerate"] else "")
         draft = row["method"].removeprefix("SelfSpeculative, ")
-        lines.append(f"| {trained} | {draft} | {spread} | {numbers} | {distinct} |")
+        lines.append(f"| {trained} | {heat} | {draft} | {spread} | {numbers} | {distinct} |")
     first = rows[0]
     lines += [
         "",
         f"{first['case'].split(', trained')[0]}; {first['device']}, torch {first['versions']['torch']}; commit"
         f" {first['commit'][:8]}; real text has {first['distinct_4_real']:.2f} distinct 4-grams. Degenerate rows"
-        " support no claim of speed; they do show that the cost model holds.",
+        " support no claim of speed.",
     ]
     return "\n".join(lines)
 
