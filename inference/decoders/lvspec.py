@@ -20,7 +20,15 @@ from saccade.inference.drafting.video_pruning import VideoSelector
 from saccade.inference.drafting.video_selectors import make_selector
 from saccade.inference.engine.observation import Observation
 from saccade.inference.engine.settings import Engine, EngineKind
-from saccade.inference.relaxation import Judged, RelaxedRule, VisualRelaxation, standing, top_entropy, visual_relevance
+from saccade.inference.relaxation import (
+    Judged,
+    RelaxedRule,
+    VisualRelaxation,
+    directions,
+    standing,
+    top_entropy,
+    visual_relevance,
+)
 from saccade.inference.request import Request
 from saccade.inference.verification import Draft, Verdict, verify_greedy
 from saccade.inference.visual_prompts import PositionRule
@@ -122,6 +130,8 @@ class LVSpec(Decoder):
         strict = verify_greedy(logits, draft)
         if not run.memory:
             guarded = run.eos | compat_vision.special_token_ids(run.session.model)
+            noted = run.session.noted
+            noted.visual_states = [directions(states) for states in noted.visual_states]  # once for all rounds
             run.memory = [(self._rule.begin(row, guarded), len(text)) for row, text in enumerate(run.texts)]
             return strict
         drafted: list[list[int]] = draft.tokens.tolist()
@@ -157,7 +167,7 @@ class LVSpec(Decoder):
             raise RuntimeError("the session has noted no states: LVSpec.observation asks for them.")
         rows = []
         for row, seen in enumerate(visual):
-            scores = visual_relevance(states[row], seen, self.neighbours)
+            scores = visual_relevance(states[row], seen, self.neighbours, unit=True)
             judge, own = scores[:drafted], scores[1 : drafted + 1]
             rows.append({"judge": judge, "draft": own}.get(self.score_at, torch.maximum(judge, own)))
         return torch.stack(rows)

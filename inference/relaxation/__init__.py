@@ -4,7 +4,7 @@ from saccade.inference.relaxation.baselines import RandomRelaxation, Strict
 from saccade.inference.relaxation.fly import FLy, FLyPlus, top_entropy
 from saccade.inference.relaxation.forecast import expected_accepted, mismatch_rate
 from saccade.inference.relaxation.lvspec import VisualRelaxation
-from saccade.inference.relaxation.relevance import visual_relevance
+from saccade.inference.relaxation.relevance import directions, visual_relevance
 from saccade.inference.relaxation.rule import AuditEntry, Judged, Reason, RelaxedRule, RowState, Ruling, standing
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "Ruling",
     "Strict",
     "VisualRelaxation",
+    "directions",
     "expected_accepted",
     "mismatch_rate",
     "standing",

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def visual_relevance(states: Tensor, visual_states: Tensor, neighbours: int = 10, chunk: int = 4096) -> Tensor:
+def visual_relevance(
+    states: Tensor, visual_states: Tensor, neighbours: int = 10, chunk: int = 4096, unit: bool = False
+) -> Tensor:
     """Mean of the largest cosines between a text state and the video tokens' states (LVSpec, arXiv 2604.05650).
 
     The mean runs over few neighbours, so that a large background does not dilute the score.
@@ -17,6 +19,7 @@ def visual_relevance(states: Tensor, visual_states: Tensor, neighbours: int = 10
         visual_states: ``[video tokens, dim]`` hidden states of the same layer at the video tokens; at least one.
         neighbours: How many of the largest cosines count (N of the paper), at least 1; all, where the video has fewer.
         chunk: Video tokens that are compared at once, at least 1; bounds memory and changes nothing else.
+        unit: Whether ``visual_states`` are :func:`directions` already, as they are worth making once for all rounds.
 
     Returns:
         ``[places]`` float32 in [-1, 1] on the device of ``visual_states``. Cosines are computed in float32 whatever
@@ -35,17 +38,17 @@ def visual_relevance(states: Tensor, visual_states: Tensor, neighbours: int = 10
     for name, value in (("neighbours", neighbours), ("chunk", chunk)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}: leave it away for the default.")
-    queries = _directions(states.to(visual_states.device))
+    queries = directions(states.to(visual_states.device))
     best = queries.new_empty(len(queries), 0)
     for start in range(0, len(visual_states), chunk):
         part = visual_states[start : start + chunk]
-        cosines = queries @ _directions(part).to(queries).T
+        cosines = queries @ (part if unit else directions(part)).to(queries).T
         # what is not among the best of its chunk cannot be among the best of all
         pool = torch.cat([best, cosines.topk(min(neighbours, cosines.shape[1])).values], 1)
         best = pool.topk(min(neighbours, pool.shape[1])).values
     return best.mean(1).float()
 
 
-def _directions(states: Tensor) -> Tensor:
-    """The states at length 1, in float32 at least: the squares of half-precision states overflow or drown."""
+def directions(states: Tensor) -> Tensor:
+    """``[..., dim]`` states at length 1, in float32 at least: squares of half-precision states overflow or drown."""
     return F.normalize(states if states.dtype == torch.float64 else states.float(), dim=-1)
