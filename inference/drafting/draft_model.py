@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from saccade.inference.drafting.chain import ChainDrafter
 from saccade.inference.drafting.drafter import Run
-from saccade.inference.drafting.follower import Follower
+from saccade.inference.drafting.follower import Follower, FollowingDrafter
 
 
-class DraftModelDrafter(ChainDrafter):
+class DraftModelDrafter(FollowingDrafter, ChainDrafter):
     """Continues the texts with the draft model; its cache keeps what verification accepted.
 
     Args:
@@ -21,7 +19,7 @@ class DraftModelDrafter(ChainDrafter):
     """
 
     def __init__(self, follower: Follower, length: int, threshold: float = 0.0) -> None:
-        super().__init__(length)
+        ChainDrafter.__init__(self, length)
         self.follower = follower
         self.threshold = threshold
 
@@ -38,26 +36,3 @@ class DraftModelDrafter(ChainDrafter):
     def thresholds(self, run: Run) -> list[float]:
         """The same for every row."""
         return [self.threshold] * len(run.texts)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drops finished rows from the draft's cache."""
-        self.follower.keep(rows)
-
-    def close(self) -> None:
-        """Gives the draft model back as it was."""
-        self.follower.close()
-
-    @property
-    def forwards(self) -> int:
-        """Forward calls of the draft model, its prefill included."""
-        return self.follower.forwards
-
-    @property
-    def cache_bytes(self) -> int:
-        """Size of the draft's buffers."""
-        return self.follower.cache_bytes
-
-    @property
-    def prefill_seconds(self) -> float:
-        """Time of choosing and reading the draft's prompts."""
-        return self.follower.prefill_seconds

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from saccade.inference.drafting.drafter import Drafter, NoDraft, Run
-from saccade.inference.drafting.follower import Follower
+from saccade.inference.drafting.drafter import NoDraft, Run
+from saccade.inference.drafting.follower import Follower, FollowingDrafter
 from saccade.inference.drafting.static_trees import StaticTree
 from saccade.inference.verification import Draft
 
 
-class DraftTreeDrafter(Drafter):
+class DraftTreeDrafter(FollowingDrafter):
     """Tries the best tokens of the draft model behind each other in a tree.
 
     Tokens are picked, not drawn, so that strict sampling takes each for a certain proposal. A forward for each level
@@ -45,26 +45,3 @@ class DraftTreeDrafter(Drafter):
             drafted = torch.cat([drafted, tree.expand(level, top)], 1)
         counts = [tree.drafted_within(min(limit, depth)) for limit in limits]
         return Draft(drafted.to(run.session.device), counts, None, tree.tree)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Drops finished rows from the draft's cache."""
-        self.follower.keep(rows)
-
-    def close(self) -> None:
-        """Gives the draft model back as it was."""
-        self.follower.close()
-
-    @property
-    def forwards(self) -> int:
-        """Forward calls of the draft model, its prefill included."""
-        return self.follower.forwards
-
-    @property
-    def cache_bytes(self) -> int:
-        """Size of the draft's buffers."""
-        return self.follower.cache_bytes
-
-    @property
-    def prefill_seconds(self) -> float:
-        """Time of choosing and reading the draft's prompts."""
-        return self.follower.prefill_seconds

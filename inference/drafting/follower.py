@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from saccade.inference.drafting.drafter import Run
+from saccade.inference.drafting.drafter import Drafter, Run
 from saccade.inference.drafting.video_pruning import VideoSelector, VideoView
 from saccade.inference.engine.graphs import Floor
 from saccade.inference.engine.session import Session
@@ -157,9 +157,39 @@ class Follower:
         if self.video is not None:
             visual = self.video.prompts(self.model, run, self.rows, self.prompts)
             texts = [prompt.tokens for prompt in visual]
-        session = Session(self.model, max(len(text) for text in texts) + self.extra, floor=self.floor)
+        read = [self.prompts[row] for row in self.rows] if visual is None else texts
+        session = Session(self.model, max(len(text) for text in read) + self.extra, floor=self.floor)
         self._open = session.__enter__()
         self._gone = [0] * len(texts)
         if visual is not None:
             self._gone = [len(self.prompts[row]) - len(text) for row, text in zip(self.rows, texts, strict=True)]
         return session.prefill(texts, visual)
+
+
+class FollowingDrafter(Drafter):
+    """A drafter whose state is a follower; a subclass sets ``follower`` and writes how it drafts."""
+
+    follower: Follower
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drops finished rows from the draft's cache."""
+        self.follower.keep(rows)
+
+    def close(self) -> None:
+        """Gives the draft model back as it was."""
+        self.follower.close()
+
+    @property
+    def forwards(self) -> int:
+        """Forward calls of the draft model, its prefill included."""
+        return self.follower.forwards
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the draft's buffers."""
+        return self.follower.cache_bytes
+
+    @property
+    def prefill_seconds(self) -> float:
+        """Time of choosing and reading the draft's prompts."""
+        return self.follower.prefill_seconds

@@ -36,7 +36,7 @@ def test_a_draft_in_a_folder_is_loaded_once_for_each_precision(tmp_path: Path) -
     for target in (model, model, tiny_model(dtype=torch.float32)):
         out = decoder.generate(target, **batch, max_new_tokens=10)
         assert out.tokens == Autoregressive().generate(target, **batch, max_new_tokens=10).tokens
-    assert sorted(decoder._loaded) == ["cpu torch.float32", "cpu torch.float64"]
+    assert sorted(decoder._loaded) == [f"{tmp_path} cpu torch.float32", f"{tmp_path} cpu torch.float64"]
     assert [part.dtype for part in decoder._loaded.values()] == [torch.float64, torch.float32]
 
 
