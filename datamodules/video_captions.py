@@ -56,6 +56,8 @@ class VideoCaptions(LightningDataModule):
         image_std: Their deviations.
         max_tokens: Most tokens of a sequence, video included; a longer one is an error, it is never cut.
         max_digits: Most digits of a scene, 1 to 4.
+        fact_lists: Share of the training scenes that are asked for a terse list of their facts instead of a caption, 0
+            to 1, so that a new model learns to look. Validation and test ask for captions only.
         scenes: Training scenes of the embedded world.
         validation_scenes: Its validation scenes.
         test_scenes: Its test scenes; 0 leaves the test part empty.
@@ -90,6 +92,7 @@ class VideoCaptions(LightningDataModule):
         image_std: tuple[float, float, float] | None = None,
         max_tokens: int = 2048,
         max_digits: int = 4,
+        fact_lists: float = 0.5,
         scenes: int = 10_000,
         validation_scenes: int = 200,
         test_scenes: int = 200,
@@ -122,6 +125,7 @@ class VideoCaptions(LightningDataModule):
                 f" take at least {2 * max_digits}, or fewer digits"
             )
         for name, fraction in (
+            ("fact_lists", fact_lists),
             ("manifest_validation_fraction", manifest_validation_fraction),
             ("manifest_test_fraction", manifest_test_fraction),
         ):
@@ -148,6 +152,7 @@ class VideoCaptions(LightningDataModule):
         self.image_std = image_std
         self.max_tokens = max_tokens
         self.max_digits = max_digits
+        self.fact_lists = fact_lists
         self.scenes = scenes
         self.validation_scenes = validation_scenes
         self.test_scenes = test_scenes
@@ -310,7 +315,12 @@ class VideoCaptions(LightningDataModule):
     def _scene_sources(self) -> dict[str, Source]:
         sizes = zip(PARTS, (self.scenes, self.validation_scenes, self.test_scenes), strict=True)
         shape = (self.frames, self.height, self.width)
-        return {part: Scenes(part, count, self.seed, self.max_digits, shape) for part, count in sizes}
+        return {
+            part: Scenes(
+                part, count, self.seed, self.max_digits, shape, fact_lists=self.fact_lists if part == "train" else 0.0
+            )
+            for part, count in sizes
+        }
 
     def _manifest_sources(self, manifest: str) -> dict[str, Source]:
         rows: dict[str, list[ManifestRow]] = {part: [] for part in PARTS}

@@ -19,6 +19,8 @@ PROMPTS = (
     "Please give a full description of the film.",
     "Explain what is shown, with all details.",
 )
+LIST_PROMPT = "List the facts."
+"""Asks for `fact_list`; the prompts above ask for `caption`."""
 
 _OPENINGS = (
     "This short film shows {count} on {background}.",
@@ -105,6 +107,27 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
         sentences.insert(int(random.integers(1, len(sentences) + 1)), str(filler))
         length = longer
     return " ".join(_capital(sentence) for sentence in sentences)
+
+
+def fact_list(scene: Scene) -> str:
+    """Tell all facts of a scene in one order and hardly any other word; source: ours.
+
+    Nearly every token of a list depends on what is seen, and nearly none of a caption does: a new model learns to look
+    from lists many times sooner.
+
+    Args:
+        scene: What is told.
+
+    Returns:
+        One sentence: the background, the count, and of each digit which it is, its size, colour and direction.
+        `slot_accuracy` finds every fact in it.
+    """
+    digits = ", ".join(
+        f"{ordinal} {lexicon.DIGITS[digit.label]} {digit.size} {digit.colour} {digit.direction}"
+        for ordinal, digit in zip(lexicon.ORDINALS, scene.digits, strict=False)
+    )
+    count = len(scene.digits)
+    return f"A {scene.background} backdrop, {count} digit{'s' if count > 1 else ''}: {digits}."
 
 
 def _story(scene: Scene, random: np.random.Generator) -> list[str]:

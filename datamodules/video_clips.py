@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from saccade.datamodules.corpus_files import PARTS
-from saccade.datamodules.video_captions_grammar import PROMPTS, caption
+from saccade.datamodules.video_captions_grammar import LIST_PROMPT, PROMPTS, caption, fact_list
 from saccade.datamodules.video_reading import ManifestRow, read_clip
 from saccade.datamodules.video_scenes import Scene, make_scene, render
 from saccade.datamodules.video_tokenization import END, prompt_ids, refuse_special_tokens, token_types
@@ -48,6 +48,7 @@ class Scenes:
         seed: Of the world.
         max_digits: Most digits of a scene.
         shape: Frames, height and width.
+        fact_lists: Share of the clips that are asked for a list of facts instead of a caption, 0 to 1.
     """
 
     part: str
@@ -55,6 +56,7 @@ class Scenes:
     seed: int
     max_digits: int
     shape: tuple[int, int, int]
+    fact_lists: float = 0.0
 
     def __len__(self) -> int:
         return self.count
@@ -66,7 +68,10 @@ class Scenes:
     def texts(self, item: int) -> tuple[str, str]:
         """Question and answer of a clip."""
         # other numbers than those that the scene was drawn from
-        random = np.random.default_rng([self.seed, PARTS.index(self.part), item, 1])
+        place = [self.seed, PARTS.index(self.part), item]
+        if np.random.default_rng([*place, 2]).random() < self.fact_lists:
+            return LIST_PROMPT, fact_list(self.scene(item))
+        random = np.random.default_rng([*place, 1])
         return PROMPTS[random.integers(len(PROMPTS))], caption(self.scene(item), random)
 
     def film(self, item: int) -> np.ndarray:

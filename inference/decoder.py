@@ -1,7 +1,7 @@
 """The one decoding loop: draft, verify, commit. EOS, limits, streaming, statistics and batching exist here only."""
 
-from __future__ import annotations
-
+# Annotations stay objects here, unlike elsewhere: jsonargparse reads those that decoders inherit in the module of the
+# decoder, where the names of this one mean nothing, and would take any value for every setting.
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence

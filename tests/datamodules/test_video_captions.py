@@ -19,6 +19,7 @@ from transformers import (
 from saccade.datamodules import VideoCaptions
 from saccade.datamodules.batches import BatchSampler
 from saccade.datamodules.tokenization import train_tokenizer
+from saccade.datamodules.video_captions_grammar import LIST_PROMPT, PROMPTS
 from saccade.datamodules.video_reading import read_clip
 from saccade.datamodules.video_scenes import make_scene, render
 from saccade.datamodules.video_tokenization import SPECIAL_TOKENS, video_prompt, visual_format
@@ -190,6 +191,21 @@ def test_answers_score_all_facts_and_those_of_others_less(data: VideoCaptions) -
         data.answer(3, "test")
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_lists_of_facts_are_asked_for_in_training_alone(share: float) -> None:
+    data = _data(fact_lists=share, scenes=300)
+    data.setup()
+    asked = [data._clips("train", item).source.texts(item)[0] for item in range(300)]
+    assert abs(asked.count(LIST_PROMPT) / 300 - share) < 0.08
+    for part, count in (("validation", data.validation_scenes), ("test", data.test_scenes)):
+        assert all(data._clips(part, item).source.texts(item)[0] in PROMPTS for item in range(count))
+    listed = next((item for item, prompt in enumerate(asked) if prompt == LIST_PROMPT), None)
+    if listed is not None:
+        score = data.score(data.answer(listed, "train"), listed, "train")
+        assert score is not None
+        assert score.right == score.asked
+
+
 def test_the_tokenizer_is_the_same_for_every_seed_and_size_and_loads_plainly(
     data: VideoCaptions, tmp_path: Path
 ) -> None:
@@ -322,6 +338,7 @@ def test_a_real_clip_becomes_a_batch(tmp_path: Path) -> None:
         ({"manifest_test_fraction": 0.95}, "manifest_validation_fraction=0.1 it may be at most 0.9, but is 0.95"),
         ({"image_std": (0.5, 0.0, 0.5)}, "image_std: must be above 0 for every colour"),
         ({"manifest": "nowhere.jsonl"}, "manifest: cannot read nowhere.jsonl"),
+        ({"fact_lists": 1.5}, "fact_lists: must"),
         ({"height": 30}, r"height: must be a multiple of patch_size \* merge_size = 14, but is 30"),
         ({"patch_size": 0}, "patch_size: must be at least 1, but is 0"),
         ({"max_pixels": 10}, "max_pixels: must be at least 196, one token, but is 10"),

@@ -20,6 +20,7 @@ from saccade.datamodules.video_captions_grammar import (
     PROMPTS,
     SlotScore,
     caption,
+    fact_list,
     slot_accuracy,
     told_facts,
 )
@@ -102,6 +103,17 @@ def test_places_move_the_story_on() -> None:
     # without a count the last one is the one behind those that were told
     assert told_facts("First a 4, finally a 7.") == {"digit 1": {"4"}, "digit 2": {"7"}}
     assert "digit beyond" in told_facts("Finally a 7, then an 8.")
+
+
+@pytest.mark.parametrize("index", range(40))
+def test_a_list_tells_every_fact_and_hardly_anything_else(index: int) -> None:
+    scene = make_scene(3, "train", index, 4)
+    text = fact_list(scene)
+    score = slot_accuracy(text, scene)
+    assert (score.right, score.wrong) == (score.asked, ())
+    assert len(text.split()) <= 12 + 7 * len(scene.digits)
+    other = make_scene(3, "train", index + 1, 4)
+    assert slot_accuracy(text, other).right < slot_accuracy(fact_list(other), other).right
 
 
 def test_every_phrase_makes_its_claim_and_no_other() -> None:

@@ -8,7 +8,15 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from saccade.inference import AssistedDecoding, Autoregressive, Decoder, PromptLookup, SelfSpeculative
+from saccade.inference import (
+    AssistedDecoding,
+    Autoregressive,
+    Decoder,
+    LVSpec,
+    PromptLookup,
+    SelfSpeculative,
+    SpecVLM,
+)
 from saccade.inference.drafting.drafter import Drafter, Run
 from saccade.inference.request import Request
 from saccade.inference.trees import TokenTree
@@ -25,6 +33,14 @@ DECODERS: dict[str, Callable[[PreTrainedModel], Decoder]] = {
     "self_speculative": lambda model: SelfSpeculative(skip=HALF, draft_length=12, gamma=0.2, beta2=0.5),
     "self_speculative_static": lambda model: SelfSpeculative(skip=HALF, draft_length=3, gamma=0.0, adaptive=False),
 }
+
+VIDEO_DECODERS: dict[str, Callable[[PreTrainedModel], Decoder]] = {
+    "specvlm": lambda draft: SpecVLM(prune_ratio=0.5),
+    "specvlm_draft": lambda draft: SpecVLM(draft, selector="uniform", tree="chain"),
+    "lvspec": lambda draft: LVSpec(draft_length=5),
+    "lvspec_draft": lambda draft: LVSpec(draft, draft_length=5),
+}
+"""Decoders that draft from videos, each from a draft model of the target's family that it may use."""
 
 
 class Proposals(Drafter):
