@@ -1,7 +1,7 @@
 # Everything a newcomer needs: `make demo` and `make test` set up .venv from nothing but Python 3.11+ and make.
 PYTHON ?= python3
 VENV ?= .venv
-EXTRAS ?= dev,retrieval
+EXTRAS ?= dev,retrieval,video
 WORKERS ?= 2
 DEMO_ARGS ?=
 # one token of a small model is too little work to share between threads
