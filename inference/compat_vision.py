@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.inference.compat import language_part
+from saccade.inference.vision_windows import joined_windows
 
 VISUAL_INPUTS = (
     "pixel_values",
@@ -137,7 +138,8 @@ def language_inputs(model: Any, tokens: Tensor, mask: Tensor, visual: Mapping[st
     for module in training:
         module.training = False
     try:
-        model(input_ids=tokens, attention_mask=mask, use_cache=False, **inputs)
+        with joined_windows(model):
+            model(input_ids=tokens, attention_mask=mask, use_cache=False, **inputs)
     except _Reached as way_out:
         given = way_out.args[0]
     except (ValueError, StopIteration) as error:

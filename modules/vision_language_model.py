@@ -1,5 +1,6 @@
 """VisionLanguageModel: train Qwen2.5-VL or LLaVA-OneVision on videos."""
 
+from contextlib import nullcontext
 from typing import Any, ClassVar, cast
 
 import torch
@@ -9,6 +10,7 @@ from torchmetrics import Metric
 from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
 
 from saccade.datamodules.visual_preprocessing import VisualFormat
+from saccade.inference.vision_windows import joined_windows
 from saccade.modules.construction import check_fit, check_tokenizer_survives, model_from_config, model_from_path
 from saccade.modules.generative import GenerativeModule
 from saccade.modules.lora import LoraSettings
@@ -193,7 +195,9 @@ class VisionLanguageModel(GenerativeModule):
         Returns:
             Logits [B, L or logits_to_keep, vocabulary].
         """
-        return cast(Tensor, self.model(**inputs, use_cache=False, logits_to_keep=logits_to_keep).logits)
+        # gradient checkpointing computes layers again when the context is over
+        with nullcontext() if self.gradient_checkpointing else joined_windows(self.model):
+            return cast(Tensor, self.model(**inputs, use_cache=False, logits_to_keep=logits_to_keep).logits)
 
     def token_losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Compute the loss of every token of the answers.
@@ -245,7 +249,8 @@ class VisionLanguageModel(GenerativeModule):
             raise ValueError("tokenizer: there is none to write answers with; give build the data's tokenizer")
         pad = self.tokenizer.pad_token_id
         inputs = prompt_inputs(batch, list(rows), 0 if pad is None else pad)
-        tokens = greedy_answers(self.model, inputs, self.max_answer_tokens, synced=self._shares_weights)
+        with joined_windows(self.model):
+            tokens = greedy_answers(self.model, inputs, self.max_answer_tokens, synced=self._shares_weights)
         return list(self.tokenizer.batch_decode(tokens, skip_special_tokens=True))
 
     @property
