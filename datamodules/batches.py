@@ -45,13 +45,17 @@ class BatchSampler(DistributedSampler[list[int]]):
         world_size: Number of ranks.
         train: Shuffle every epoch and leave out the incomplete last batch, instead of evening the batches out.
         seed: Of the shuffling.
+        early: The first so many sequences come before the others in the first epoch of a training set, shuffled too.
     """
 
-    def __init__(self, count: int, batch_size: int, rank: int, world_size: int, train: bool, seed: int) -> None:
+    def __init__(
+        self, count: int, batch_size: int, rank: int, world_size: int, train: bool, seed: int, early: int = 0
+    ) -> None:
         super().__init__(range(count), num_replicas=world_size, rank=rank, shuffle=train, seed=seed)  # type: ignore[arg-type]
         self.count = count
         self.batch_size = batch_size
         self.train = train
+        self.early = early
         self.start = 0
         share = count // world_size if train else -(-count // world_size)
         self.batches = share // batch_size if train else -(-share // batch_size)
@@ -64,6 +68,8 @@ class BatchSampler(DistributedSampler[list[int]]):
         order = np.arange(self.count)
         if self.train:
             order = np.random.default_rng([self.seed, self.epoch]).permutation(self.count)
+            if self.epoch == 0 and self.early:
+                order = np.concatenate([order[order < self.early], order[order >= self.early]])
         own = order[self.rank :: self.num_replicas]
         if self.train:
             pieces = [own[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.batches)]

@@ -56,8 +56,11 @@ class VideoCaptions(LightningDataModule):
         image_std: Their deviations.
         max_tokens: Most tokens of a sequence, video included; a longer one is an error, it is never cut.
         max_digits: Most digits of a scene, 1 to 4.
-        fact_lists: Share of the training scenes that are asked for a terse list of their facts instead of a caption, 0
-            to 1, so that a new model learns to look. Validation and test ask for captions only.
+        list_scenes: So many training scenes come first and are all asked for a terse list of their facts instead of a
+            caption, because a new model learns to look from lists many times sooner. 0 for a model that has
+            learned; all where there are fewer.
+        fact_lists: Share of the other training scenes that are asked for lists too, 0 to 1. Validation and test ask for
+            captions only.
         scenes: Training scenes of the embedded world.
         validation_scenes: Its validation scenes.
         test_scenes: Its test scenes; 0 leaves the test part empty.
@@ -92,6 +95,7 @@ class VideoCaptions(LightningDataModule):
         image_std: tuple[float, float, float] | None = None,
         max_tokens: int = 2048,
         max_digits: int = 4,
+        list_scenes: int = 0,
         fact_lists: float = 0.5,
         scenes: int = 10_000,
         validation_scenes: int = 200,
@@ -111,6 +115,7 @@ class VideoCaptions(LightningDataModule):
             ("scenes", scenes, 1),
             ("validation_scenes", validation_scenes, 1),
             ("test_scenes", test_scenes, 0),
+            ("list_scenes", list_scenes, 0),
             ("batch_size", batch_size, 1),
             ("seed", seed, 0),
             ("num_workers", num_workers, 0),
@@ -152,6 +157,7 @@ class VideoCaptions(LightningDataModule):
         self.image_std = image_std
         self.max_tokens = max_tokens
         self.max_digits = max_digits
+        self.list_scenes = list_scenes
         self.fact_lists = fact_lists
         self.scenes = scenes
         self.validation_scenes = validation_scenes
@@ -308,6 +314,7 @@ class VideoCaptions(LightningDataModule):
             train=part == "train",
             # the order of training follows seed_everything, as users expect; the scenes do not
             seed=int(os.environ.get("PL_GLOBAL_SEED", self.seed)),
+            early=self.list_scenes if self.manifest is None else 0,
         )
         on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
         return BatchLoader(clips, sampler, self.num_workers, pin_memory=on_gpu)
@@ -315,12 +322,13 @@ class VideoCaptions(LightningDataModule):
     def _scene_sources(self) -> dict[str, Source]:
         sizes = zip(PARTS, (self.scenes, self.validation_scenes, self.test_scenes), strict=True)
         shape = (self.frames, self.height, self.width)
-        return {
-            part: Scenes(
-                part, count, self.seed, self.max_digits, shape, fact_lists=self.fact_lists if part == "train" else 0.0
-            )
-            for part, count in sizes
+        sources: dict[str, Source] = {
+            part: Scenes(part, count, self.seed, self.max_digits, shape) for part, count in sizes
         }
+        sources["train"] = Scenes(
+            "train", self.scenes, self.seed, self.max_digits, shape, self.fact_lists, self.list_scenes
+        )
+        return sources
 
     def _manifest_sources(self, manifest: str) -> dict[str, Source]:
         rows: dict[str, list[ManifestRow]] = {part: [] for part in PARTS}

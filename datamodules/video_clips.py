@@ -49,6 +49,7 @@ class Scenes:
         max_digits: Most digits of a scene.
         shape: Frames, height and width.
         fact_lists: Share of the clips that are asked for a list of facts instead of a caption, 0 to 1.
+        list_scenes: The first so many clips are all asked for lists.
     """
 
     part: str
@@ -57,6 +58,7 @@ class Scenes:
     max_digits: int
     shape: tuple[int, int, int]
     fact_lists: float = 0.0
+    list_scenes: int = 0
 
     def __len__(self) -> int:
         return self.count
@@ -69,7 +71,7 @@ class Scenes:
         """Question and answer of a clip."""
         # other numbers than those that the scene was drawn from
         place = [self.seed, PARTS.index(self.part), item]
-        if np.random.default_rng([*place, 2]).random() < self.fact_lists:
+        if item < self.list_scenes or np.random.default_rng([*place, 2]).random() < self.fact_lists:
             return LIST_PROMPT, fact_list(self.scene(item))
         random = np.random.default_rng([*place, 1])
         return PROMPTS[random.integers(len(PROMPTS))], caption(self.scene(item), random)

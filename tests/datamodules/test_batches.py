@@ -47,6 +47,17 @@ def test_order_changes_with_the_epoch_and_the_seed_only() -> None:
     assert list(first) != list(BatchSampler(40, 4, 0, 1, True, seed=2))
 
 
+def test_early_sequences_come_first_in_the_first_epoch_only() -> None:
+    ranks = [BatchSampler(60, 5, rank, 2, True, seed=1, early=20) for rank in range(2)]
+    first = [index for sampler in ranks for batch in list(sampler)[:2] for index in batch]
+    assert sorted(first) == list(range(20))
+    assert first != sorted(first)
+    for sampler in ranks:
+        sampler.set_epoch(1)
+    later = [index for sampler in ranks for batch in list(sampler)[:2] for index in batch]
+    assert max(later) >= 20
+
+
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_loader_goes_on_where_it_was(num_workers: int) -> None:
     data = PackedSequences(np.arange(80, dtype=np.int32), 2)

@@ -206,6 +206,16 @@ def test_lists_of_facts_are_asked_for_in_training_alone(share: float) -> None:
         assert score.right == score.asked
 
 
+def test_scenes_that_are_asked_for_lists_come_first() -> None:
+    data = _data(list_scenes=8, fact_lists=0.0, scenes=16, batch_size=4)
+    data.setup()
+    items = [batch["item"].tolist() for batch in data.train_dataloader()]
+    assert sorted(items[0] + items[1]) == list(range(8))
+    asked = [data._clips("train", item).source.texts(item)[0] for item in range(16)]
+    assert asked[:8] == [LIST_PROMPT] * 8
+    assert LIST_PROMPT not in asked[8:]
+
+
 def test_the_tokenizer_is_the_same_for_every_seed_and_size_and_loads_plainly(
     data: VideoCaptions, tmp_path: Path
 ) -> None:
