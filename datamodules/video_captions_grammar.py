@@ -100,12 +100,20 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
     sentences = [*before, *story, *after]
     length = sum(len(sentence.split()) for sentence in sentences)
     wanted = random.integers(MIN_WORDS, MIN_WORDS + 40)
-    for filler in random.permutation(_FILLERS):
+    # One order, from any of them on: where all were equally likely at every place, the best guess would be the same one
+    # again and again. Most stand behind what is seen, for the same reason.
+    fillers: list[str] = []
+    start = int(random.integers(len(_FILLERS)))
+    for filler in _FILLERS[start:] + _FILLERS[:start]:
         longer = length + len(filler.split())
         if length >= wanted or longer > MAX_WORDS:
             break
-        sentences.insert(int(random.integers(1, len(sentences) + 1)), str(filler))
+        fillers.append(filler)
         length = longer
+    end = len(sentences)
+    places = sorted(end if random.random() < 0.7 else int(random.integers(1, end + 1)) for _ in fillers)
+    for place, filler in reversed(list(zip(places, fillers, strict=True))):
+        sentences.insert(place, filler)
     return " ".join(_capital(sentence) for sentence in sentences)
 
 
