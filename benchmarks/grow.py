@@ -1,7 +1,8 @@
 """A trained small model in a larger shape: the same function, at the cost of all the larger one's bytes.
 
 There are no pretrained weights here, and a random model's acceptance rates mean nothing. A grown model accepts drafts
-as the small trained one does and is as slow as its shape. What keeps the function the same, for Llama, Qwen2, Qwen3:
+as the small trained one does and is as slow as its shape. What keeps the function the same, for Llama, Qwen2, Qwen3
+and the language parts of Qwen2.5-VL and LLaVA-OneVision:
 
 - Width: the old channels come first and nothing writes into the added ones, which stay zero. They dilute RMSNorm's mean
   square, so norm weights are multiplied by sqrt(old width / new width) and epsilon by old width / new width.
@@ -13,6 +14,9 @@ as the small trained one does and is as slow as its shape. What keeps the functi
   ``down_proj`` is zero. Old layer i becomes layer i * new // old, so that added layers are spread among the old ones.
 - Vocabulary: one added channel holds a tiny constant, which only the final norm lets through and to which the head
   gives a hugely negative weight at the added tokens.
+- Eyes: the vision tower stays as it is, and its projector writes features where embeddings are: the old channels, the
+  constant, zeros elsewhere. M-RoPE turns stretches of rotary pairs by time, height and width; the stretches are as many
+  times longer as heads are wider, so that every old pair keeps its axis as well as its speed.
 
 In float32 logits agree within about 1e-6 of the largest. In bfloat16 the factors round weights once more, which costs
 as much as bfloat16 itself, and nothing where they are powers of two (4, 16, ... times the width and the head size).
@@ -28,10 +32,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM, PretrainedConfig, PreTrainedModel, Qwen2ForCausalLM, Qwen3ForCausalLM
+from transformers import (
+    LlamaForCausalLM,
+    LlavaOnevisionForConditionalGeneration,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2ForCausalLM,
+    Qwen3ForCausalLM,
+)
 from transformers.initialization import no_init_weights
 
-MODELS = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+from saccade.inference.compat import language_part, text_config
+
+VISUAL_MODELS = (Qwen2_5_VLForConditionalGeneration, LlavaOnevisionForConditionalGeneration)
+MODELS = (LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, *VISUAL_MODELS)
 ROPES = ("default", "linear", "llama3")
 """Rotary embeddings whose speeds depend on i / head size alone; the others also look at the size itself."""
 DTYPES = (torch.bfloat16, torch.float32, torch.float64)
@@ -69,6 +84,7 @@ class Shape:
 SHAPES: dict[str, Shape] = {
     "0.5B": Shape(896, 4864, 24, 14, 2, 64, 151936, tied=True),  # Qwen2.5
     "1.7B": Shape(2048, 6144, 28, 16, 8, 128, 151936, tied=True),  # Qwen3
+    "3B": Shape(2048, 11008, 36, 16, 2, 128, 151936, tied=True),  # Qwen2.5
     "7B": Shape(3584, 18944, 28, 28, 4, 128, 152064),  # Qwen2.5
     "14B": Shape(5120, 13824, 48, 40, 8, 128, 152064),  # Qwen2.5
     "32B": Shape(5120, 27648, 64, 40, 8, 128, 152064),  # Qwen2.5
@@ -77,8 +93,8 @@ SHAPES: dict[str, Shape] = {
 
 
 def shape_of(model: PreTrainedModel) -> Shape:
-    """The shape of a model."""
-    config = model.config
+    """The shape of a model; of a vision-language model that of its language part."""
+    config = text_config(model)
     return Shape(
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -105,8 +121,9 @@ def grow(
     have the standard deviation of the configuration's ``initializer_range``.
 
     Args:
-        model: A trained ``LlamaForCausalLM``, ``Qwen2ForCausalLM`` or ``Qwen3ForCausalLM``; it is not changed.
-        shape: What it grows to; no size may be smaller than the model's. A tied model may become an untied one.
+        model: A trained model of a class in ``MODELS``; it is not changed.
+        shape: What it grows to, of a vision-language model the language part; no size may be smaller than the model's.
+            A tied model may become an untied one.
         dtype: Of the result: bfloat16, float32 or float64.
         device: Of the result.
         seed: Of the random weights.
@@ -125,20 +142,24 @@ def grow(
     _check(model, old, shape, dtype)
     config = _grown_config(model.config, old, shape)
     attention = model.config._attn_implementation
+    source = _decoder(model)
     with no_init_weights(), torch.device(device):
         grown: PreTrainedModel = type(model)._from_config(config, dtype=dtype, attn_implementation=attention)
     grown.tie_weights()
     grown.generation_config = copy.deepcopy(model.generation_config)
     growth = _Growth(old, shape, grown.lm_head.weight.device)
     generator = torch.Generator(device=growth.device).manual_seed(seed)
+    target = _decoder(grown)
     with torch.no_grad():
         for parameter in grown.parameters():
-            parameter.normal_(0, config.initializer_range, generator=generator)
-        for index, layer in enumerate(grown.model.layers):
-            growth.fill_layer(layer, model.model.layers[growth.layers[index]] if index in growth.layers else None)
+            parameter.normal_(0, text_config(grown).initializer_range, generator=generator)
+        for index, layer in enumerate(target.layers):
+            growth.fill_layer(layer, source.layers[growth.layers[index]] if index in growth.layers else None)
         growth.fill_ends(grown, model)
         # the model's own speeds: `model.to(torch.bfloat16)` may have rounded them
-        grown.model.rotary_emb.inv_freq[:: growth.head_factor] = model.model.rotary_emb.inv_freq.to(growth.device)
+        target.rotary_emb.inv_freq[:: growth.head_factor] = source.rotary_emb.inv_freq.to(growth.device)
+        if isinstance(model, VISUAL_MODELS):
+            growth.fill_eyes(grown, model)
     return grown.eval()
 
 
@@ -146,9 +167,11 @@ def weight_bytes(model: PreTrainedModel) -> int:
     """Bytes of weights that a forward of one token reads.
 
     All parameters but the input embedding, of which one row is read; all of that too where it is also the output head.
+    Of a vision-language model the language part and the head: the video has been seen before.
     """
     unread = None if _is_tied(model) else model.get_input_embeddings().weight
-    return sum(parameter.nbytes for parameter in model.parameters() if parameter is not unread)
+    read = {id(weight): weight for part in (language_part(model), model.lm_head) for weight in part.parameters()}
+    return sum(weight.nbytes for weight in read.values() if weight is not unread)
 
 
 class _Growth:
@@ -231,27 +254,58 @@ class _Growth:
     def fill_ends(self, grown: PreTrainedModel, model: PreTrainedModel) -> None:
         """Writes the embedding, the final norm and the head."""
         width, tokens = self.old.hidden_size, self.old.vocab_size
-        embedding, norm, head = grown.model.embed_tokens.weight, grown.model.norm.weight, grown.lm_head.weight
+        target, source = _decoder(grown), _decoder(model)
+        embedding, norm, head = target.embed_tokens.weight, target.norm.weight, grown.lm_head.weight
         norm.fill_(self.norm_factor)
-        norm[:width] = _values(model.model.norm.weight, norm, self.norm_factor)
+        norm[:width] = _values(source.norm.weight, norm, self.norm_factor)
         embedding[:, width:] = 0
-        embedding[:tokens, :width] = _values(model.model.embed_tokens.weight, embedding)
+        embedding[:tokens, :width] = _values(source.embed_tokens.weight, embedding)
         if not self.new.tied:
             head[:tokens, :width] = _values(model.lm_head.weight, head)
         if self.constant is not None:
-            lengths = model.model.embed_tokens.weight.float().norm(dim=-1)
+            lengths = source.embed_tokens.weight.float().norm(dim=-1)
             norm[self.constant] = 1
             head[:tokens, self.constant] = 0
             embedding[:, self.constant] = 2.0 ** math.floor(math.log2(CONSTANT * lengths[lengths > 0].min().item()))
             # where the head is the embedding, the old tokens share a shift that is far below rounding
             head[tokens:, self.constant] = NEVER
 
+    def fill_eyes(self, grown: Any, model: Any) -> None:
+        """Copies the vision tower, and makes its features look like embeddings of the old tokens."""
+        language: Any = language_part(grown)
+        own = {id(item) for part in (language, grown.lm_head) for item in (*part.parameters(), *part.buffers())}
+        old: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name, item in (*grown.named_parameters(), *grown.named_buffers()):
+            if id(item) not in own and item.shape == old[name].shape:
+                item.copy_(_values(old[name], item) if item.is_floating_point() else old[name])
+        last, hidden = _projector(grown), _projector(model)
+        inputs = torch.arange(hidden.in_features, device=self.device)
+        _zero(last)
+        _place(last, hidden, self.channels, inputs)
+        written = [] if last.bias is None else [last.bias]
+        if isinstance(model, LlavaOnevisionForConditionalGeneration):
+            # added units of the first projection are random, and the second does not read them
+            first, source = grown.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_1
+            _place(first, source, self.channels, torch.arange(source.in_features, device=self.device))
+            newline, source = grown.model.image_newline, model.model.image_newline
+            newline.zero_()
+            newline[self.channels] = _values(source, newline)
+            written.append(newline)
+        if self.constant is not None:
+            constant = language.embed_tokens.weight[0, self.constant]
+            for vector in written:
+                vector[self.constant] = constant
+
 
 def _check(model: PreTrainedModel, old: Shape, new: Shape, dtype: torch.dtype) -> None:
     """Refuses what cannot be grown."""
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be bfloat16, float32 or float64, got {dtype}.")
-    rope = (model.config.rope_parameters or {}).get("rope_type", "default")
+    parameters = text_config(model).rope_parameters or {}
+    rope = parameters.get("rope_type", "default")
+    if isinstance(model, Qwen2_5_VLForConditionalGeneration):
+        # `mrope` is the older name of the default with sections
+        rope = "default" if rope == "mrope" else rope
     if rope not in ROPES:
         raise ValueError(f"model must have rotary embeddings of type {', '.join(ROPES)} to grow, got {rope}.")
     for name in (field.name for field in fields(Shape) if field.name != "tied"):
@@ -269,6 +323,11 @@ def _check(model: PreTrainedModel, old: Shape, new: Shape, dtype: torch.dtype) -
         )
     if isinstance(model, LlamaForCausalLM) and new.hidden_size % heads:
         raise ValueError(f"hidden_size must be a multiple of Llama's heads ({heads}), got {new.hidden_size}.")
+    if isinstance(model, Qwen2_5_VLForConditionalGeneration) and new.hidden_size != heads * new.head_dim:
+        raise ValueError(
+            f"hidden_size must be Qwen2.5-VL's {heads} heads of {new.head_dim}, {heads * new.head_dim}, "
+            f"got {new.hidden_size}."
+        )
     if new.tied and not old.tied:
         raise ValueError("tied must be False for a model whose head is not its embedding, got True.")
     if new.vocab_size > old.vocab_size and new.hidden_size == old.hidden_size:
@@ -281,14 +340,38 @@ def _check(model: PreTrainedModel, old: Shape, new: Shape, dtype: torch.dtype) -
 def _grown_config(config: PretrainedConfig, old: Shape, new: Shape) -> PretrainedConfig:
     """The configuration of the new shape; kept layers keep their kind of attention, added ones have full attention."""
     values = config.to_dict()
-    values |= {field.name: getattr(new, field.name) for field in fields(Shape) if field.name != "tied"}
-    values["tie_word_embeddings"] = new.tied
-    values["rms_norm_eps"] = config.rms_norm_eps * old.hidden_size / new.hidden_size
-    if kinds := getattr(config, "layer_types", None):
-        values["layer_types"] = ["full_attention"] * new.num_hidden_layers
+    text = config.get_text_config(decoder=True)
+    grown = values if text is config else values["text_config"]
+    grown |= {field.name: getattr(new, field.name) for field in fields(Shape) if field.name != "tied"}
+    grown["rms_norm_eps"] = text.rms_norm_eps * old.hidden_size / new.hidden_size
+    if kinds := getattr(text, "layer_types", None):
+        grown["layer_types"] = ["full_attention"] * new.num_hidden_layers
         for place, kind in zip(_layer_places(old, new), kinds, strict=True):
-            values["layer_types"][place] = kind
+            grown["layer_types"][place] = kind
+    if sections := (text.rope_parameters or {}).get("mrope_section"):
+        longer = [size * (new.head_dim // old.head_dim) for size in sections]
+        grown["rope_parameters"] = dict(text.rope_parameters) | {"mrope_section": longer}
+    # a vision-language model's own flag counts; its language part must not say otherwise
+    values["tie_word_embeddings"] = grown["tie_word_embeddings"] = new.tied
+    if "out_hidden_size" in values.get("vision_config", {}):
+        values["vision_config"]["out_hidden_size"] = new.hidden_size
     return type(config).from_dict(values)
+
+
+def _decoder(model: PreTrainedModel) -> Any:
+    """Embedding, layers, final norm and rotary embedding of a model."""
+    part = language_part(model)
+    return part.get_submodule("model") if part is model else part
+
+
+def _projector(model: Any) -> nn.Linear:
+    """The last projection of a vision-language model's features."""
+    found: nn.Linear
+    if isinstance(model, Qwen2_5_VLForConditionalGeneration):
+        found = model.model.visual.merger.mlp[2]
+    else:
+        found = model.model.multi_modal_projector.linear_2
+    return found
 
 
 def _is_tied(model: PreTrainedModel) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterable
@@ -69,14 +70,22 @@ def read(benchmark: str) -> list[dict[str, Any]]:
 
 
 def replace(rows: Iterable[dict[str, Any]]) -> None:
-    """Writes rows in the place of older ones that measured the same thing on the same device."""
+    """Writes rows in the place of older ones that measured the same thing on the same device.
+
+    Parts of a benchmark that run beside each other may end at the same time: one waits for the other.
+    """
     new = list(rows)
-    for benchmark in {item["benchmark"] for item in new}:
-        mine = [item for item in new if item["benchmark"] == benchmark]
-        identities = {tuple(item[key] for key in IDENTITY) for item in mine}
-        kept = [item for item in read(benchmark) if tuple(item[key] for key in IDENTITY) not in identities]
-        path = RESULTS / f"{benchmark}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        draft = path.with_suffix(".tmp")
-        draft.write_text("".join(json.dumps(item) + "\n" for item in kept + mine))
-        os.replace(draft, path)
+    RESULTS.mkdir(exist_ok=True)
+    folder = os.open(RESULTS, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        for benchmark in {item["benchmark"] for item in new}:
+            mine = [item for item in new if item["benchmark"] == benchmark]
+            identities = {tuple(item[key] for key in IDENTITY) for item in mine}
+            kept = [item for item in read(benchmark) if tuple(item[key] for key in IDENTITY) not in identities]
+            path = RESULTS / f"{benchmark}.jsonl"
+            draft = path.with_suffix(".tmp")
+            draft.write_text("".join(json.dumps(item) + "\n" for item in kept + mine))
+            os.replace(draft, path)
+    finally:
+        os.close(folder)  # and with it the lock

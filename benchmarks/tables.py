@@ -120,6 +120,111 @@ def layer_skip() -> str:
     return "\n".join(lines)
 
 
+def video_acceptance() -> str:
+    """What pruning and relaxed rules do to acceptance, from :mod:`benchmarks.video_acceptance`."""
+    rows = read("video_acceptance")
+    if not rows:
+        return "No rows yet: run `benchmarks/video_rows.sh`."
+    cases = dict.fromkeys((row["case"], row["device"]) for row in rows)
+    return "\n\n".join(_acceptance_case([row for row in rows if (row["case"], row["device"]) == key]) for key in cases)
+
+
+def _acceptance_case(rows: list[dict[str, Any]]) -> str:
+    pruned = [row for row in rows if row.get("prune_ratio")]
+    ratios = sorted({row["prune_ratio"] for row in pruned})
+    lines: list[str] = []
+    if pruned:
+        whole = next(row["value"] for row in rows if row.get("prune_ratio") == 0)
+        lines = [
+            "| selector | " + " | ".join(f"{share:.0%} pruned" for share in ratios) + " |",
+            "| --- |" + " --- |" * len(ratios),
+        ]
+        for name in dict.fromkeys(row["method"].split(", ")[1] for row in pruned):
+            mine = {row["prune_ratio"]: row for row in pruned if row["method"].split(", ")[1] == name}
+            cells = (_interval(mine[share], "of_reference") if share in mine else "" for share in ratios)
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines += [
+            "",
+            f"Without pruning {whole:.2f} drafts of a round are accepted; the table has the share that is left.",
+        ]
+    relaxed = [row for row in rows if "prune_ratio" not in row]
+    if relaxed:
+        lines += [
+            *([""] if lines else []),
+            "| rule | accepted a round | of strict (95 %) | not the target's own | facts right |"
+            " of the target's (95 %) |",
+            "| --- |" + " --- |" * 5,
+        ]
+        for row in relaxed:
+            lines.append(
+                f"| {row['method']} | {row['value']:.2f} | {_interval(row, 'of_reference')} |"
+                f" {row['relaxed_share']:.1%} | {row['slot_accuracy']:.1%} | {_interval(row, 'retention')} |"
+            )
+    lines += ["", _video_origin(rows)]
+    return "\n".join(lines)
+
+
+def _interval(row: dict[str, Any], name: str) -> str:
+    if row[name] is None:
+        return ""
+    low, high = row[f"{name}_interval"]
+    return f"{row[name]:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _video_origin(rows: list[dict[str, Any]]) -> str:
+    first = rows[0]
+    versions, commits = first["versions"], dict.fromkeys(row["commit"][:8] for row in rows)
+    distinct = [row["distinct_4"] for row in rows if "distinct_4" in row]
+    said = "; degenerate rows support no claim" if any(row.get("degenerate") for row in rows) else ""
+    return (
+        f"{first['case']}; {first['device']}, torch {versions['torch']}, transformers {versions['transformers']};"
+        f" commit {', '.join(commits)}. Distinct 4-grams {min(distinct):.2f} to {max(distinct):.2f}, the clips' own"
+        f" captions {first['distinct_4_real']:.2f}{said}."
+    )
+
+
+def video_speed() -> str:
+    """What SpecVLM and LVSpec gain at true size, from :mod:`benchmarks.video_speed`; a table for each case."""
+    rows = read("video_speed")
+    if not rows:
+        return "No rows yet: run `benchmarks/video_rows.sh`."
+    cases = dict.fromkeys((row["case"], row["device"]) for row in rows)
+    return "\n\n".join(_speed_case([row for row in rows if (row["case"], row["device"]) == key]) for key in cases)
+
+
+def _speed_case(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| way | decoding (spread) | (T+1)/R | T | R | whole call (spread) | ms a token | not the target's own |"
+        " facts right | keys and values of the draft |",
+        "| --- |" + " --- |" * 9,
+    ]
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["method"], {})[row["metric"]] = row
+    for name, mine in found.items():
+        gain = mine["decode_speedup"]
+        numbers = " | ".join(f"{gain[key]:.2f}" if key in gain else "" for key in ("predicted", "T", "R"))
+        relaxed = f"{gain['relaxed_share']:.1%}" if gain.get("relaxed_share") else ""
+        held = f"{gain['draft_kv_bytes'] / 2**20:,.0f} MiB" if "draft_kv_bytes" in gain else ""
+        lines.append(
+            f"| {name}{', degenerate' if gain['degenerate'] else ''} | {_spread(gain)} | {numbers} |"
+            f" {_spread(mine['whole_speedup'])} | {mine['ms_per_token']['value']:.2f} | {relaxed} |"
+            f" {gain['slot_accuracy']:.0%} | {held} |"
+        )
+    base = found["Autoregressive"]["ms_per_token"]
+    share = next(mine["relevance_share"]["value"] for mine in found.values() if "relevance_share" in mine)
+    lines += [
+        "",
+        f"{_video_origin(rows)} Times as fast as Autoregressive, median of {base['runs']} runs. The memory allows an"
+        f" autoregressive token in {base['bound']:.2f} ms. Scoring relevance takes {share:.1%} of a round of LVSpec.",
+    ]
+    return "\n".join(lines)
+
+
+def _spread(row: dict[str, Any]) -> str:
+    return f"{row['value']:.2f} ({row['spread']['min']:.2f} to {row['spread']['max']:.2f})"
+
+
 GROUPS = {"intra": "A", "inter": "B", "mixed": "C", "block": "D", "unbalanced": "E", "mean of A, B, C": "A to C"}
 STUDIED = {
     "synthetic": "MAE on the embedded data (generator seed {generator_seed}, test split of 686 clips)",
@@ -259,6 +364,8 @@ TABLES = {
     "t2dr_cost": t2dr_cost,
     "decode_gpu": decode_gpu,
     "layer_skip": layer_skip,
+    "video_acceptance": video_acceptance,
+    "video_speed": video_speed,
     "trait_worlds": trait_worlds,
     "trait_study": trait_study,
     "trait_throughput": trait_throughput,

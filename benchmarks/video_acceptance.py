@@ -1,19 +1,22 @@
 """How much of a video a draft needs, and what relaxed rules cost, on a trained pair and held-out scenes.
 
-    python -m benchmarks.video_acceptance --target RUN/model --draft RUN/model --videos 100 --frames 32 --size 224
+    python -m benchmarks.video_acceptance --target RUN/model --draft RUN/model --videos 100 --frames 32
 
 SpecVLM's accepted drafts a round (the bonus token not counted, as the paper has it) at every pruning ratio and
 selector, over those of the same videos without pruning, with 95 % intervals that resample videos. LVSpec and the rules
 it is compared with: accepted drafts, the share of tokens that are not the target's own, and how many of the facts that
-the target tells are still told. Random relaxation is also tuned to accept as much as LVSpec does, because whatever
-relaxes more accepts more.
+the target tells are still told. Whatever relaxes more accepts more, so rules are also tuned to accept equally much.
+
+Videos are decoded in batches. ``--selectors``, ``--ratios`` and ``--rules`` measure a part of the study, for example
+one on each GPU (``--rules`` without a name leaves the rules out); rows of parts stand side by side.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,48 +25,34 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
+from transformers import PreTrainedModel
 
-from benchmarks.decode import distinct_4
 from benchmarks.rows import replace, row
-from saccade.callbacks.prompts import rows_of_visual
-from saccade.datamodules import VideoCaptions
+from benchmarks.video_prompts import Batch, HeldOut, allow, default_config, load, ratio_interval
 from saccade.inference import Autoregressive, Decoder, LVSpec, SpecVLM
 from saccade.inference.relaxation import FLy, FLyPlus, RandomRelaxation, RelaxedRule, Strict, VisualRelaxation
 
 SEED = 0
 RATIOS = (0.5, 0.75, 0.9, 0.95)
-SELECTORS = (
-    "random", "uniform", "window", "attention", "attention_reversed", "two_stage", "whole_frames", "frame_similarity",
-    "temporal",
-)  # fmt: skip
 GRIDLESS = ("random", "uniform", "window", "attention", "attention_reversed", "two_stage")
+SELECTORS = (*GRIDLESS, "whole_frames", "frame_similarity", "temporal")
+OURS = "LVSpec 0.7"
 RULES: dict[str, RelaxedRule] = {
     "strict": Strict(),
     "LVSpec 0.5": VisualRelaxation(relaxation=0.5),
     "LVSpec 0.7, no shifts": VisualRelaxation(relaxation=0.7, pst_window=0),
-    "LVSpec 0.7": VisualRelaxation(relaxation=0.7),
+    OURS: VisualRelaxation(relaxation=0.7),
     "LVSpec 0.9": VisualRelaxation(relaxation=0.9),
     "FLy": FLy(),
     "FLy+": FLyPlus(),
 }
-_HALVINGS = 6  # of the rate of random relaxation: to 1/64
-
-
-@dataclass
-class Clip:
-    """One held-out video and its question.
-
-    Args:
-        ids: ``[1, length]`` the prompt.
-        visual: Its video.
-        item: Its index in the test part.
-    """
-
-    ids: Tensor
-    visual: dict[str, Tensor]
-    item: int
+MATCHED: dict[str, tuple[str, Callable[[float], RelaxedRule]]] = {
+    f"random as {OURS}": (OURS, lambda knob: RandomRelaxation(rate=knob)),
+    f"FLy+ as {OURS}": (OURS, lambda knob: FLyPlus(threshold=(1 - knob) * math.log(3))),
+    "LVSpec as FLy": ("FLy", lambda knob: VisualRelaxation(relaxation=knob)),
+}
+"""Rules with a knob from 0 to 1, and the rule that each is tuned to accept as much as; more accepts more."""
+_HALVINGS = 5  # of a knob: to 1/32
 
 
 @dataclass
@@ -85,54 +74,102 @@ class Outcome:
     texts: list[list[int]]
 
 
-def held_out(data: VideoCaptions, videos: int, device: torch.device, dtype: torch.dtype) -> list[Clip]:
-    """The first videos of the test part, their prompts without answers."""
-    clips = []
-    for batch, _ in zip(data.test_dataloader(), range(videos), strict=False):
-        visual = {
-            name: (value.to(dtype) if value.is_floating_point() else value).to(device)
-            for name, value in rows_of_visual(batch, 1)[0].items()
+class Study:
+    """A pair, its prompts and its rows.
+
+    Args:
+        target: The target.
+        draft: The draft; ``None`` leaves the target to draft for itself.
+        data: Where the prompts are from.
+        new: Most new tokens of an answer.
+        size: Prompts of a batch.
+        case: Pair and data in words; the number of video tokens is added.
+    """
+
+    def __init__(
+        self, target: PreTrainedModel, draft: PreTrainedModel | None, data: HeldOut, new: int, size: int, case: str
+    ) -> None:
+        self.target, self.draft, self.data, self.new = target, draft, data, new
+        self.batches: list[Batch] = data.prepare(target, size)
+        self.case = case.format(tokens=data.video_tokens)
+        for model in (target, draft):
+            if model is not None:
+                allow(model, max(batch.inputs["input_ids"].shape[1] for batch in self.batches) + new)
+        self.own = self.measured(Autoregressive())
+        self.made: list[dict[str, Any]] = []
+
+    def measured(self, decoder: Decoder) -> Outcome:
+        """Decodes every video once."""
+        items, texts, counts = [], [], []
+        for batch in self.batches:
+            out = decoder.generate(self.target, max_new_tokens=self.new, **batch.inputs)
+            items += batch.items
+            texts += out.tokens
+            counts += out.per_request
+        decoder.floor.clear()  # no decoder is used twice
+        scores = [self.data.score(item, text) for item, text in zip(items, texts, strict=True)]
+        return Outcome(
+            [stats.mean_accepted_draft_tokens for stats in counts],
+            sum(counts[1:], counts[0]).relaxed_share,
+            [float(score.right) for score in scores],
+            [float(score.asked) for score in scores],
+            texts,
+        )
+
+    def note(self, method: str, outcome: Outcome, reference: Outcome, **extra: Any) -> None:
+        """Makes a row; a ratio over nothing is left empty."""
+        kept = ratio_interval(outcome.accepted, reference.accepted, SEED) if any(reference.accepted) else None
+        told = ratio_interval(outcome.right, self.own.right, SEED) if any(self.own.right) else None
+        extra |= {
+            "of_reference": kept and kept[0],
+            "of_reference_interval": kept and kept[1:],
+            "relaxed_share": outcome.relaxed,
+            "slot_accuracy": sum(outcome.right) / max(1.0, sum(outcome.asked)),
+            "retention": told and told[0],
+            "retention_interval": told and told[1:],
+            **self.data.variety(outcome.texts),
+            "same_texts": sum(a == b for a, b in zip(outcome.texts, self.own.texts, strict=True)),
+            "videos": len(outcome.texts),
+            "video_tokens": self.data.video_tokens,
         }
-        ids = batch["input_ids"][:, : int(batch["prompt_length"][0])].to(device)
-        clips.append(Clip(ids, visual, int(batch["item"][0])))
-    return clips
+        mean = float(np.mean(outcome.accepted))
+        self.made.append(
+            row("video_acceptance", self.case, method, "accepted", [mean], "drafts a round", seed=SEED, extra=extra)
+        )
 
+    def selectors(self, names: Sequence[str], ratios: Sequence[float]) -> None:
+        """SpecVLM without pruning, and with every selector at every ratio."""
+        whole = self.measured(SpecVLM(self.draft, selector="none"))
+        self.note("SpecVLM, none", whole, whole, prune_ratio=0.0)
+        grid = "video_grid_thw" in self.batches[0].inputs
+        settings = [(share, name) for share in ratios for name in names if grid or name in GRIDLESS]
+        for share, name in track(settings, description="pruning"):
+            outcome = self.measured(SpecVLM(self.draft, prune_ratio=share, selector=name))
+            self.note(f"SpecVLM, {name}, {share:g}", outcome, whole, prune_ratio=share)
 
-def measured(decoder: Decoder, model: nn.Module, clips: Sequence[Clip], data: VideoCaptions, new: int) -> Outcome:
-    """Decodes every video once."""
-    outs = [decoder.generate(model, clip.ids, max_new_tokens=new, **clip.visual) for clip in clips]  # type: ignore[arg-type]
-    scores = []
-    for clip, out in zip(clips, outs, strict=True):
-        score = data.score(data.tokenizer.decode(out.tokens[0], skip_special_tokens=True), clip.item, "test")
-        scores.append((0, 0) if score is None else (score.right, score.asked))
-    total = sum(out.stats.new_tokens for out in outs)
-    return Outcome(
-        [out.stats.mean_accepted_draft_tokens for out in outs],
-        sum(out.stats.relaxed for out in outs) / max(1, total),
-        [float(right) for right, _ in scores],
-        [float(asked) for _, asked in scores],
-        [out.tokens[0] for out in outs],
-    )
+    def rules(self, names: Sequence[str]) -> None:
+        """Strict acceptance of chains, relaxed rules, and those tuned to accept as much as one of these."""
+        wanted = dict.fromkeys(("strict", *names))  # all are compared with strict
+        outcomes = {name: self.measured(LVSpec(self.draft, rule=RULES[name])) for name in track(wanted, "relaxing")}
+        for name, outcome in outcomes.items():
+            self.note(name, outcome, outcomes["strict"])
+        for name, (model, make) in track(MATCHED.items(), "tuning"):
+            if model in outcomes:
+                knob, outcome = self.matched(make, float(np.mean(outcomes[model].accepted)))
+                self.note(name, outcome, outcomes["strict"], knob=knob)
 
-
-def ratio(values: Sequence[float], reference: Sequence[float], samples: int = 2000) -> tuple[float, float, float]:
-    """Ratio of two means over the same videos, and its 95 % interval from resampled videos."""
-    ours, theirs = np.asarray(values), np.asarray(reference)
-    picks = np.random.default_rng(SEED).integers(len(ours), size=(samples, len(ours)))
-    drawn = ours[picks].sum(1) / np.maximum(theirs[picks].sum(1), 1e-9)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(ours.sum() / max(theirs.sum(), 1e-9)), float(low), float(high)
-
-
-def matched_rate(draft: nn.Module | None, model: nn.Module, clips: Sequence[Clip], data: VideoCaptions, new: int,
-                 wanted: float) -> float:  # fmt: skip
-    """The rate at which random relaxation accepts as many drafts a round as wanted, found by halving."""
-    low, high = 0.0, 1.0
-    for _ in range(_HALVINGS):
-        rate = (low + high) / 2
-        outcome = measured(LVSpec(draft, rule=RandomRelaxation(rate=rate)), model, clips, data, new)
-        low, high = (rate, high) if np.mean(outcome.accepted) < wanted else (low, rate)
-    return (low + high) / 2
+    def matched(self, make: Callable[[float], RelaxedRule], wanted: float) -> tuple[float, Outcome]:
+        """The knob at which a rule accepts nearly as many drafts a round as wanted, found by halving."""
+        low, high = 0.0, 1.0
+        tried: list[tuple[float, float, Outcome]] = []
+        for _ in range(_HALVINGS):
+            knob = (low + high) / 2
+            outcome = self.measured(LVSpec(self.draft, rule=make(knob)))
+            mean = float(np.mean(outcome.accepted))
+            tried.append((abs(mean - wanted), knob, outcome))
+            low, high = (knob, high) if mean < wanted else (low, knob)
+        _, knob, outcome = min(tried, key=lambda item: item[0])
+        return knob, outcome
 
 
 def main() -> None:
@@ -140,91 +177,34 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", required=True, help="folder of the target, with its tokenizer")
     parser.add_argument("--draft", help="folder of the draft; none leaves the target to draft for itself")
+    parser.add_argument("--config", nargs="+", help="YAML files of the data; the target's run has one")
     parser.add_argument("--videos", type=int, default=100)
-    parser.add_argument("--frames", type=int, default=32)
-    parser.add_argument("--size", type=int, default=224, help="height and width in pixels")
-    parser.add_argument("--max-digits", type=int, default=2)
-    parser.add_argument("--mean", type=float, default=0.2, help="of pixels, as in training")
-    parser.add_argument("--deviation", type=float, default=0.25)
+    parser.add_argument("--frames", type=int, help="of a clip; the configuration's where it is left out")
+    parser.add_argument("--size", type=int, help="height and width in pixels; likewise")
+    parser.add_argument("--batch", type=int, default=25, help="videos that are decoded together")
     parser.add_argument("--new-tokens", type=int, default=192)
+    parser.add_argument("--selectors", nargs="*", choices=SELECTORS, default=SELECTORS)
+    parser.add_argument("--ratios", nargs="*", type=float, default=RATIOS)
+    parser.add_argument("--rules", nargs="*", choices=tuple(RULES), default=tuple(RULES))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = parser.parse_args()
-    device = torch.device(chosen.device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    target, draft = (
-        None if path is None else AutoModelForImageTextToText.from_pretrained(path, dtype=dtype).eval().to(device)
-        for path in (chosen.target, chosen.draft)
+    dtype = torch.bfloat16 if torch.device(chosen.device).type == "cuda" else torch.float32
+    target = load(chosen.target, dtype, chosen.device)
+    draft = load(chosen.draft, dtype, chosen.device) if chosen.draft else None
+    data = HeldOut(
+        chosen.config or default_config(chosen.target), chosen.target, chosen.videos, chosen.frames, chosen.size
     )
-    config = target.config
-    data = VideoCaptions(
-        family=config.model_type,
-        tokenizer=chosen.target,
-        frames=chosen.frames,
-        height=chosen.size,
-        width=chosen.size,
-        patch_size=config.vision_config.patch_size,
-        image_mean=(chosen.mean,) * 3,
-        image_std=(chosen.deviation,) * 3,
-        max_digits=chosen.max_digits,
-        max_tokens=config.get_text_config(decoder=True).max_position_embeddings,
-        scenes=1,
-        validation_scenes=1,
-        test_scenes=chosen.videos,
-        batch_size=1,
-    )
-    data.prepare_data()
-    data.setup("test")
-    clips = held_out(data, chosen.videos, device, dtype)
-    tokens = int(np.mean([np.isin(clip.ids.cpu(), [config.video_token_id]).sum() for clip in clips]))
     case = (
-        f"{config.model_type}, {chosen.videos} held-out videos of {tokens} tokens, greedy, "
-        f"{'draft of its own' if draft is None else 'smaller draft'}, up to {chosen.new_tokens} new"
+        f"{target.config.model_type}, {chosen.videos} held-out videos of {{tokens}} tokens, greedy, "
+        f"{'draft of its own' if draft is None else 'smaller draft'}, up to {chosen.new_tokens} new tokens"
     )
-    made = study(case, target, draft, clips, data, chosen.new_tokens)
-    replace(made)
-    report(made, case)
-
-
-def study(
-    case: str, target: nn.Module, draft: nn.Module | None, clips: Sequence[Clip], data: VideoCaptions, new: int
-) -> list[dict[str, Any]]:
-    """All rows of a pair."""
-    own = measured(Autoregressive(), target, clips, data, new)
-    made: list[dict[str, Any]] = []
-
-    def note(method: str, outcome: Outcome, reference: Outcome, **extra: Any) -> None:
-        kept = ratio(outcome.accepted, reference.accepted)
-        told = ratio(outcome.right, own.right)
-        extra |= {
-            "of_reference": kept[0],
-            "of_reference_interval": kept[1:],
-            "relaxed_share": outcome.relaxed,
-            "slot_accuracy": sum(outcome.right) / max(1.0, sum(outcome.asked)),
-            "retention": told[0],
-            "retention_interval": told[1:],
-            "distinct_4": round(distinct_4(outcome.texts), 4),
-            "same_texts": sum(a == b for a, b in zip(outcome.texts, own.texts, strict=True)),
-            "videos": len(clips),
-        }
-        mean = float(np.mean(outcome.accepted))
-        made.append(row("video_acceptance", case, method, "accepted", [mean], "drafts a round", seed=SEED, extra=extra))
-
-    whole = measured(SpecVLM(draft, selector="none"), target, clips, data, new)
-    note("SpecVLM, none", whole, whole, prune_ratio=0.0)
-    names = SELECTORS if "video_grid_thw" in clips[0].visual else GRIDLESS
-    for share in track(RATIOS, description="pruning"):
-        for name in names:
-            outcome = measured(SpecVLM(draft, prune_ratio=share, selector=name), target, clips, data, new)
-            note(f"SpecVLM, {name}, {share:g}", outcome, whole, prune_ratio=share)
-    outcomes = {
-        name: measured(LVSpec(draft, rule=rule), target, clips, data, new)
-        for name, rule in track(RULES.items(), description="relaxing")
-    }
-    rate = matched_rate(draft, target, clips, data, new, float(np.mean(outcomes["LVSpec 0.7"].accepted)))
-    outcomes[f"random {rate:.2f}"] = measured(LVSpec(draft, rule=RandomRelaxation(rate=rate)), target, clips, data, new)
-    for name, outcome in outcomes.items():
-        note(name, outcome, outcomes["strict"])
-    return made
+    study = Study(target, draft, data, chosen.new_tokens, chosen.batch, case)
+    if chosen.selectors and chosen.ratios:
+        study.selectors(chosen.selectors, chosen.ratios)
+    if chosen.rules:
+        study.rules(chosen.rules)
+    replace(study.made)
+    report(study.made, study.case)
 
 
 def report(made: Sequence[dict[str, Any]], case: str) -> None:
@@ -233,18 +213,25 @@ def report(made: Sequence[dict[str, Any]], case: str) -> None:
     for column in ("method", "accepted a round", "of reference (95 %)", "relaxed", "facts right", "retention (95 %)"):
         table.add_column(column)
     for item in made:
-        kept, told = item["of_reference_interval"], item["retention_interval"]
         table.add_row(
             item["method"],
             f"{item['value']:.2f}",
-            f"{item['of_reference']:.2f} ({kept[0]:.2f} to {kept[1]:.2f})",
+            interval(item, "of_reference"),
             f"{item['relaxed_share']:.0%}",
             f"{item['slot_accuracy']:.0%}",
-            f"{item['retention']:.2f} ({told[0]:.2f} to {told[1]:.2f})",
+            interval(item, "retention"),
         )
     Console(width=150).print(table)
-    brief = {item["method"]: round(item["of_reference"], 3) for item in made}
+    brief = {item["method"]: item["of_reference"] and round(item["of_reference"], 3) for item in made}
     Console(soft_wrap=True, highlight=False).print(json.dumps({"case": case, **brief}), markup=False)
+
+
+def interval(item: dict[str, Any], name: str) -> str:
+    """A figure of a row with its interval; empty where there is none."""
+    if item[name] is None:
+        return ""
+    low, high = item[f"{name}_interval"]
+    return f"{item[name]:.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def language_inputs(model: Any, tokens: Tensor, mask: Tensor, visual: Mapping[st
     for module in training:
         module.training = False
     try:
-        with joined_windows(model):
+        with torch.no_grad(), joined_windows(model):
             model(input_ids=tokens, attention_mask=mask, use_cache=False, **inputs)
     except _Reached as way_out:
         given = way_out.args[0]

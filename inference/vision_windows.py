@@ -68,15 +68,15 @@ def window_attention(
         return scaled_dot_product_attention(query, key, value, scale=scaling).transpose(1, 2), None
     sizes, places = _windows(cu_seq_lens_q)
     if len(sizes) == 1:
-        split = [item.squeeze(0).unflatten(1, (-1, sizes[0])).transpose(0, 1) for item in (query, key, value)]
-        out = scaled_dot_product_attention(*split, scale=scaling)  # [windows, heads, patches of a window, size]
+        q, k, v = (item.squeeze(0).unflatten(1, (-1, sizes[0])).transpose(0, 1) for item in (query, key, value))
+        out = scaled_dot_product_attention(q, k, v, scale=scaling)  # [windows, heads, patches of a window, size]
         return out.transpose(1, 2).reshape(1, query.shape[2], query.shape[1], -1), None
     parts = []
     for size, place in zip(sizes, places, strict=True):
-        split = [
+        q, k, v = (
             item[0].index_select(1, place).unflatten(1, (-1, size)).transpose(0, 1) for item in (query, key, value)
-        ]
-        parts.append(scaled_dot_product_attention(*split, scale=scaling).transpose(1, 2).flatten(0, 1))
+        )
+        parts.append(scaled_dot_product_attention(q, k, v, scale=scaling).transpose(1, 2).flatten(0, 1))
     back = torch.argsort(torch.cat(places))
     return torch.cat(parts).index_select(0, back)[None], None
 

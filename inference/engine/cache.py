@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from saccade.inference.engine.captured import Captured
+
 
 class KVCache:
     """Key and value buffers of one model for one batch; no slot is ever moved while a text only grows.
@@ -18,9 +20,10 @@ class KVCache:
     Args:
         layers: Number of decoder layers.
         capacity: Slots of each row, in tokens.
+        captured: The buffers stay where they are and belong to CUDA graphs: moves within them may be graphs too.
     """
 
-    def __init__(self, layers: int, capacity: int) -> None:
+    def __init__(self, layers: int, capacity: int, captured: bool = False) -> None:
         self.capacity = capacity
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
@@ -29,6 +32,8 @@ class KVCache:
         self.extent = 0
         self._slots: tuple[Tensor, Tensor] | None = None
         self._starts_on_device: Tensor | None = None
+        self._captured = Captured(self._move) if captured else None
+        self._moved: set[torch.Size] = set()
 
     @contextmanager
     def on_device(self, starts: Tensor) -> Iterator[None]:
@@ -88,12 +93,41 @@ class KVCache:
             value_buffer[rows, :, slots] = values.transpose(1, 2)
         return key_buffer[:, :, : self.extent], value_buffer[:, :, : self.extent]
 
-    def gather(self, row: int, start: int, nodes: Sequence[int]) -> None:
-        """Moves the slots ``start + nodes[i]`` of a row to ``start + i``: keeps the accepted path of a tree."""
+    def gather(self, starts: Sequence[int], paths: Sequence[Sequence[int]]) -> None:
+        """Keeps the accepted path of every row's tree: slot ``starts[b] + paths[b][i]`` moves to ``starts[b] + i``.
+
+        All rows move at once, and where steps are graphs, all layers in one launch: moved one by one they would cost as
+        much as a forward of a small draft.
+
+        Args:
+            starts: First slot of every row's tree.
+            paths: Nodes of every row, ascending; none for a row that keeps nothing.
+        """
+        width = max(len(path) for path in paths)
+        # what lies behind a shorter path is moved onto itself
+        moves = [[start, *path, *range(len(path), width)] for start, path in zip(starts, paths, strict=True)]
+        known = torch.tensor(moves)
+        if self._captured is None:
+            self._move(known)
+            return
+        known = known.to(self.buffers(0)[0].device)
+        if known.shape not in self._moved:
+            # a capture runs the moves more than once, which must change nothing
+            self._moved.add(known.shape)
+            self._captured(
+                torch.cat([known[:, :1], torch.arange(width, device=known.device).expand(len(moves), -1)], 1)
+            )
+        self._captured(known)
+
+    def _move(self, known: Tensor) -> None:
+        """Moves slots of all buffers; ``known`` ``[rows, 1 + width]`` holds starts and nodes."""
         for layer in range(len(self.keys)):
             for buffer in self.buffers(layer):
-                index = torch.tensor(nodes, device=buffer.device) + start
-                buffer[row, :, start : start + len(nodes)] = buffer[row].index_select(1, index)
+                known = known.to(buffer.device)
+                starts, nodes = known[:, :1], known[:, 1:]
+                rows = torch.arange(len(known), device=buffer.device)[:, None]
+                target = starts + torch.arange(nodes.shape[1], device=buffer.device)
+                buffer[rows, :, target] = buffer[rows, :, starts + nodes]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drops all rows but the given ones."""

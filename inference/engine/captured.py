@@ -19,8 +19,8 @@ class Captured:
     CUDA device each combination of shapes is captured at its first call; elsewhere the function is called.
 
     Args:
-        function: Of tensors on one device, without random numbers and without waiting for the device; returns a tensor
-            or a tuple of them.
+        function: Of tensors on one device, without random numbers and without waiting for the device; returns a tensor,
+            a tuple of them or nothing.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:

@@ -79,7 +79,7 @@ class GraphEngine:
         config = compat.text_config(model)
         self.model: Any = model
         self.batch, self.capacity, self.skip, self.observed = batch, capacity, skip, observed
-        self.storage = KVCache(config.num_hidden_layers, capacity + MAX_NODES)
+        self.storage = KVCache(config.num_hidden_layers, capacity + MAX_NODES, captured=True)
         self.cache = compat.session_cache(self.storage, config.num_hidden_layers)
         self._last_position = compat.last_position(model)
         reason = why_not_fused(model)

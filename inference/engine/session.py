@@ -213,10 +213,10 @@ class Session:
         Args:
             paths: For every row the kept nodes of the last ``forward``, from the root downwards; may be empty.
         """
+        if any(path and path[-1] != len(path) - 1 for path in paths):
+            with self._grad_free():
+                self.storage.gather(self.lengths, paths)
         for row, path in enumerate(paths):
-            if path and path[-1] != len(path) - 1:
-                with self._grad_free():
-                    self.storage.gather(row, self.lengths[row], path)
             self.lengths[row] += len(path)
 
     def truncate(self, lengths: Sequence[int]) -> None:

@@ -13,6 +13,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from saccade.inference import Autoregressive, Decoder, PromptLookup, Sampling, Session, TokenTree
 from saccade.inference.drafting.drafter import Drafter, Run
+from saccade.inference.engine.cache import KVCache
 from saccade.inference.request import Request
 from saccade.inference.verification import Draft, Verdict
 from tests.support.decoders import DECODERS, Proposing, ProposingTrees
@@ -244,3 +245,22 @@ def test_prompt_lookup_drafts_committed_tokens_only() -> None:
         right = pairs.get(2, pairs.get(1, []))
         assert drafted == right[: len(drafted)]
         assert bool(drafted) == bool(right) or len(drafted) == 0
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_accepted_paths_move_together_and_nothing_else_does(captured: bool) -> None:
+    """Paths of different lengths, one of which overwrites what the next place reads, and a row that stays."""
+    storage = KVCache(layers=2, capacity=12, captured=captured)
+    generator = torch.Generator().manual_seed(0)
+    storage.place([0, 0, 0], 12)
+    for layer in range(2):
+        storage.write(layer, *torch.randn(2, 3, 2, 12, 4, generator=generator))
+    before = [buffer.clone() for layer in range(2) for buffer in storage.buffers(layer)]
+    starts, paths = [3, 5, 0], [[0, 2, 4, 6], [0, 3], [0]]
+    storage.gather(starts, paths)
+    for buffer, old in zip((buffer for layer in range(2) for buffer in storage.buffers(layer)), before, strict=True):
+        for row, (start, path) in enumerate(zip(starts, paths, strict=True)):
+            wanted = old[row].clone()
+            for place, node in enumerate(path):
+                wanted[:, start + place] = old[row][:, start + node]
+            assert torch.equal(buffer[row], wanted)
