@@ -110,11 +110,11 @@ def layer_skip() -> str:
         distinct = f"{row['distinct_4']:.2f}" + (", degenerate" if row["degenerate"] else "")
         draft = row["method"].removeprefix("SelfSpeculative, ")
         lines.append(f"| {trained} | {heat} | {draft} | {spread} | {numbers} | {distinct} |")
-    first = rows[0]
+    first, commits = rows[0], ", ".join(dict.fromkeys(row["commit"][:8] for row in rows))
     lines += [
         "",
         f"{first['case'].split(', trained')[0]}; {first['device']}, torch {first['versions']['torch']}; commit"
-        f" {first['commit'][:8]}; real text has {first['distinct_4_real']:.2f} distinct 4-grams. Degenerate rows"
+        f" {commits}; real text has {first['distinct_4_real']:.2f} distinct 4-grams. Degenerate rows"
         " support no claim of speed.",
     ]
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -133,30 +133,34 @@ def peer(model: PreTrainedModel, new: int, **settings: object) -> Way:
 
 
 def measure(
-    ways: dict[str, Way], prompts: Sequence[dict[str, Any]], runs: int, peer_runs: int
+    ways: dict[str, Way], prompts: Sequence[dict[str, Tensor]], runs: int, warm_ups: int = 1
 ) -> dict[str, list[list[Result]]]:
-    """For every way the results of its runs, all prompts each.
+    """For every way the results of its runs, all prompts each; the ways take turns.
 
     Ours warm up by a whole round, in which every width of step is captured. Transformers has nothing to capture and is
-    warm by then; it may take part in fewer runs, because it is slow. Where it fails, its rows are missing and the
-    reason is printed.
+    warm by then.
     """
     found: dict[str, list[list[Result]]] = {name: [] for name in ways}
-    failed: set[str] = set()
-    for attempt in track(range(runs + 1), description="runs (the first warms up)"):
+    for attempt in track(range(runs + warm_ups), description=f"runs of {len(ways)} ways"):
         for name, way in ways.items():
-            if name not in PEERS:
-                made = [way(inputs) for inputs in prompts]
-                if attempt:
-                    found[name].append(made)
-            elif 0 < attempt <= peer_runs and name not in failed:
-                try:
-                    found[name].append([way(inputs) for inputs in prompts])
-                except Exception as error:  # whatever it is, it must not cost us our own rows
-                    failed.add(name)
-                    reason = str(error).strip().splitlines()[:1]
-                    Console(soft_wrap=True).print(f"{name} failed: {type(error).__name__} {''.join(reason)}")
+            made = [way(inputs) for inputs in prompts]
+            if attempt >= warm_ups:
+                found[name].append(made)
     return {name: made for name, made in found.items() if made}
+
+
+def measure_peers(
+    ways: dict[str, Way], prompts: Sequence[dict[str, Tensor]], runs: int
+) -> dict[str, list[list[Result]]]:
+    """The same without a warm-up; where one fails, its rows are missing and the reason is printed."""
+    found: dict[str, list[list[Result]]] = {}
+    for name, way in ways.items():
+        try:
+            found |= measure({name: way}, prompts, runs, warm_ups=0)
+        except Exception as error:  # theirs, whatever it is, must not cost our rows
+            reason = str(error).splitlines()[0] if str(error) else ""
+            Console(soft_wrap=True).print(f"{name} failed: {type(error).__name__} {reason}", markup=False)
+    return found
 
 
 class Report:
@@ -328,9 +332,9 @@ def main() -> None:
             f"({frames} frames of {size} pixels), up to {chosen.new_tokens} new tokens, "
             f"{chosen.prompts} held-out prompts"
         )
-        made = measured(case, target, draft, data, prompts, bandwidth, chosen)
-        rows.replace(made)
-        report(made, case)
+        for made in measured(case, target, draft, data, prompts, bandwidth, chosen):
+            rows.replace(made)
+            report(made, case)
 
 
 def measured(
@@ -341,8 +345,8 @@ def measured(
     prompts: Sequence[dict[str, Any]],
     bandwidth: float,
     chosen: argparse.Namespace,
-) -> list[dict[str, Any]]:
-    """The rows of one length of video."""
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one length of video: first those of our ways, which are safe by then, and then all."""
     new, longest = chosen.new_tokens, max(inputs["input_ids"].shape[1] for inputs in prompts)
     for model in (target, draft):
         allow(model, longest + new)
@@ -350,8 +354,7 @@ def measured(
             raise SystemExit("--target and --draft must know the token that ends a text: take exported models")
     kept = decoders(draft, chosen.engine)
     ways = {name: ours(decoder, target, new) for name, decoder in kept.items()}
-    ways |= dict(zip(PEERS, (peer(target, new), peer(target, new, assistant_model=draft)), strict=True))
-    found = measure(ways, prompts, chosen.runs, chosen.peer_runs)
+    found = measure(ways, prompts, chosen.runs)
     costs = {}
     for name, decoder in kept.items():
         results = found[name][-1]
@@ -361,7 +364,10 @@ def measured(
         decoder.floor.clear()  # the next length needs the memory
     needed = weight_bytes(target) + cache_bytes(target, 1, longest + new // 2)
     bounds = {"bytes_per_second": bandwidth, "bound": 1e3 * needed / bandwidth}
-    return Report(case, found, data, costs, bounds).rows()
+    yield Report(case, found, data, costs, bounds).rows()
+    peers = dict(zip(PEERS, (peer(target, new), peer(target, new, assistant_model=draft)), strict=True))
+    found |= measure_peers(peers, prompts, chosen.peer_runs)
+    yield Report(case, found, data, costs, bounds).rows()
 
 
 def report(made: Sequence[dict[str, Any]], case: str) -> None:
