@@ -65,6 +65,14 @@ def read(model: PreTrainedModel, prompts: VideoPrompts) -> list[VisualPrompt]:
     return read_visual_prompts(model, texts_of(prompts), prompts.visual)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_hold_no_graph(family: str) -> None:
+    """A vision tower's activations would be kept as long as its prompts are."""
+    model = video_model(family)
+    assert any(weight.requires_grad for weight in model.parameters())
+    assert not any(prompt.embeddings.requires_grad for prompt in read(model, video_prompts(family, rows=2)))
+
+
 @pytest.mark.parametrize("name", LOSSLESS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_model_generate_writes_is_written(family: str, name: str) -> None:
