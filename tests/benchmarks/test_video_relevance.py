@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from contextlib import suppress
 
@@ -11,7 +12,7 @@ import torch
 
 from benchmarks import video_relevance
 from benchmarks.video_prompts import HeldOut, default_config, load
-from benchmarks.video_relevance import PLACES, Study, classes, relevances, wins
+from benchmarks.video_relevance import Study, classes, relevances, wins
 from saccade.inference import LVSpec
 from saccade.inference.compat import text_config
 from saccade.inference.relaxation import VisualRelaxation
@@ -20,6 +21,7 @@ from saccade.modules.vision_prompts import greedy_answers
 from tests.support.video_checks import asked, video_model
 from tests.support.video_models import FAMILIES, video_prompts
 
+PLACES = ("judge", "draft", "max")
 COMMON = ("--videos", "3", "--batch", "2", "--new-tokens", "12", "--device", "cpu")
 
 
@@ -152,7 +154,33 @@ def test_rows(video_run, rows, monkeypatch, capsys):
     assert rows[0]["slot_accuracy"] == 1.0
     printed = capsys.readouterr().out
     assert f"{rows[0]['content']:.2f} (" in printed
-    assert '"best"' in printed
+    best = max(rows, key=lambda row: row["facts"])["method"]
+    assert json.loads(printed.splitlines()[-1])["best"]["facts"] == best
+
+
+def test_every_score_meets_the_class_of_its_token(video_run, rows, monkeypatch):
+    caption = ((" red", 3.0), (" pen", 2.0), (",", 2.5), (" of", 1.0), (" the", 1.0), (" red", 3.0))
+    tokens: list[int] = []
+    planted: list[float] = []
+
+    def given(study, batch):
+        tokens.clear()
+        planted.clear()
+        for word, score in caption:
+            own = study.data.data.tokenizer.encode(word, add_special_tokens=False)
+            tokens.extend(own)
+            planted.extend([score] * len(own))
+        return [list(tokens)] * len(batch.items)
+
+    def scored(model, read, start, neighbours):
+        assert read.tokens[start:] == tokens
+        return {(0, place): np.array(planted[1:]) for place in PLACES}  # the first token is not judged
+
+    monkeypatch.setattr(Study, "captions", given)
+    monkeypatch.setattr(video_relevance, "relevances", scored)
+    run(monkeypatch, "--target", str(video_run / "model"), *COMMON)
+    assert [(row["content"], row["facts"], row["facts_over_rest"]) for row in rows] == [(1.0, 1.0, 1.0)] * 3
+    assert sum(rows[0]["tokens"].values()) == 3 * len(planted[1:])
 
 
 def test_a_target_that_writes_no_words_is_refused(video_run, rows, monkeypatch):
