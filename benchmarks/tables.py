@@ -221,6 +221,21 @@ def _speed_case(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def video_relevance() -> str:
+    """How well LVSpec's relevance finds words about what is seen, from :mod:`benchmarks.video_relevance`."""
+    rows = [row for row in read("video_relevance") if row["score_at"] == "judge"]
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.video_relevance`."
+    lines = [
+        "| layer | content over function words | facts over function words | facts over the rest |",
+        "| --- |" + " --- |" * 3,
+    ]
+    for row in rows:
+        cells = " | ".join(_interval(row, name) for name in ("content", "facts", "facts_over_rest"))
+        lines.append(f"| {row['layer']} | {cells} |")
+    return "\n".join([*lines, "", _video_origin(rows)])
+
+
 def _spread(row: dict[str, Any]) -> str:
     return f"{row['value']:.2f} ({row['spread']['min']:.2f} to {row['spread']['max']:.2f})"
 
@@ -366,6 +381,7 @@ TABLES = {
     "layer_skip": layer_skip,
     "video_acceptance": video_acceptance,
     "video_speed": video_speed,
+    "video_relevance": video_relevance,
     "trait_worlds": trait_worlds,
     "trait_study": trait_study,
     "trait_throughput": trait_throughput,
