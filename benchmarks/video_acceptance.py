@@ -43,6 +43,9 @@ RULES: dict[str, RelaxedRule] = {
     "LVSpec 0.7, no shifts": VisualRelaxation(relaxation=0.7, pst_window=0),
     OURS: VisualRelaxation(relaxation=0.7),
     "LVSpec 0.9": VisualRelaxation(relaxation=0.9),
+    "LVSpec 0.7, ratio 0.3": VisualRelaxation(relaxation=0.7, loose="ratio", ratio=0.3, pst_window=0),
+    "LVSpec 0.9, ratio 0.3": VisualRelaxation(relaxation=0.9, loose="ratio", ratio=0.3, pst_window=0),
+    "ratio 0.3 alone": VisualRelaxation(relaxation=1.0, loose="ratio", ratio=0.3, pst_window=0),
     "FLy": FLy(),
     "FLy+": FLyPlus(),
 }
