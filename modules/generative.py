@@ -1,6 +1,7 @@
 """GenerativeModule: what every language model in training shares, with or without eyes."""
 
 import dataclasses
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -168,6 +169,11 @@ class GenerativeModule(LightningModule):
         loss = (losses * weights).sum() / weights.sum().clamp(min=1)
         self.log("train_loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=len(losses))
         return loss
+
+    def _step_generator(self, batch_idx: int) -> torch.Generator:
+        """Random numbers of a training step, from its place in the run: a resumed run draws the same ones."""
+        place = f"{self.seed}/{self.current_epoch}/{batch_idx}/{self.global_rank}"
+        return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "big"))
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add a batch to `val_loss` and `val_perplexity`."""

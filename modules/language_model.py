@@ -1,6 +1,5 @@
 """LanguageModel: train any Hugging Face causal language model."""
 
-import hashlib
 import math
 from typing import Any, ClassVar, cast
 
@@ -160,11 +159,8 @@ class LanguageModel(GenerativeModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss per token of a batch (see `token_losses`)."""
         if self._dropout is not None:
-            # from the position in the run, not from a running state: a resumed run draws the same masks
-            place = f"{self.seed}/{self.current_epoch}/{batch_idx}/{self.global_rank}"
-            seed = int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "big")
             device, scale = batch["input_ids"].device, min(1.0, self.global_step / max(1.0, self._ramp_steps))
-            self._dropout.draw(len(batch["input_ids"]), torch.Generator().manual_seed(seed), device, scale)
+            self._dropout.draw(len(batch["input_ids"]), self._step_generator(batch_idx), device, scale)
         return super().training_step(batch, batch_idx)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from saccade.modules.construction import check_fit, check_tokenizer_survives, mo
 from saccade.modules.generative import GenerativeModule
 from saccade.modules.lora import LoraSettings
 from saccade.modules.optimization import Schedule
+from saccade.modules.video_dropout import VideoTokenDropout
 from saccade.modules.vision_construction import check_family, check_vision_fit, complete_vision_config, tower_of
 from saccade.modules.vision_prompts import greedy_answers, prompt_inputs
 
@@ -66,6 +67,9 @@ class VisionLanguageModel(GenerativeModule):
         config: Settings of a new model: `model_type` (qwen2_5_vl or llava_onevision), `text_config`, `vision_config`.
             Vocabulary, special tokens, patch and picture sizes are taken from the datamodule where they are not named.
         lora: Train low-rank adapters only. None trains all weights.
+        video_dropout: Largest share of a clip's video tokens that a training step hides from the language part, 0 to 1:
+            every sequence draws its own below it. For the draft of a decoder that prunes videos (see
+            `VideoTokenDropout`).
         freeze_vision: Leave the vision tower as it is: Qwen2.5-VL's `visual` with its merger, LLaVA-OneVision's
             `vision_tower` without the projector.
         learning_rate: Peak learning rate of AdamW.
@@ -92,6 +96,7 @@ class VisionLanguageModel(GenerativeModule):
         config: dict[str, Any] | None = None,
         lora: LoraSettings | None = None,
         freeze_vision: bool = False,
+        video_dropout: float = 0.0,
         learning_rate: float = 1e-3,
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -121,7 +126,10 @@ class VisionLanguageModel(GenerativeModule):
         for name, value, least in (("slot_scenes", slot_scenes, 0), ("max_answer_tokens", max_answer_tokens, 1)):
             if value < least:
                 raise ValueError(f"{name}: must be at least {least}, but is {value}")
+        if not 0 <= video_dropout <= 1:
+            raise ValueError(f"video_dropout: must lie between 0 and 1, but is {video_dropout}")
         self.freeze_vision = freeze_vision
+        self.video_dropout = video_dropout
         self.slot_scenes = slot_scenes
         self.max_answer_tokens = max_answer_tokens
         self.val_slot_accuracy = SlotAccuracy()
@@ -183,6 +191,7 @@ class VisionLanguageModel(GenerativeModule):
         unread = [part for name, part in tower.named_modules() if name.endswith("post_layernorm")]
         for part in [tower] if self.freeze_vision else unread:
             part.requires_grad_(False)
+        self._dropout = VideoTokenDropout(model, self.video_dropout) if self.video_dropout > 0 else None
 
     def forward(self, logits_to_keep: int = 0, **inputs: Tensor) -> Tensor:
         """Compute the logits.
@@ -217,6 +226,27 @@ class VisionLanguageModel(GenerativeModule):
         targets = labels[:, -kept:]
         losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED, reduction="none")
         return losses.view(targets.shape), (targets != _IGNORED).to(losses.dtype)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the mean loss per token of a batch's answers (see `token_losses`)."""
+        if self._dropout is not None:
+            self._dropout.attach()
+            self._dropout.draw(batch["input_ids"], self._step_generator(batch_idx))
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Forget which video tokens the step did not see."""
+        if self._dropout is not None:
+            self._dropout.clear()
+
+    def teardown(self, stage: str) -> None:
+        """Take video token dropout off the model.
+
+        Args:
+            stage: Unused.
+        """
+        if self._dropout is not None:
+            self._dropout.remove()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add a batch to `val_loss`, `val_perplexity` and `val_slot_accuracy`."""

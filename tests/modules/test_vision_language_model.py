@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from saccade.inference.compat import language_part
 from saccade.modules import LoraSettings, VisionLanguageModel
 from saccade.modules.vision_construction import tower_of
 from saccade.modules.vision_language_model import SlotAccuracy
@@ -184,6 +185,20 @@ def test_gradient_checkpointing_changes_no_loss(tmp_path: Path) -> None:
         trainer(tmp_path, max_steps=3, callbacks=[losses], limit_val_batches=0).fit(module, TinyVideo())
         values.append(losses.values)
     assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
+def test_video_dropout_hides_in_training_and_is_gone_afterwards(tmp_path: Path) -> None:
+    values = []
+    for share, switched in ((0.0, False), (0.9, False), (0.9, False), (0.9, True)):
+        losses = _Losses()
+        module = video_model(video_dropout=share, gradient_checkpointing=switched, slot_scenes=0)
+        trainer(tmp_path, max_steps=3, callbacks=[losses], limit_val_batches=0).fit(module, TinyVideo())
+        assert not language_part(module.model)._forward_pre_hooks
+        values.append(losses.values)
+    plain, hidden, again, recomputed = values
+    assert plain[0] != pytest.approx(hidden[0], rel=1e-6)
+    assert hidden == again
+    assert hidden == pytest.approx(recomputed, rel=1e-4)
 
 
 def test_bf16_trains_and_answers(tmp_path: Path) -> None:
