@@ -8,6 +8,7 @@ from saccade.modules.reranker import Reranker
 from saccade.modules.retriever import Retriever
 from saccade.modules.sublayer_dropout import SublayerDropout
 from saccade.modules.t2dr import T2DR, LossWeights
+from saccade.modules.video_dropout import VideoTokenDropout
 from saccade.modules.vision_language_model import VisionLanguageModel
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "Retriever",
     "SublayerDropout",
     "TFRNetLike",
+    "VideoTokenDropout",
     "VisionLanguageModel",
 ]
