@@ -150,8 +150,18 @@ def default_config(target: str) -> list[str]:
 
 
 def load(path: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """A vision-language model in evaluation mode."""
-    model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+    """A vision-language model in evaluation mode.
+
+    Raises:
+        SystemExit: There is none.
+    """
+    try:
+        model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise SystemExit(
+            f"--target, --draft: {path} holds no vision-language model ({str(error).splitlines()[0]}); give the folder"
+            " that a run exported, RUN/model"
+        ) from None
     return model.eval().to(device)
 
 
