@@ -11,7 +11,7 @@ cases=${*:-32B 7B-3B 7B-0.5B rules selectors}
 
 speed() {
   python3 -m benchmarks.video_speed --target "$target" --draft "$draft" --prompts "${PROMPTS:-2}" --runs "${RUNS:-2}" \
-    --clips ${CLIPS:-32x224 32x448} --target-shape "$1" --draft-shape "$2"
+    --clips ${CLIPS:-128x112 512x112} --target-shape "$1" --draft-shape "$2"
 }
 study() { python3 -m benchmarks.video_acceptance --target "$target" --draft "$draft" --videos 100 --frames 32 "$@"; }
 

@@ -10,7 +10,7 @@ A round costs R tokens of autoregressive decoding. It is timed by the decoder's 
 that the luck of drafts has no part in it (:mod:`benchmarks.video_rounds`). The cost model says that decoding is
 (T + 1) / R times as fast where T drafts of a round are accepted; it is printed beside what the clock says.
 
-``--clips`` names frames and size, 32x224: with 14 pixels to a token and two frames to a step, 4,096 tokens.
+``--clips`` names frames and size, 128x112: with 14 pixels to a token and two frames to a step, 4,096 tokens.
 """
 
 from __future__ import annotations
@@ -283,12 +283,12 @@ def rate(run: Sequence[Result]) -> float:
 
 
 def clip(text: str) -> tuple[int, int]:
-    """Frames and size from ``32x224``."""
+    """Frames and size from ``128x112``."""
     try:
         frames, size = (int(part) for part in text.split("x"))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"a clip is FRAMESxSIZE with two whole numbers, got {text}: for example 32x224"
+            f"a clip is FRAMESxSIZE with two whole numbers, got {text}: for example 128x112"
         ) from None
     return frames, size
 
@@ -307,7 +307,7 @@ def main() -> None:
     parser.add_argument("--target-shape", choices=sorted(SHAPES), required=True)
     parser.add_argument("--draft-shape", choices=sorted(SHAPES), required=True)
     parser.add_argument("--config", nargs="+", help="YAML files of the data; the target's run has one")
-    parser.add_argument("--clips", nargs="+", type=clip, default=[(32, 224), (32, 448)], metavar="FRAMESxSIZE")
+    parser.add_argument("--clips", nargs="+", type=clip, default=[(128, 112), (512, 112)], metavar="FRAMESxSIZE")
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--new-tokens", type=int, default=128, help="most new tokens; answers end before")
     parser.add_argument("--runs", type=int, default=3)
