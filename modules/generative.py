@@ -5,7 +5,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
@@ -26,6 +26,22 @@ class Perplexity(MeanMetric):
     def compute(self) -> Tensor:
         """Return exp(mean loss)."""
         return super().compute().exp()
+
+
+class TrainingDropout(Protocol):
+    """Hooks on a model that leave something out of a training step."""
+
+    def attach(self) -> None:
+        """Register the hooks; calling it again changes nothing."""
+        ...
+
+    def clear(self) -> None:
+        """Leave nothing out until the next draw."""
+        ...
+
+    def remove(self) -> None:
+        """Take the hooks off again."""
+        ...
 
 
 class GenerativeModule(LightningModule):
@@ -99,6 +115,7 @@ class GenerativeModule(LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.tokenizer: PreTrainedTokenizerBase | None = None
+        self._dropout: TrainingDropout | None = None
         self.val_loss = MeanMetric()
         self.val_perplexity = Perplexity()
         self.test_loss = MeanMetric()
@@ -169,6 +186,25 @@ class GenerativeModule(LightningModule):
         loss = (losses * weights).sum() / weights.sum().clamp(min=1)
         self.log("train_loss", loss.detach(), prog_bar=True, sync_dist=True, batch_size=len(losses))
         return loss
+
+    def on_fit_start(self) -> None:
+        """Attach what leaves something out of training steps."""
+        if self._dropout is not None:
+            self._dropout.attach()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Forget what the step left out; its backward pass, which may recompute the layers, is over."""
+        if self._dropout is not None:
+            self._dropout.clear()
+
+    def teardown(self, stage: str) -> None:
+        """Take the hooks off the model.
+
+        Args:
+            stage: Unused.
+        """
+        if self._dropout is not None:
+            self._dropout.remove()
 
     def _step_generator(self, batch_idx: int) -> torch.Generator:
         """Random numbers of a training step, from its place in the run: a resumed run draws the same ones."""

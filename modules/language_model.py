@@ -53,6 +53,7 @@ class LanguageModel(GenerativeModule):
         ValueError: A setting is impossible; the message names it.
     """
 
+    _dropout: SublayerDropout | None
     checkpoint_key: ClassVar[str] = "saccade_language_model"
 
     def __init__(
@@ -86,7 +87,6 @@ class LanguageModel(GenerativeModule):
         if not 0 <= sublayer_dropout <= 1:
             raise ValueError(f"sublayer_dropout: must lie between 0 and 1, but is {sublayer_dropout}")
         self.sublayer_dropout = sublayer_dropout
-        self._dropout: SublayerDropout | None = None
         self._ramp_steps = 0.0
 
     def build(self, tokenizer: PreTrainedTokenizerBase | None = None, sequence_length: int | None = None) -> None:
@@ -171,21 +171,7 @@ class LanguageModel(GenerativeModule):
 
     def on_fit_start(self) -> None:
         """Attach sub-layer dropout; its rate rises over the first half of the run, if the run has a known length."""
+        super().on_fit_start()
         if self._dropout is not None:
-            self._dropout.attach()
             total = self.trainer.estimated_stepping_batches
             self._ramp_steps = _RAMP * total if math.isfinite(total) else 0.0
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Forget the masks of the step; its backward pass, which may recompute the layers, is over."""
-        if self._dropout is not None:
-            self._dropout.clear()
-
-    def teardown(self, stage: str) -> None:
-        """Take sub-layer dropout off the model.
-
-        Args:
-            stage: Unused.
-        """
-        if self._dropout is not None:
-            self._dropout.remove()

@@ -87,6 +87,7 @@ class VisionLanguageModel(GenerativeModule):
         ValueError: A setting is impossible; the message names it.
     """
 
+    _dropout: VideoTokenDropout | None
     checkpoint_key: ClassVar[str] = "saccade_vision_language_model"
     auto_class: ClassVar[Any] = AutoModelForImageTextToText
 
@@ -230,23 +231,8 @@ class VisionLanguageModel(GenerativeModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss per token of a batch's answers (see `token_losses`)."""
         if self._dropout is not None:
-            self._dropout.attach()
             self._dropout.draw(batch["input_ids"], self._step_generator(batch_idx))
         return super().training_step(batch, batch_idx)
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Forget which video tokens the step did not see."""
-        if self._dropout is not None:
-            self._dropout.clear()
-
-    def teardown(self, stage: str) -> None:
-        """Take video token dropout off the model.
-
-        Args:
-            stage: Unused.
-        """
-        if self._dropout is not None:
-            self._dropout.remove()
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add a batch to `val_loss`, `val_perplexity` and `val_slot_accuracy`."""
