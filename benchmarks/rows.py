@@ -63,6 +63,19 @@ def row(
     }
 
 
+def spread(item: dict[str, Any]) -> str:
+    """Median, least and most of a row's runs, as tables have them."""
+    return f"{item['value']:.2f} ({item['spread']['min']:.2f} to {item['spread']['max']:.2f})"
+
+
+def interval(item: dict[str, Any], name: str) -> str:
+    """A figure of a row with its interval, as tables have them; empty where there is none."""
+    if item[name] is None:
+        return ""
+    low, high = item[f"{name}_interval"]
+    return f"{item[name]:.2f} ({low:.2f} to {high:.2f})"
+
+
 def read(benchmark: str) -> list[dict[str, Any]]:
     """The committed rows of a benchmark; none when it has not been run."""
     path = RESULTS / f"{benchmark}.jsonl"

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rows import read
+from benchmarks.rows import interval, read, spread
 
 ROOT = Path(__file__).parent.parent
 PAGES = tuple(ROOT / page for page in ("README.md", "docs/benchmarks.md", "docs/t2dr.md", "docs/trait.md"))
@@ -73,11 +73,10 @@ def decode_gpu() -> str:
     ]
     for row in rows:
         shape, batch, prompt = re.search(r"grown to (\S+), batch (\d+), prompt (\d+)", row["case"]).groups()  # type: ignore[union-attr]
-        spread = f"{row['value']:.2f} ({row['spread']['min']:.2f} to {row['spread']['max']:.2f})"
         bound = row["bound"]
         share = "" if bound is None else f"{bound / row['value']:.0%}"
         lines.append(
-            f"| {shape}, batch {batch}, prompt {prompt} | {row['method']} | {spread} |"
+            f"| {shape}, batch {batch}, prompt {prompt} | {row['method']} | {spread(row)} |"
             f" {'' if bound is None else f'{bound:.2f}'} | {share} |"
         )
     first = rows[0]
@@ -105,11 +104,10 @@ def layer_skip() -> str:
     for row in rows:
         trained = row["case"].split("Python sources, ")[1].split(", batch")[0]
         heat = row["case"].split("temperature ")[1] if "temperature" in row["case"] else "0"
-        spread = f"{row['value']:.2f} ({row['spread']['min']:.2f} to {row['spread']['max']:.2f})"
         numbers = " | ".join(f"{row[key]:.2f}" for key in ("predicted", *"EKcv"))
         distinct = f"{row['distinct_4']:.2f}" + (", degenerate" if row["degenerate"] else "")
         draft = row["method"].removeprefix("SelfSpeculative, ")
-        lines.append(f"| {trained} | {heat} | {draft} | {spread} | {numbers} | {distinct} |")
+        lines.append(f"| {trained} | {heat} | {draft} | {spread(row)} | {numbers} | {distinct} |")
     first, commits = rows[0], ", ".join(dict.fromkeys(row["commit"][:8] for row in rows))
     lines += [
         "",
@@ -141,7 +139,7 @@ def _acceptance_case(rows: list[dict[str, Any]]) -> str:
         ]
         for name in dict.fromkeys(row["method"].split(", ")[1] for row in pruned):
             mine = {row["prune_ratio"]: row for row in pruned if row["method"].split(", ")[1] == name}
-            cells = (_interval(mine[share], "of_reference") if share in mine else "" for share in ratios)
+            cells = (interval(mine[share], "of_reference") if share in mine else "" for share in ratios)
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         lines += [
             "",
@@ -157,18 +155,11 @@ def _acceptance_case(rows: list[dict[str, Any]]) -> str:
         ]
         for row in relaxed:
             lines.append(
-                f"| {row['method']} | {row['value']:.2f} | {_interval(row, 'of_reference')} |"
-                f" {row['relaxed_share']:.1%} | {row['slot_accuracy']:.1%} | {_interval(row, 'retention')} |"
+                f"| {row['method']} | {row['value']:.2f} | {interval(row, 'of_reference')} |"
+                f" {row['relaxed_share']:.1%} | {row['slot_accuracy']:.1%} | {interval(row, 'retention')} |"
             )
     lines += ["", _video_origin(rows)]
     return "\n".join(lines)
-
-
-def _interval(row: dict[str, Any], name: str) -> str:
-    if row[name] is None:
-        return ""
-    low, high = row[f"{name}_interval"]
-    return f"{row[name]:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _video_origin(rows: list[dict[str, Any]]) -> str:
@@ -207,8 +198,8 @@ def _speed_case(rows: list[dict[str, Any]]) -> str:
         relaxed = f"{gain['relaxed_share']:.1%}" if gain.get("relaxed_share") else ""
         held = f"{gain['draft_kv_bytes'] / 2**20:,.0f} MiB" if "draft_kv_bytes" in gain else ""
         lines.append(
-            f"| {name}{', degenerate' if gain['degenerate'] else ''} | {_spread(gain)} | {numbers} |"
-            f" {_spread(mine['whole_speedup'])} | {mine['ms_per_token']['value']:.2f} | {relaxed} |"
+            f"| {name}{', degenerate' if gain['degenerate'] else ''} | {spread(gain)} | {numbers} |"
+            f" {spread(mine['whole_speedup'])} | {mine['ms_per_token']['value']:.2f} | {relaxed} |"
             f" {gain['slot_accuracy']:.0%} | {held} |"
         )
     base = found["Autoregressive"]["ms_per_token"]
@@ -231,13 +222,9 @@ def video_relevance() -> str:
         "| --- |" + " --- |" * 3,
     ]
     for row in rows:
-        cells = " | ".join(_interval(row, name) for name in ("content", "facts", "facts_over_rest"))
+        cells = " | ".join(interval(row, name) for name in ("content", "facts", "facts_over_rest"))
         lines.append(f"| {row['layer']} | {cells} |")
     return "\n".join([*lines, "", _video_origin(rows)])
-
-
-def _spread(row: dict[str, Any]) -> str:
-    return f"{row['value']:.2f} ({row['spread']['min']:.2f} to {row['spread']['max']:.2f})"
 
 
 GROUPS = {"intra": "A", "inter": "B", "mixed": "C", "block": "D", "unbalanced": "E", "mean of A, B, C": "A to C"}

@@ -27,7 +27,7 @@ from rich.progress import track
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from benchmarks.rows import replace, row
+from benchmarks.rows import interval, replace, row
 from benchmarks.video_prompts import Batch, HeldOut, allow, default_config, load, ratio_interval
 from saccade.inference import Autoregressive, Decoder, LVSpec, SpecVLM
 from saccade.inference.relaxation import FLy, FLyPlus, RandomRelaxation, RelaxedRule, Strict, VisualRelaxation
@@ -227,14 +227,6 @@ def report(made: Sequence[dict[str, Any]], case: str) -> None:
     Console(width=150).print(table)
     brief = {item["method"]: item["of_reference"] and round(item["of_reference"], 3) for item in made}
     Console(soft_wrap=True, highlight=False).print(json.dumps({"case": case, **brief}), markup=False)
-
-
-def interval(item: dict[str, Any], name: str) -> str:
-    """A figure of a row with its interval; empty where there is none."""
-    if item[name] is None:
-        return ""
-    low, high = item[f"{name}_interval"]
-    return f"{item[name]:.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

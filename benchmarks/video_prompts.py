@@ -171,14 +171,6 @@ def allow(model: PreTrainedModel, positions: int) -> None:
     config.max_position_embeddings = max(config.max_position_embeddings, positions)
 
 
-def mean_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Mean over videos, and its 95 % percentile bootstrap interval."""
-    found = np.asarray(values, dtype=float)
-    drawn = np.concatenate([found[index].mean(1) for index in _resampled(len(found), seed)])
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(found.mean()), float(low), float(high)
-
-
 def ratio_interval(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
     """Ratio of two means over the same videos, and its 95 % interval: a drawn video brings both its values.
 

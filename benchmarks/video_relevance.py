@@ -28,8 +28,7 @@ from rich.progress import track
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from benchmarks.rows import replace, row
-from benchmarks.video_acceptance import interval
+from benchmarks.rows import interval, replace, row
 from benchmarks.video_prompts import Batch, HeldOut, allow, default_config, load, ratio_interval
 from saccade.datamodules import video_lexicon as lexicon
 from saccade.inference import Autoregressive, compat, compat_vision

@@ -383,9 +383,9 @@ def report(made: Sequence[dict[str, Any]], case: str) -> None:
         gain = found["decode_speedup"]
         table.add_row(
             name,
-            spread(gain),
+            rows.spread(gain),
             *(f"{gain[key]:.2f}" if key in gain else "" for key in ("predicted", "T", "R")),
-            spread(found["whole_speedup"]),
+            rows.spread(found["whole_speedup"]),
             f"{found['ms_per_token']['value']:.2f}",
             f"{found['ready_seconds']['value']:.2f}",
             f"{gain['relaxed_share']:.0%}" if gain.get("relaxed_share") else "",
@@ -404,11 +404,6 @@ def report(made: Sequence[dict[str, Any]], case: str) -> None:
         if item["metric"] in ("decode_speedup", "whole_speedup", "relevance_share")
     }
     console.print(json.dumps({"case": case, **brief}), markup=False)
-
-
-def spread(item: dict[str, Any]) -> str:
-    """Median, least and most of a row."""
-    return f"{item['value']:.2f} ({item['spread']['min']:.2f} to {item['spread']['max']:.2f})"
 
 
 if __name__ == "__main__":

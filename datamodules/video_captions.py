@@ -322,13 +322,10 @@ class VideoCaptions(LightningDataModule):
     def _scene_sources(self) -> dict[str, Source]:
         sizes = zip(PARTS, (self.scenes, self.validation_scenes, self.test_scenes), strict=True)
         shape = (self.frames, self.height, self.width)
-        sources: dict[str, Source] = {
-            part: Scenes(part, count, self.seed, self.max_digits, shape) for part, count in sizes
+        lists = {"train": (self.fact_lists, self.list_scenes)}
+        return {
+            part: Scenes(part, count, self.seed, self.max_digits, shape, *lists.get(part, ())) for part, count in sizes
         }
-        sources["train"] = Scenes(
-            "train", self.scenes, self.seed, self.max_digits, shape, self.fact_lists, self.list_scenes
-        )
-        return sources
 
     def _manifest_sources(self, manifest: str) -> dict[str, Source]:
         rows: dict[str, list[ManifestRow]] = {part: [] for part in PARTS}

@@ -10,6 +10,7 @@ import torch
 from benchmarks.grow import NEVER, SHAPES, Shape, grow, shape_of, weight_bytes
 from tests.support.models import ARCHITECTURES, prompts, tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 VOCABULARY = 97
 EVERYTHING = Shape(
     hidden_size=96,
@@ -42,15 +43,6 @@ def small(architecture, *, tied=False, **settings):
             elif name.endswith("bias"):
                 weight.normal_(0, 0.3, generator=generator)
     return model
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Two threads wait for each other longer than these models compute, where other jobs run too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def cast(model, dtype):

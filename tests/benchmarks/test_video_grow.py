@@ -14,6 +14,7 @@ from saccade.inference.compat import language_part, text_config
 from tests.support.video_checks import asked_of_transformers
 from tests.support.video_models import FAMILIES, VOCABULARY, tiny_video_model, video_prompts
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 LARGER = Shape(
     hidden_size=288,
     intermediate_size=112,
@@ -24,14 +25,6 @@ LARGER = Shape(
     vocab_size=131,
 )
 """Nine times the width and three times the head size: M-RoPE's sections 1, 1, 2 become 3, 3, 6."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def small(family: str) -> PreTrainedModel:
