@@ -16,6 +16,8 @@ import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +33,30 @@ from benchmarks.rows import replace, row
 from saccade.callbacks import search_layers
 from saccade.callbacks.decoding_report import DEGENERATE_BELOW
 from saccade.callbacks.layer_skip_command import held_out_files, prompts_of
-from saccade.callbacks.layer_skip_proxy import median_seconds
 from saccade.inference import Autoregressive, Decoder, Sampling, SelfSpeculative, Session
-from saccade.inference.drafting.drafter import Run
+from saccade.inference.drafting.drafter import Drafter, NoDraft, Run
 from saccade.inference.request import Request
-from saccade.inference.statistics import DecodingStats
+from saccade.inference.statistics import DecodingStats, clock
 
 SEED = 0
 LENGTHS = (2, 3, 4, 6)
 """Draft lengths without a threshold; the adaptive threshold with up to 12 tokens is measured beside them."""
 Measured = tuple[dict[str, list[float]], dict[str, DecodingStats], dict[str, list[list[int]]]]
+
+
+@dataclass(frozen=True)
+class RoundTimes:
+    """Seconds by the decoder's own code on a text that stands still, medians of calls that took turns.
+
+    Args:
+        one: A round that drafts nothing, which is a token of one-at-a-time decoding.
+        draft: A draft alone, the device waited for behind it.
+        whole: A round with that draft. The device is waited for once, so the verification is what is left of it.
+    """
+
+    one: float
+    draft: float
+    whole: float
 
 
 def round_times(
@@ -50,8 +66,8 @@ def round_times(
     width: int,
     temperature: float,
     repeats: int = 40,
-) -> tuple[float, float]:
-    """Seconds of a draft step within a chain of them, and of a verification, by the decoder's own code.
+) -> RoundTimes:
+    """Times rounds of a decoder.
 
     Args:
         model: The model on its device.
@@ -71,20 +87,27 @@ def round_times(
         session.prefill([prompt[0, :-1].tolist()])
         run = Run(session, [prompt[0].tolist()], sampling, streams)
         drafter = fixed.drafter(model, request)
-        last = prompt[:, -1:]
 
         def drafting() -> None:
-            drafter.draft(run, [width]).tokens.tolist()
+            drafter.draft(run, [width])
 
-        draft = drafter.draft(run, [width])
-
-        def verification() -> None:
+        def a_round(proposer: Drafter) -> None:
+            draft = proposer.draft(run, [width])
+            last = session.token_column([run.texts[0][-1]])
             fixed.verify(session.forward(torch.cat([last, draft.tokens], 1)), draft, run)
+            session.commit([[0]])
+            session.truncate([prompt.shape[1] - 1])
 
-        return (
-            median_seconds(drafting, repeats, session.device) / width,
-            median_seconds(verification, repeats, session.device),
-        )
+        calls: list[Callable[[], None]] = [lambda: a_round(NoDraft()), drafting, lambda: a_round(drafter)]
+        seconds: list[list[float]] = [[] for _ in calls]
+        for attempt in range(repeats + 3):  # the first three warm up
+            for call, found in zip(calls, seconds, strict=True):
+                begin = clock(session.device)
+                call()
+                taken = clock(session.device) - begin
+                if attempt >= 3:
+                    found.append(taken)
+        return RoundTimes(*(statistics.median(found) for found in seconds))
 
 
 def decoded(
@@ -196,8 +219,7 @@ def rows_of(
             "rows": len(prompts),
         }
         if isinstance(decoder, SelfSpeculative):
-            one = statistics.median(paces["Autoregressive"])
-            extra |= facts | cost_model(model, prompts[0], decoder, counts[name], temperature, one)
+            extra |= facts | cost_model(model, prompts[0], decoder, counts[name], temperature)
         gains = [base / pace for base, pace in zip(paces["Autoregressive"], paces[name], strict=True)]
         made.append(row("layer_skip", case, name, "speedup", gains, "times Autoregressive", seed=SEED, extra=extra))
         pace = [1e3 * seconds for seconds in paces[name]]
@@ -211,7 +233,6 @@ def cost_model(
     decoder: SelfSpeculative,
     counts: DecodingStats,
     temperature: float,
-    one: float,
 ) -> dict[str, float]:
     """What the cost model says of a decoder whose counts are known.
 
@@ -221,23 +242,23 @@ def cost_model(
         decoder: The decoder.
         counts: What it did.
         temperature: 0 is greedy.
-        one: Seconds a token of decoding one at a time.
 
     Returns:
-        ``E`` tokens and ``K`` drafted tokens of a round, costs ``c`` of a draft step and ``v`` of a verification over
-        a token of one-at-a-time decoding, ``predicted`` ``E / (K c + v)``, and ``predicted_paper`` ``E / (K c' + 1)``
-        where c' is a draft step over a verification.
+        ``E`` tokens and ``K`` drafted tokens of a round, costs ``c`` of a draft step and ``v`` of the rest of a round
+        over a token of one-at-a-time decoding, ``predicted`` ``E / (K c + v)``, and ``predicted_paper``
+        ``E / (K c' + 1)`` where c' is a draft step over that rest.
     """
     emitted, drafted = counts.mean_acceptance_length, counts.drafted / counts.verify_steps
-    draft, verification = round_times(model, prompt, decoder, max(1, round(drafted)), temperature)
-    c, v = draft / one, verification / one
+    width = max(1, round(drafted))
+    times = round_times(model, prompt, decoder, width, temperature)
+    c, v = times.draft / width / times.one, (times.whole - times.draft) / times.one
     return {
         "E": emitted,
         "K": drafted,
         "c": c,
         "v": v,
         "predicted": emitted / (drafted * c + v),
-        "predicted_paper": emitted / (drafted * draft / verification + 1),
+        "predicted_paper": emitted / (drafted * c / v + 1),
     }
 
 
