@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,11 +93,23 @@ class BM25:
 
 
 def _bm25s() -> Any:
-    """The optional package."""
+    """The optional package, which must not find JAX.
+
+    Where JAX is installed, the mere import of bm25s runs an operation of it, and JAX then takes most of the memory of
+    the first GPU, on every rank. What needs it, the choice of the best documents, is done here anyway.
+    """
+    if sys.modules.get("bm25s") is not None:
+        return sys.modules["bm25s"]
+    before = sys.modules.get("jax")
+    sys.modules["jax"] = None  # type: ignore[assignment]  # an import of it fails
     try:
         import bm25s
     except ImportError:
         raise ValueError(
             "BM25: bm25s must be installed for the first stage, but is not; pip install 'saccade[retrieval]'"
         ) from None
+    finally:
+        del sys.modules["jax"]
+        if before is not None:
+            sys.modules["jax"] = before
     return bm25s

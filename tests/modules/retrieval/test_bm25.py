@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import random
+import subprocess
 import sys
 
 import pytest
@@ -94,3 +96,21 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
     with pytest.raises(ValueError, match=r"^BM25: [^\n]+pip install 'saccade\[retrieval\]'$"):
         BM25({"a": "cat"})
+
+
+@pytest.mark.parametrize("before", ["", "import jax.lax; "])
+def test_jax_is_left_alone(before, tmp_path):
+    # the import of bm25s uses a JAX that it finds, which takes most of a GPU's memory
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("")
+    (tmp_path / "jax" / "lax.py").write_text("def top_k(*arguments):\n    raise SystemExit('JAX was used')\n")
+    script = before + (
+        "from saccade.modules.retrieval.bm25 import BM25; "
+        "print(BM25({'a': 'one apple', 'b': 'two pears'}).search({'q': 'apple'}, 1)); import jax.lax; jax.lax"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'q': {'a'" in done.stdout
