@@ -102,18 +102,19 @@ def layer_skip() -> str:
         "| --- |" + " --- |" * 9,
     ]
     for row in rows:
-        trained = row["case"].split("Python sources, ")[1].split(", batch")[0]
+        layers, trained = re.search(r"(\d+ layers).*Python sources, (.*), batch", row["case"]).groups()  # type: ignore[union-attr]
         heat = row["case"].split("temperature ")[1] if "temperature" in row["case"] else "0"
         numbers = " | ".join(f"{row[key]:.2f}" for key in ("predicted", *"EKcv"))
         distinct = f"{row['distinct_4']:.2f}" + (", degenerate" if row["degenerate"] else "")
         draft = row["method"].removeprefix("SelfSpeculative, ")
-        lines.append(f"| {trained} | {heat} | {draft} | {spread(row)} | {numbers} | {distinct} |")
+        lines.append(f"| {layers}, {trained} | {heat} | {draft} | {spread(row)} | {numbers} | {distinct} |")
     first, commits = rows[0], ", ".join(dict.fromkeys(row["commit"][:8] for row in rows))
     lines += [
         "",
-        f"{first['case'].split(', trained')[0]}; {first['device']}, torch {first['versions']['torch']}; commit"
-        f" {commits}; real text has {first['distinct_4_real']:.2f} distinct 4-grams. Degenerate rows"
-        " support no claim of speed.",
+        f"{'; '.join(dict.fromkeys(row['case'].split(', trained')[0] for row in rows))}; {first['device']}, torch"
+        f" {first['versions']['torch']}; commit {commits}; real text has"
+        f" {' and '.join(dict.fromkeys(format(row['distinct_4_real'], '.2f') for row in rows))} distinct 4-grams."
+        " Degenerate rows support no claim of speed.",
     ]
     return "\n".join(lines)
 

@@ -21,12 +21,45 @@ _MIN_SLOTS = 64  # of a split: one tile
 
 
 @triton.jit
+def _fold(
+    q, bits, best, total, mixed, keys, values, slot, key_s, value_s, column, head_dim, length, high, scale,
+    EDGE: tl.constexpr, PADDED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """A tile of slots joins the running softmax of every query row; away from the EDGE all rows see all of it."""
+    reach = (slot < high)[:, None] & (column < head_dim)[None, :]
+    key_place = keys + slot[:, None].to(tl.int64) * key_s + column[None, :]
+    value_place = values + slot[:, None].to(tl.int64) * value_s + column[None, :]
+    if EDGE or PADDED:
+        k = tl.load(key_place, mask=reach, other=0.0)
+        v = tl.load(value_place, mask=reach, other=0.0)
+    else:
+        k = tl.load(key_place)
+        v = tl.load(value_place)
+    if UPCAST:
+        k = k.to(tl.float32)
+        v = v.to(tl.float32)
+    score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * 1.4426950408889634)
+    if EDGE:
+        own = slot - length
+        shift = tl.minimum(tl.maximum(own, 0), 63).to(tl.int64)
+        ancestor = ((bits[:, None] >> shift[None, :]) & 1) == 1
+        score = tl.where((slot < high)[None, :] & ((own < 0)[None, :] | ancestor), score, float("-inf"))
+    top = tl.maximum(best, tl.max(score, 1))
+    anchor = tl.where(top == float("-inf"), 0.0, top)  # a row that has seen nothing yet
+    weight = tl.exp2(score - anchor[:, None])
+    fade = tl.exp2(best - anchor)
+    total = total * fade + tl.sum(weight, 1)
+    mixed = mixed * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
+    return top, total, mixed
+
+
+@triton.jit
 def _attend(
     query, keys, values, lengths, starts, ancestors, sums, logs, scale,
     query_b, query_h, query_n, key_b, key_h, key_s, value_b, value_h, value_s,
     length_b, length_h, kv_heads, nodes, groups, head_dim,
     HAS_STARTS: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, WIDTH: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr, EARLY: tl.constexpr,
+    PADDED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     follow(EARLY)
     split = tl.program_id(0)
@@ -56,29 +89,18 @@ def _attend(
     mixed = tl.zeros([ROWS, WIDTH], tl.float32)
     key_base = keys + b.to(tl.int64) * key_b + h.to(tl.int64) * key_h
     value_base = values + b.to(tl.int64) * value_b + h.to(tl.int64) * value_h
-    for first in range(low, high, SLOTS):
-        slot = first + tl.arange(0, SLOTS)
-        inside = slot < high
-        reach = inside[:, None] & wide[None, :]
-        k = tl.load(key_base + slot[:, None].to(tl.int64) * key_s + column[None, :], mask=reach, other=0.0)
-        if UPCAST:
-            k = k.to(tl.float32)
-        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * 1.4426950408889634)
-        own = slot - length
-        shift = tl.minimum(tl.maximum(own, 0), 63).to(tl.int64)
-        ancestor = ((bits[:, None] >> shift[None, :]) & 1) == 1
-        seen = inside[None, :] & ((own < 0)[None, :] | ancestor)
-        score = tl.where(seen, score, float("-inf"))
-        top = tl.maximum(best, tl.max(score, 1))
-        anchor = tl.where(top == float("-inf"), 0.0, top)  # a row that has seen nothing yet
-        weight = tl.exp2(score - anchor[:, None])
-        fade = tl.exp2(best - anchor)
-        total = total * fade + tl.sum(weight, 1)
-        v = tl.load(value_base + slot[:, None].to(tl.int64) * value_s + column[None, :], mask=reach, other=0.0)
-        if UPCAST:
-            v = v.to(tl.float32)
-        mixed = mixed * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
-        best = top
+    # whole tiles of the cache first: the tree's mask would cost them more than their products do
+    edge = low + tl.maximum(tl.minimum(high, length) - low, 0) // SLOTS * SLOTS
+    for first in range(low, edge, SLOTS):
+        best, total, mixed = _fold(
+            q, bits, best, total, mixed, key_base, value_base, first + tl.arange(0, SLOTS), key_s, value_s, column,
+            head_dim, length, high, scale, EDGE=False, PADDED=PADDED, PRECISION=PRECISION, UPCAST=UPCAST,
+        )  # fmt: skip
+    for first in range(edge, high, SLOTS):
+        best, total, mixed = _fold(
+            q, bits, best, total, mixed, key_base, value_base, first + tl.arange(0, SLOTS), key_s, value_s, column,
+            head_dim, length, high, scale, EDGE=True, PADDED=PADDED, PRECISION=PRECISION, UPCAST=UPCAST,
+        )  # fmt: skip
     anchor = tl.where(best == float("-inf"), 0.0, best)
     at = ((pair * SPLITS + split) * groups * nodes + row).to(tl.int64)
     tl.store(
@@ -170,7 +192,7 @@ def triton_decode_attention(
         keys.stride(0), keys.stride(1), keys.stride(2), values.stride(0), values.stride(1), values.stride(2),
         lengths.stride(0), lengths.stride(1) if lengths.dim() == 2 else 0, kv_heads, nodes, groups, head_dim,
         HAS_STARTS=starts is not None, SPLITS=splits, ROWS=block, SLOTS=32 if wide else 64, WIDTH=width,
-        PRECISION="ieee" if wide else "tf32", UPCAST=interpreted, num_warps=4,
+        PADDED=width != head_dim, PRECISION="ieee" if wide else "tf32", UPCAST=interpreted, num_warps=4,
         **early(query.device),
     )  # fmt: skip
     _join[(batch * kv_heads, rows)](

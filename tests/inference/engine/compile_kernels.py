@@ -93,8 +93,10 @@ def main() -> None:
                 made.append(compiled(linear._product, dtype, warps, stages, **product | {"GATED": False}, **tile))
             made.append(compiled(linear._close, dtype, 8, BIAS=flag, SPLITS=4, LANES=1024, EARLY=True))
             made.append(compiled(rotation._rotate, dtype, 1, NORM=flag, HALF=64, LANES=64, EARLY=True))
-            attend = {"HAS_STARTS": flag, "SPLITS": 4, "ROWS": 16, "SLOTS": 32, "WIDTH": 128, "PRECISION": precision}
-            made.append(compiled(decode_attention._attend, dtype, 4, **attend, UPCAST=False, EARLY=True))
+            attend = {"HAS_STARTS": flag, "SPLITS": 4, "ROWS": 16, "SLOTS": 32, "WIDTH": 128, "PADDED": flag}
+            made.append(
+                compiled(decode_attention._attend, dtype, 4, **attend, PRECISION=precision, UPCAST=False, EARLY=True)
+            )
         made.append(compiled(linear._normalize, dtype, 8, LANES=1024, EARLY=True))
         made.append(compiled(decode_attention._join, dtype, 4, SPLITS=4, WIDTH=128, EARLY=True))
     print(len(made))

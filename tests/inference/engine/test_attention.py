@@ -98,6 +98,22 @@ def test_an_empty_cache_leaves_the_step_itself():
     assert torch.allclose(found[:, 0, 0], values[:, 0, 0], atol=1e-6)  # the root sees itself alone
 
 
+@pytest.mark.parametrize("head_dim", [16, 24])
+@pytest.mark.parametrize("length", [31, 32, 33, 96, 127, 128, 129, 160])
+def test_whole_tiles_and_the_edge_behind_them(length, head_dim):
+    # 4 parts on a processor, of tiles of 32 slots: the tree begins inside a tile, at its end, in a part of its own
+    (query, keys, values, lengths, bits, _), _ = inputs(
+        length, batch=2, kv_heads=2, groups=2, nodes=7, head_dim=head_dim, slots=170, ragged=False, dtype=torch.float32
+    )
+    lengths = torch.tensor([length, 5])
+    starts = torch.tensor([length // 2, 0])
+    for first in (None, starts):
+        found = triton_decode_attention(query, keys, values, lengths, bits, first)
+        assert torch.allclose(
+            found, reference_decode_attention(query, keys, values, lengths, bits, first), atol=1e-5, rtol=1e-5
+        )
+
+
 def test_what_is_not_seen_is_not_read():
     """The comparison can fail: a neighbour's bit, a length off by one and a start off by one all show."""
     given_, _ = inputs(
