@@ -7,7 +7,7 @@ set -euo pipefail
 target=${1:?"name the folder of the trained target"}
 draft=${2:?"name the folder of the trained draft"}
 shift 2
-cases=${*:-32B 7B-3B 7B-0.5B rules selectors}
+cases=${*:-32B-7B 32B-3B 7B-3B 7B-0.5B rules selectors}
 
 speed() {
   python3 -m benchmarks.video_speed --target "$target" --draft "$draft" --prompts "${PROMPTS:-2}" --runs "${RUNS:-2}" \
@@ -17,12 +17,13 @@ study() { python3 -m benchmarks.video_acceptance --target "$target" --draft "$dr
 
 measure() {
   case $1 in
-    32B) speed 32B 7B ;;
+    32B-7B) speed 32B 7B ;;
+    32B-3B) speed 32B 3B ;;
     7B-3B) speed 7B 3B ;;
     7B-0.5B) speed 7B 0.5B ;;
     selectors) study --rules ;;
     rules) study --selectors ;;
-    *) echo "unknown case $1: 32B, 7B-3B, 7B-0.5B, selectors, rules" >&2; return 2 ;;
+    *) echo "unknown case $1: 32B-7B, 32B-3B, 7B-3B, 7B-0.5B, selectors, rules" >&2; return 2 ;;
   esac
 }
 
@@ -32,8 +33,8 @@ second=${visible#*,}
 second=${second%%,*}
 ours=() others=()
 for name in $cases; do
-  # the largest pair has a GPU for itself and the rules, where there are two
-  if [[ $second == "$first" || $name == 32B || $name == rules ]]; then ours+=("$name"); else others+=("$name"); fi
+  # the largest target has a GPU for itself and the rules, where there are two
+  if [[ $second == "$first" || $name == 32B-* || $name == rules ]]; then ours+=("$name"); else others+=("$name"); fi
 done
 
 run_on() {

@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
@@ -323,6 +323,7 @@ def main() -> None:
     target = grown(chosen.target, chosen.target_shape, None, dtype, chosen.device)
     draft = grown(chosen.draft, chosen.draft_shape, text_config(target).vocab_size, dtype, chosen.device)
     bandwidth = copy_bandwidth(torch.device(chosen.device))
+    reports = []
     for frames, size in chosen.clips:
         data = HeldOut(chosen.config or default_config(chosen.target), chosen.target, chosen.prompts, frames, size)
         prompts = [batch.inputs for batch in data.prepare(target, 1)]
@@ -332,9 +333,17 @@ def main() -> None:
             f"({frames} frames of {size} pixels), up to {chosen.new_tokens} new tokens, "
             f"{chosen.prompts} held-out prompts"
         )
-        for made in measured(case, target, draft, data, prompts, bandwidth, chosen):
-            rows.replace(made)
-            report(made, case)
+        made = measured(case, target, draft, data, prompts, bandwidth, chosen)
+        rows.replace(made.rows())
+        report(made.rows(), case)
+        reports.append((made, prompts))
+    # transformers takes minutes: our rows of all lengths are safe by then
+    theirs = peer(target, chosen.new_tokens), peer(target, chosen.new_tokens, assistant_model=draft)
+    peers = dict(zip(PEERS, theirs, strict=True))
+    for made, prompts in reports:
+        made.found |= measure_peers(peers, prompts, chosen.peer_runs)
+        rows.replace(made.rows())
+        report(made.rows(), made.case)
 
 
 def measured(
@@ -345,8 +354,8 @@ def measured(
     prompts: Sequence[dict[str, Any]],
     bandwidth: float,
     chosen: argparse.Namespace,
-) -> Iterator[list[dict[str, Any]]]:
-    """The rows of one length of video: first those of our ways, which are safe by then, and then all."""
+) -> Report:
+    """What our ways do at one length of video."""
     new, longest = chosen.new_tokens, max(inputs["input_ids"].shape[1] for inputs in prompts)
     for model in (target, draft):
         allow(model, longest + new)
@@ -364,10 +373,7 @@ def measured(
         decoder.floor.clear()  # the next length needs the memory
     needed = weight_bytes(target) + cache_bytes(target, 1, longest + new // 2)
     bounds = {"bytes_per_second": bandwidth, "bound": 1e3 * needed / bandwidth}
-    yield Report(case, found, data, costs, bounds).rows()
-    peers = dict(zip(PEERS, (peer(target, new), peer(target, new, assistant_model=draft)), strict=True))
-    found |= measure_peers(peers, prompts, chosen.peer_runs)
-    yield Report(case, found, data, costs, bounds).rows()
+    return Report(case, found, data, costs, bounds)
 
 
 def report(made: Sequence[dict[str, Any]], case: str) -> None:
