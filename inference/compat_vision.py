@@ -89,6 +89,12 @@ def visual_inputs(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Tenso
                     f"{pixels} has {patches} patches, but {grid} says {wanted}: pass both as one call of the processor "
                     "made them."
                 )
+    if "second_per_grid_ts" in found and "video_grid_thw" in found:
+        seconds, videos = len(found["second_per_grid_ts"]), len(found["video_grid_thw"])
+        if seconds != videos:
+            raise ValueError(
+                f"second_per_grid_ts has {seconds} entries for {videos} videos: give one for each, or leave it out."
+            )
     return found
 
 

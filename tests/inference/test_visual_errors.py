@@ -78,6 +78,8 @@ def test_prompts_and_videos_that_do_not_fit(family: str, name: str) -> None:
     if family == "qwen2_5_vl":
         half = prompts.visual | {"pixel_values_videos": prompts.visual["pixel_values_videos"][:8]}
         one_line(generate(ids, **half), "pixel_values_videos has 8 patches", "video_grid_thw")
+        seconds = prompts.visual | {"second_per_grid_ts": torch.ones(1)}
+        one_line(generate(ids, **seconds), "second_per_grid_ts has 1 entries for 2 videos", "leave it out")
     one_line(generate(ids, pixel_value_videos=prompts.visual["pixel_values_videos"]), "pixel_value_videos")
     one_line(lambda: decoder(model, ids, labels=ids), "labels")
     language_model = tiny_model(vocabulary=VOCABULARY)

@@ -103,27 +103,16 @@ def test_the_answer_is_about_the_video(family: str) -> None:
     assert outs[0] != outs[1]
 
 
-def image_of_one_row(family: str) -> dict[str, Tensor]:
+def image_of_one_row() -> dict[str, Tensor]:
     """A prompt with an image instead of a video."""
     draw = torch.Generator().manual_seed(5)
-    if family == "qwen2_5_vl":
-        visual = {
-            "pixel_values": torch.randn(24, 3 * 2 * 16, generator=draw, dtype=torch.float64),
-            "image_grid_thw": torch.tensor([[1, 4, 6]]),
-        }
-        count = 6
-    else:
-        visual = {
-            "pixel_values": torch.randn(1, 2, 3, 16, 16, generator=draw, dtype=torch.float64),
-            "image_sizes": torch.tensor([[16, 16]]),
-        }
-        count = 0
-    ids = torch.tensor([[3, START, *[IMAGE] * count, END, 20, 21]])
-    return {"input_ids": ids, **visual}
+    ids = torch.tensor([[3, START, *[IMAGE] * 6, END, 20, 21]])
+    pixels = torch.randn(24, 3 * 2 * 16, generator=draw, dtype=torch.float64)
+    return {"input_ids": ids, "pixel_values": pixels, "image_grid_thw": torch.tensor([[1, 4, 6]])}
 
 
 def test_images_are_read_too() -> None:
-    model, given = video_model("qwen2_5_vl"), image_of_one_row("qwen2_5_vl")
+    model, given = video_model("qwen2_5_vl"), image_of_one_row()
     kinds = (given["input_ids"] == IMAGE).long()
     right = model.generate(**given, mm_token_type_ids=kinds, max_new_tokens=12, do_sample=False)
     for decoder in (Autoregressive(), SpecVLM(prune_ratio=0.5)):
