@@ -87,7 +87,7 @@ def run_python(block: Block, namespace: dict[str, Any]) -> None:
 
 def check_bash(block: Block) -> None:
     """Runs or checks every line; a command that this function does not know fails."""
-    for line in block.text.splitlines():
+    for line in block.text.replace("\\\n", "").splitlines():
         for words in (shlex.split(part, comments=True) for part in line.split("&&")):
             match words:
                 case []:
