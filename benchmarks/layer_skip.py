@@ -154,6 +154,8 @@ def main() -> None:
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0], help="0 is greedy; others sample")
     parser.add_argument("--runs", type=int, default=5)
     chosen = parser.parse_args()
+    if not (Path(chosen.model) / "config.json").is_file():
+        raise SystemExit(f"--model: {chosen.model} holds no model; give the folder that a run exported, RUN/model")
     torch.manual_seed(SEED)
     device = torch.device(chosen.device)
     dtype = getattr(torch, chosen.dtype or ("bfloat16" if device.type == "cuda" else "float32"))

@@ -9,6 +9,13 @@ draft=${2:?"name the folder of the trained draft"}
 shift 2
 cases=${*:-32B-7B 32B-3B 7B-3B 7B-0.5B rules selectors}
 
+for name in $cases; do
+  case $name in
+    32B-7B | 32B-3B | 7B-3B | 7B-0.5B | selectors | rules) ;;
+    *) echo "unknown case $name: take 32B-7B, 32B-3B, 7B-3B, 7B-0.5B, selectors or rules" >&2; exit 2 ;;
+  esac
+done
+
 speed() {
   python3 -m benchmarks.video_speed --target "$target" --draft "$draft" --prompts "${PROMPTS:-2}" --runs "${RUNS:-2}" \
     --clips ${CLIPS:-128x112 512x112} --target-shape "$1" --draft-shape "$2"
@@ -23,7 +30,6 @@ measure() {
     7B-0.5B) speed 7B 0.5B ;;
     selectors) study --rules ;;
     rules) study --selectors ;;
-    *) echo "unknown case $1: 32B-7B, 32B-3B, 7B-3B, 7B-0.5B, selectors, rules" >&2; return 2 ;;
   esac
 }
 

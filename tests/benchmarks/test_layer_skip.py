@@ -29,3 +29,9 @@ def test_rows(inside, monkeypatch, capsys):
             assert row["predicted"] == pytest.approx(row["E"] / (row["K"] * row["c"] + row["v"]))
             assert 1 <= row["E"] <= row["K"] + 1
     assert "tiny" in capsys.readouterr().out
+
+
+def test_a_model_that_is_not_there(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["layer_skip", "--model", "nowhere", "--label", "x"])
+    with pytest.raises(SystemExit, match="--model: nowhere holds no model; give the folder that a run exported"):
+        layer_skip.main()
