@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +28,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks.decode import distinct_4, held_out_prompts
 from benchmarks.rows import replace, row
+from benchmarks.video_rounds import play
 from saccade.callbacks import search_layers
 from saccade.callbacks.decoding_report import DEGENERATE_BELOW
 from saccade.callbacks.layer_skip_command import held_out_files, prompts_of
+from saccade.callbacks.layer_skip_proxy import medians_in_turn
 from saccade.inference import Autoregressive, Decoder, Sampling, SelfSpeculative, Session
 from saccade.inference.drafting.drafter import Drafter, NoDraft, Run
 from saccade.inference.request import Request
-from saccade.inference.statistics import DecodingStats, clock
+from saccade.inference.statistics import DecodingStats
 
 SEED = 0
 LENGTHS = (2, 3, 4, 6)
@@ -92,22 +92,11 @@ def round_times(
             drafter.draft(run, [width])
 
         def a_round(proposer: Drafter) -> None:
-            draft = proposer.draft(run, [width])
-            last = session.token_column([run.texts[0][-1]])
-            fixed.verify(session.forward(torch.cat([last, draft.tokens], 1)), draft, run)
-            session.commit([[0]])
+            play(fixed, run, proposer.draft(run, [width]), [0])
             session.truncate([prompt.shape[1] - 1])
 
-        calls: list[Callable[[], None]] = [lambda: a_round(NoDraft()), drafting, lambda: a_round(drafter)]
-        seconds: list[list[float]] = [[] for _ in calls]
-        for attempt in range(repeats + 3):  # the first three warm up
-            for call, found in zip(calls, seconds, strict=True):
-                begin = clock(session.device)
-                call()
-                taken = clock(session.device) - begin
-                if attempt >= 3:
-                    found.append(taken)
-        return RoundTimes(*(statistics.median(found) for found in seconds))
+        calls = [lambda: a_round(NoDraft()), drafting, lambda: a_round(drafter)]
+        return RoundTimes(*medians_in_turn(calls, repeats, session.device))
 
 
 def decoded(

@@ -106,11 +106,7 @@ def _timed(decoder: Decoder, drafter: object, run: Run, accepted: int, repeats: 
         return proposer.draft(run, limits)
 
     def a_round() -> None:
-        draft = drafted()
-        last = session.token_column([run.texts[0][-1]])
-        tokens = torch.cat([last, draft.tokens.to(last.device)], 1)
-        decoder.verify(session.forward(tokens, draft.tree), draft, run)
-        session.commit([path])
+        play(decoder, run, drafted(), path)
         session.truncate([length])
 
     whole = median_seconds(a_round, repeats, session.device)
@@ -126,6 +122,22 @@ def _timed(decoder: Decoder, drafter: object, run: Run, accepted: int, repeats: 
         cache_bytes(model, 1, read),
         drafter.cache_bytes,
     )
+
+
+def play(decoder: Decoder, run: Run, draft: Draft, path: Sequence[int]) -> None:
+    """A round from its verification on; whatever that says, a given path is committed.
+
+    Args:
+        decoder: Who judges.
+        run: A generation of one row.
+        draft: The round's draft.
+        path: Nodes that the session keeps, the root first.
+    """
+    session = run.session
+    last = session.token_column([run.texts[0][-1]])
+    tokens = torch.cat([last, draft.tokens.to(last.device)], 1)
+    decoder.verify(session.forward(tokens, draft.tree), draft, run)
+    session.commit([path])
 
 
 def _path(draft: Draft, accepted: int) -> list[int]:

@@ -7,13 +7,11 @@ set -euo pipefail
 target=${1:?"name the folder of the trained target"}
 draft=${2:?"name the folder of the trained draft"}
 shift 2
-cases=${*:-32B-7B 32B-3B 7B-3B 7B-0.5B rules selectors}
+known="32B-7B 32B-3B 7B-3B 7B-0.5B rules selectors"
+cases=${*:-$known}
 
 for name in $cases; do
-  case $name in
-    32B-7B | 32B-3B | 7B-3B | 7B-0.5B | selectors | rules) ;;
-    *) echo "unknown case $name: take 32B-7B, 32B-3B, 7B-3B, 7B-0.5B, selectors or rules" >&2; exit 2 ;;
-  esac
+  [[ " $known " == *" $name "* ]] || { echo "unknown case $name: take one of $known" >&2; exit 2; }
 done
 
 speed() {

@@ -120,21 +120,29 @@ def measure_costs(model: nn.Module, prompt: Sequence[int], draft_length: int, re
 
 
 def median_seconds(call: Callable[[], object], repeats: int, device: torch.device) -> float:
-    """Median time of a call in seconds, the device waited for on both sides; three calls before warm up.
+    """:func:`medians_in_turn` of one call."""
+    return medians_in_turn([call], repeats, device)[0]
+
+
+def medians_in_turn(calls: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
+    """Median time of each call in seconds, the device waited for on both sides; three turns before warm up.
+
+    The calls take turns, so that a machine that becomes slower meanwhile is slower for all of them.
 
     Args:
-        call: What is timed.
-        repeats: Timed calls.
-        device: That it runs on.
+        calls: What is timed.
+        repeats: Timed turns.
+        device: That they run on.
     """
-    times = []
+    times: list[list[float]] = [[] for _ in calls]
     for attempt in range(repeats + 3):  # the first three warm up
-        start = clock(device)
-        call()
-        seconds = clock(device) - start
-        if attempt >= 3:
-            times.append(seconds)
-    return statistics.median(times)
+        for call, found in zip(calls, times, strict=True):
+            start = clock(device)
+            call()
+            seconds = clock(device) - start
+            if attempt >= 3:
+                found.append(seconds)
+    return [statistics.median(found) for found in times]
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from saccade.inference import (
 )
 from saccade.inference.skip_sets import write_skip_file
 from tests.support.decoders import DECODERS
+from tests.support.errors import one_line
 from tests.support.models import prompts, tiny_model
 
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
@@ -40,15 +41,6 @@ IDS = torch.tensor([[3, 1, 4, 1, 5]])
 @pytest.fixture(scope="module")
 def model() -> PreTrainedModel:
     return tiny_model(context=64)
-
-
-def one_line(call: Callable[[], Any], *needles: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        call()
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1, text
-    for needle in needles:
-        assert needle in text, text
 
 
 @pytest.mark.parametrize(

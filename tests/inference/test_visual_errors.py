@@ -15,18 +15,10 @@ from saccade.inference import Autoregressive, Generation, LVSpec, Sampling, Spec
 from saccade.inference.relaxation import Strict
 from tests.inference.test_visual_prompts import texts_of
 from tests.support.decoders import VIDEO_DECODERS
+from tests.support.errors import one_line
 from tests.support.models import tiny_model
 from tests.support.video_checks import asked, video_draft_model, video_model
 from tests.support.video_models import END, FAMILIES, START, VIDEO, VOCABULARY, video_prompts
-
-
-def one_line(call: Callable[[], Any], *needles: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        call()
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1, text
-    for needle in needles:
-        assert needle in text, text
 
 
 @pytest.mark.parametrize(
