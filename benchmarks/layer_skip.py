@@ -237,7 +237,7 @@ def cost_model(
     Returns:
         ``E`` tokens and ``K`` drafted tokens of a round, costs ``c`` of a draft step and ``v`` of the rest of a round
         over a token of one-at-a-time decoding, ``predicted`` ``E / (K c + v)``, and ``predicted_paper``
-        ``E / (K c' + 1)`` where c' is a draft step over that rest.
+        ``E / (K c' + 1)`` where c' is a draft step over that rest; and ``one_ms``, the milliseconds of that token.
     """
     emitted, drafted = counts.mean_acceptance_length, counts.drafted / counts.verify_steps
     width = max(1, round(drafted))
@@ -248,6 +248,7 @@ def cost_model(
         "K": drafted,
         "c": c,
         "v": v,
+        "one_ms": 1e3 * times.one,
         "predicted": emitted / (drafted * c + v),
         "predicted_paper": emitted / (drafted * c / v + 1),
     }

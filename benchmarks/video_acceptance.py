@@ -33,6 +33,8 @@ from saccade.inference import Autoregressive, Decoder, LVSpec, SpecVLM
 from saccade.inference.relaxation import FLy, FLyPlus, RandomRelaxation, RelaxedRule, Strict, VisualRelaxation
 
 SEED = 0
+CHAIN = 10
+"""Drafted tokens of a chain, as the paper has it."""
 RATIOS = (0.5, 0.75, 0.9, 0.95)
 GRIDLESS = ("random", "uniform", "window", "attention", "attention_reversed", "two_stage")
 SELECTORS = (*GRIDLESS, "whole_frames", "frame_similarity", "temporal")
@@ -45,7 +47,9 @@ RULES: dict[str, RelaxedRule] = {
     "LVSpec 0.9": VisualRelaxation(relaxation=0.9),
     "LVSpec 0.7, ratio 0.3": VisualRelaxation(relaxation=0.7, loose="ratio", ratio=0.3, pst_window=0),
     "LVSpec 0.9, ratio 0.3": VisualRelaxation(relaxation=0.9, loose="ratio", ratio=0.3, pst_window=0),
+    "LVSpec 0.9, ratio 0.5": VisualRelaxation(relaxation=0.9, loose="ratio", ratio=0.5, pst_window=0),
     "ratio 0.3 alone": VisualRelaxation(relaxation=1.0, loose="ratio", ratio=0.3, pst_window=0),
+    "ratio 0.5 alone": VisualRelaxation(relaxation=1.0, loose="ratio", ratio=0.5, pst_window=0),
     "FLy": FLy(),
     "FLy+": FLyPlus(),
 }
@@ -87,12 +91,20 @@ class Study:
         new: Most new tokens of an answer.
         size: Prompts of a batch.
         case: Pair and data in words; the number of video tokens is added.
+        length: Drafted tokens of a chain.
     """
 
     def __init__(
-        self, target: PreTrainedModel, draft: PreTrainedModel | None, data: HeldOut, new: int, size: int, case: str
+        self,
+        target: PreTrainedModel,
+        draft: PreTrainedModel | None,
+        data: HeldOut,
+        new: int,
+        size: int,
+        case: str,
+        length: int = CHAIN,
     ) -> None:
-        self.target, self.draft, self.data, self.new = target, draft, data, new
+        self.target, self.draft, self.data, self.new, self.length = target, draft, data, new, length
         self.batches: list[Batch] = data.prepare(target, size)
         self.case = case.format(tokens=data.video_tokens)
         for model in (target, draft):
@@ -150,10 +162,14 @@ class Study:
             outcome = self.measured(SpecVLM(self.draft, prune_ratio=share, selector=name))
             self.note(f"SpecVLM, {name}, {share:g}", outcome, whole, prune_ratio=share)
 
+    def relaxed(self, rule: RelaxedRule) -> LVSpec:
+        """A decoder of chains under a rule."""
+        return LVSpec(self.draft, rule=rule, draft_length=self.length)
+
     def rules(self, names: Sequence[str]) -> None:
         """Strict acceptance of chains, relaxed rules, and those tuned to accept as much as one of these."""
         wanted = dict.fromkeys(("strict", *names))  # all are compared with strict
-        outcomes = {name: self.measured(LVSpec(self.draft, rule=RULES[name])) for name in track(wanted, "relaxing")}
+        outcomes = {name: self.measured(self.relaxed(RULES[name])) for name in track(wanted, "relaxing")}
         for name, outcome in outcomes.items():
             self.note(name, outcome, outcomes["strict"])
         for name, (model, make) in track(MATCHED.items(), "tuning"):
@@ -167,7 +183,7 @@ class Study:
         tried: list[tuple[float, float, Outcome]] = []
         for _ in range(_HALVINGS):
             knob = (low + high) / 2
-            outcome = self.measured(LVSpec(self.draft, rule=make(knob)))
+            outcome = self.measured(self.relaxed(make(knob)))
             mean = float(np.mean(outcome.accepted))
             tried.append((abs(mean - wanted), knob, outcome))
             low, high = (knob, high) if mean < wanted else (low, knob)
@@ -189,6 +205,7 @@ def main() -> None:
     parser.add_argument("--selectors", nargs="*", choices=SELECTORS, default=SELECTORS)
     parser.add_argument("--ratios", nargs="*", type=float, default=RATIOS)
     parser.add_argument("--rules", nargs="*", choices=tuple(RULES), default=tuple(RULES))
+    parser.add_argument("--draft-length", type=int, default=CHAIN, help="drafted tokens of a chain, for the rules")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = parser.parse_args()
     dtype = torch.bfloat16 if torch.device(chosen.device).type == "cuda" else torch.float32
@@ -200,8 +217,9 @@ def main() -> None:
     case = (
         f"{target.config.model_type}, {chosen.videos} held-out videos of {{tokens}} tokens, greedy, "
         f"{'draft of its own' if draft is None else 'smaller draft'}, up to {chosen.new_tokens} new tokens"
+        + ("" if chosen.draft_length == CHAIN else f", chains of {chosen.draft_length}")
     )
-    study = Study(target, draft, data, chosen.new_tokens, chosen.batch, case)
+    study = Study(target, draft, data, chosen.new_tokens, chosen.batch, case, chosen.draft_length)
     if chosen.selectors and chosen.ratios:
         study.selectors(chosen.selectors, chosen.ratios)
     if chosen.rules:

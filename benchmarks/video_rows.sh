@@ -2,7 +2,8 @@
 # The rows of benchmarks/video_speed.py and benchmarks/video_acceptance.py at full size, on one GPU or on two at once.
 #   benchmarks/video_rows.sh TARGET DRAFT [CASE ...]
 #   TARGET, DRAFT: exported models of a trained Qwen2.5-VL pair; CASE: names below, by default all of them
-#   PROMPTS, RUNS and CLIPS set how many prompts and runs the shapes have (2 and 2), and on which clips
+#   PROMPTS, RUNS and CLIPS set how many prompts and runs the shapes have (2 and 2), and on which clips;
+#   PEER_RUNS=0 leaves out transformers, which takes minutes
 set -euo pipefail
 target=${1:?"name the folder of the trained target"}
 draft=${2:?"name the folder of the trained draft"}
@@ -16,7 +17,7 @@ done
 
 speed() {
   python3 -m benchmarks.video_speed --target "$target" --draft "$draft" --prompts "${PROMPTS:-2}" --runs "${RUNS:-2}" \
-    --clips ${CLIPS:-128x112 512x112} --target-shape "$1" --draft-shape "$2"
+    --peer-runs "${PEER_RUNS:-1}" --clips ${CLIPS:-128x112 512x112} --target-shape "$1" --draft-shape "$2"
 }
 study() { python3 -m benchmarks.video_acceptance --target "$target" --draft "$draft" --videos 100 --frames 32 "$@"; }
 
