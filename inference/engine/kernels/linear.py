@@ -212,22 +212,32 @@ def _row_tile(outputs: int, depth: int, size: int, gated: bool) -> tuple[int, in
     return block, step, warps, outputs * depth * size * (1 + gated) < 30_000_000
 
 
-def _product_tile(outputs: int, size: int, gated: bool) -> tuple[int, int, int, int]:
-    """Outputs and inputs of a program's tile for several rows, its warps and stages, as measured on an H200."""
+def _product_tile(rows: int, outputs: int, size: int, gated: bool) -> tuple[int, int, int, int]:
+    """Outputs and inputs of a program's tile for several rows, its warps and stages.
+
+    As measured on an H200 for 8 to 26 rows of 3B, 7B and 32B models.
+    """
     if size > 2:  # exact products of wider numbers keep their operands in shared memory several times over
         return 32, 32, 4, 2
-    if gated:
-        return 64, 64, 4, 3
-    return (64, 256, 4, 3) if outputs >= 4096 else (16, 128, 4, 4)
+    if not gated:
+        return (64, 128, 4, 5) if outputs >= 4096 else (16, 128, 4, 4)
+    if outputs > 25_344:  # more small tiles than the chip holds at once: the last few would run nearly alone
+        return 64, 128, 4, 3 if rows > 16 else 4
+    return (64, 64, 4, 3) if outputs >= 12_288 else (32, 64, 4, 4)
 
 
 def _close_tile(rows: int, outputs: int, depth: int, size: int) -> tuple[int, int, int, int, int]:
     """Outputs and inputs of a program's tile, its warps and stages, and in how many parts the depth is read.
 
-    Two to four programs for each core of the chip; as measured on an H200 for 16 and 26 rows of a 7B model.
+    As measured on an H200 for 8 to 26 rows of 3B, 7B and 32B models: large tiles where one for each multiprocessor is
+    enough for all, two small ones where it is not.
     """
     if size == 2 and outputs >= 2048:
-        return (64, 256, 4, 4 if rows <= 32 else 3, 2) if depth >= 8192 else (64, 64, 4, 5, 4)
+        if depth < 8192:
+            return 64, 64, 4, 5, 4
+        if outputs > 4224:
+            return 32, 256, 4, 3, 2
+        return (64, 256, 4, 4 if rows <= 32 else 3, 2) if outputs >= 3072 else (32, 128, 4, 4, 4)
     block = 64 if outputs >= 2048 else 16
     step, stages = (128, 4) if size == 2 else (64, 2)
     splits = min(8, triton.next_power_of_2(max(1, 264 * block // outputs)), max(1, depth // (4 * step)))
@@ -302,7 +312,7 @@ def triton_linear(
             EVEN=depth % step == 0, OUTPUTS=block, DEPTH=step, PEEL=peel, num_warps=warps, **early(device),
         )  # fmt: skip
         return out
-    block, step, warps, stages = _product_tile(outputs, size, gated)
+    block, step, warps, stages = _product_tile(rows, outputs, size, gated)
     _product[(sum(triton.cdiv(item, block) for item in counted),)](
         inputs, *matrices, *vectors, out, rows, depth, *sizes, inputs.stride(0), out.stride(0),
         BIAS=biases[0] is not None, GATED=gated, EVEN=depth % step == 0,

@@ -70,6 +70,16 @@ def compiled(kernel: Any, dtype: str, warps: int, stages: int = 3, **constants: 
     return str(made.asm["ptx"])
 
 
+def tiles(size: int, gated: bool) -> set[tuple[int, int, int, int, int, int]]:
+    """Every tile of products of 16 to 64 rows of small to large models; rows come first, one part or several last."""
+    found = set()
+    for rows, outputs in itertools.product((16, 64), (1024, 2048, 3584, 5120, 8192, 11008, 18944, 27648)):
+        found.add((rows, *linear._product_tile(rows, outputs, size, gated), 1))
+        for depth in (outputs, 4 * outputs):
+            found.add((rows, *linear._close_tile(rows, outputs, depth, size)[:4], 4))
+    return found
+
+
 def main() -> None:
     """Compiles all of them and prints how many there were."""
     made = []
@@ -82,15 +92,12 @@ def main() -> None:
         made.append(ptx)
     for dtype, precision, size in (("bf16", "tf32", 2), ("fp16", "tf32", 2), ("fp32", "ieee", 4)):
         for flag in (True, False):
-            for outputs in (1024, 8192):
-                product = {"BIAS": flag, "GATED": flag, "EVEN": flag, "UPCAST": False, "EARLY": True}
-                product |= {"ROWS": 64, "PRECISION": precision}
-                block, step, warps, stages = linear._product_tile(outputs, size, flag)
-                tile = {"OUTPUTS": block, "DEPTH": step, "SPLITS": 1}
-                made.append(compiled(linear._product, dtype, warps, stages, **product, **tile))
-                block, step, warps, stages, _ = linear._close_tile(64, outputs, outputs, size)
-                tile = {"OUTPUTS": block, "DEPTH": step, "SPLITS": 4}
-                made.append(compiled(linear._product, dtype, warps, stages, **product | {"GATED": False}, **tile))
+            shared = {"BIAS": flag, "EVEN": flag, "PRECISION": precision, "UPCAST": False, "EARLY": True}
+            wanted = sorted(tiles(size, flag))[: 2 if dtype == "fp16" else None]  # as large as bf16
+            for rows, outputs, depth, warps, stages, splits in wanted:
+                product = shared | {"ROWS": rows, "OUTPUTS": outputs, "DEPTH": depth, "SPLITS": splits}
+                gated = flag and splits == 1
+                made.append(compiled(linear._product, dtype, warps, stages, **product, GATED=gated))
             made.append(compiled(linear._close, dtype, 8, BIAS=flag, SPLITS=4, LANES=1024, EARLY=True))
             made.append(compiled(rotation._rotate, dtype, 1, NORM=flag, HALF=64, LANES=64, EARLY=True))
             attend = {"HAS_STARTS": flag, "SPLITS": 4, "ROWS": 16, "SLOTS": 32, "WIDTH": 128, "PADDED": flag}
