@@ -17,6 +17,7 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from saccade.callbacks.decoding_report import DEGENERATE_BELOW
 from saccade.callbacks.layer_skip_command import held_out_files, prompts_of
 from saccade.callbacks.layer_skip_proxy import medians_in_turn
 from saccade.inference import Autoregressive, Decoder, Sampling, SelfSpeculative, Session
-from saccade.inference.drafting.drafter import Drafter, NoDraft, Run
+from saccade.inference.drafting.drafter import Run
 from saccade.inference.request import Request
 from saccade.inference.statistics import DecodingStats
 
@@ -49,12 +50,10 @@ class RoundTimes:
     """Seconds by the decoder's own code on a text that stands still, medians of calls that took turns.
 
     Args:
-        one: A round that drafts nothing, which is a token of one-at-a-time decoding.
         draft: A draft alone, the device waited for behind it.
         whole: A round with that draft. The device is waited for once, so the verification is what is left of it.
     """
 
-    one: float
     draft: float
     whole: float
 
@@ -91,12 +90,11 @@ def round_times(
         def drafting() -> None:
             drafter.draft(run, [width])
 
-        def a_round(proposer: Drafter) -> None:
-            play(fixed, run, proposer.draft(run, [width]), [0])
+        def a_round() -> None:
+            play(fixed, run, drafter.draft(run, [width]), [0])
             session.truncate([prompt.shape[1] - 1])
 
-        calls = [lambda: a_round(NoDraft()), drafting, lambda: a_round(drafter)]
-        return RoundTimes(*medians_in_turn(calls, repeats, session.device))
+        return RoundTimes(*medians_in_turn([drafting, a_round], repeats, session.device))
 
 
 def decoded(
@@ -198,6 +196,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     """Two rows for each decoder: times as fast as one token at a time, and milliseconds a token."""
     paces, counts, written = measured
+    token = median(paces["Autoregressive"])
     made = []
     for name, decoder in decoders.items():
         distinct = distinct_4(written[name])
@@ -210,7 +209,7 @@ def rows_of(
             "rows": len(prompts),
         }
         if isinstance(decoder, SelfSpeculative):
-            extra |= facts | cost_model(model, prompts[0], decoder, counts[name], temperature)
+            extra |= facts | cost_model(model, prompts[0], decoder, counts[name], temperature, token)
         gains = [base / pace for base, pace in zip(paces["Autoregressive"], paces[name], strict=True)]
         made.append(row("layer_skip", case, name, "speedup", gains, "times Autoregressive", seed=SEED, extra=extra))
         pace = [1e3 * seconds for seconds in paces[name]]
@@ -224,6 +223,7 @@ def cost_model(
     decoder: SelfSpeculative,
     counts: DecodingStats,
     temperature: float,
+    token: float,
 ) -> dict[str, float]:
     """What the cost model says of a decoder whose counts are known.
 
@@ -233,22 +233,22 @@ def cost_model(
         decoder: The decoder.
         counts: What it did.
         temperature: 0 is greedy.
+        token: Seconds of a token of one-at-a-time decoding.
 
     Returns:
         ``E`` tokens and ``K`` drafted tokens of a round, costs ``c`` of a draft step and ``v`` of the rest of a round
         over a token of one-at-a-time decoding, ``predicted`` ``E / (K c + v)``, and ``predicted_paper``
-        ``E / (K c' + 1)`` where c' is a draft step over that rest; and ``one_ms``, the milliseconds of that token.
+        ``E / (K c' + 1)`` where c' is a draft step over that rest.
     """
     emitted, drafted = counts.mean_acceptance_length, counts.drafted / counts.verify_steps
     width = max(1, round(drafted))
     times = round_times(model, prompt, decoder, width, temperature)
-    c, v = times.draft / width / times.one, (times.whole - times.draft) / times.one
+    c, v = times.draft / width / token, (times.whole - times.draft) / token
     return {
         "E": emitted,
         "K": drafted,
         "c": c,
         "v": v,
-        "one_ms": 1e3 * times.one,
         "predicted": emitted / (drafted * c + v),
         "predicted_paper": emitted / (drafted * c / v + 1),
     }

@@ -8,7 +8,7 @@ set -euo pipefail
 target=${1:?"name the folder of the trained target"}
 draft=${2:?"name the folder of the trained draft"}
 shift 2
-known="32B-7B 32B-3B 7B-3B 7B-0.5B rules selectors"
+known="32B-7B 32B-3B 7B-3B 7B-0.5B rules selectors chains"
 cases=${*:-$known}
 
 for name in $cases; do
@@ -29,6 +29,12 @@ measure() {
     7B-0.5B) speed 7B 0.5B ;;
     selectors) study --rules ;;
     rules) study --selectors ;;
+    chains)
+      for length in 24 32; do
+        study --selectors --draft-length $length --rules strict "LVSpec 0.9, ratio 0.3" "LVSpec 0.9, ratio 0.5" \
+          "ratio 0.3 alone" "ratio 0.5 alone"
+      done
+      ;;
   esac
 }
 
