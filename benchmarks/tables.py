@@ -13,6 +13,11 @@ ROOT = Path(__file__).parent.parent
 PAGES = tuple(ROOT / page for page in ("README.md", "docs/benchmarks.md", "docs/t2dr.md", "docs/trait.md"))
 
 
+def runs_of(made: dict[str, Any]) -> str:
+    """How many runs a row's value stands for, in words."""
+    return "one run" if made["runs"] == 1 else f"median of {made['runs']} runs"
+
+
 def decode_cpu(sampled: bool) -> str:
     """A table of :mod:`benchmarks.decode` on a processor for each case that samples, or for each greedy one."""
     rows = [
@@ -51,7 +56,7 @@ def _decoding_case(rows: list[dict[str, Any]]) -> str:
     lines += [
         "",
         f"{first['case']}; {first['device']}; torch {versions['torch']}, transformers {versions['transformers']}; "
-        f"commit {first['commit'][:8]}; median of {first['runs']} runs. Distinct 4-grams {min(distinct):.2f} to "
+        f"commit {first['commit'][:8]}; {runs_of(first)}. Distinct 4-grams {min(distinct):.2f} to "
         f"{max(distinct):.2f}, real text {first['distinct_4_real']:.2f}"
         + (": the text repeats itself, so its speed-ups support no claim." if degenerate else "."),
     ]
@@ -207,7 +212,7 @@ def _speed_case(rows: list[dict[str, Any]]) -> str:
     share = next(mine["relevance_share"]["value"] for mine in found.values() if "relevance_share" in mine)
     lines += [
         "",
-        f"{_video_origin(rows)} Times as fast as Autoregressive, median of {base['runs']} runs. The memory allows an"
+        f"{_video_origin(rows)} Times as fast as Autoregressive, {runs_of(base)}. The memory allows an"
         f" autoregressive token in {base['bound']:.2f} ms. Scoring relevance takes {share:.1%} of a round of LVSpec.",
     ]
     return "\n".join(lines)
@@ -359,7 +364,7 @@ def trait_throughput() -> str:
         choice = 1000 * mine["seconds_per_choice"]["value"]
         lines.append(f"| {method} | {speeds} | {mine['select_share']['value']:.1%}, {choice:.0f} ms a trial |")
     first = rows[0]
-    lines += ["", f"{first['case']}; {first['device']}; commit {first['commit'][:8]}; median of {first['runs']} runs."]
+    lines += ["", f"{first['case']}; {first['device']}; commit {first['commit'][:8]}; {runs_of(first)}."]
     return "\n".join(lines)
 
 

@@ -36,7 +36,13 @@ def rows(tmp_path):
             "BREAKS": breaks,
         }
         done = subprocess.run(
-            ["bash", str(SCRIPT)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
+            ["bash", str(SCRIPT)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
         calls = (tmp_path / "calls").read_text().splitlines()
         return done, calls, sorted(path.stem for path in (tmp_path / "runs" / "rows").glob("*.done"))
