@@ -31,8 +31,8 @@ measure() {
     rules) study --selectors ;;
     chains)
       for length in 24 32; do
-        study --selectors --draft-length $length --rules strict "LVSpec 0.9, ratio 0.3" "LVSpec 0.9, ratio 0.5" \
-          "ratio 0.3 alone" "ratio 0.5 alone"
+        study --selectors --draft-length $length --rules strict "LVSpec 0.9, ratio 0.3" \
+          "ratio 0.3 alone" "ratio 0.4 alone" "ratio 0.5 alone"
       done
       ;;
   esac

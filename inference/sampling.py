@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saccade.inference.engine.transfer import to_device
+
 NO_DISTRIBUTION = "the model's logits hold NaN or no finite value: check its weights and its precision."
 
 
@@ -105,16 +107,10 @@ def draw(probabilities: Tensor, uniforms: Sequence[float]) -> list[int]:
     Raises:
         ValueError: A row holds NaN or has no mass.
     """
-    tokens: list[int] = draw_on_device(probabilities, on_device(uniforms, probabilities.device)).tolist()
+    tokens: list[int] = draw_on_device(probabilities, to_device(uniforms, probabilities.device, torch.float64)).tolist()
     if -1 in tokens:
         raise ValueError(NO_DISTRIBUTION)
     return tokens
-
-
-def on_device(numbers: Sequence[float] | Sequence[Sequence[float]], device: torch.device) -> Tensor:
-    """Numbers of the host as float64 on a device, without waiting for it."""
-    pinned = device.type == "cuda"
-    return torch.tensor(numbers, dtype=torch.float64, pin_memory=pinned).to(device, non_blocking=True)
 
 
 def draw_on_device(probabilities: Tensor, points: Tensor) -> Tensor:

@@ -11,13 +11,15 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from saccade.inference.engine.transfer import to_device
 from saccade.inference.relaxation.rule import AuditEntry
-from saccade.inference.sampling import NO_DISTRIBUTION, Sampling, draw, draw_on_device, on_device
+from saccade.inference.sampling import NO_DISTRIBUTION, Sampling, draw, draw_on_device
 from saccade.inference.trees import TokenTree
 
 if TYPE_CHECKING:
@@ -45,10 +47,15 @@ class Draft:
         """The tree, also for a chain."""
         return self.tree if self.tree is not None else TokenTree.chain(self.tokens.shape[1])
 
+    @cached_property
+    def ids(self) -> list[list[int]]:
+        """The tokens on the host; read once, since every transfer waits for the device."""
+        listed: list[list[int]] = self.tokens.tolist()
+        return listed
+
     def accepted(self, row: int, verdict: Verdict) -> list[int]:
         """The tokens that a verdict adds to a row's text: the accepted ones and the target's own."""
-        drafted = self.tokens[row].tolist() if len(verdict.path) > 1 else []
-        return [drafted[node - 1] for node in verdict.path[1:]] + [verdict.token]
+        return [self.ids[row][node - 1] for node in verdict.path[1:]] + [verdict.token]
 
 
 @dataclass
@@ -83,14 +90,13 @@ def verify_greedy(logits: Tensor, draft: Draft) -> list[Verdict]:
     choices: list[list[int]] = indices.masked_fill(values.isnan(), -1).tolist()
     if any(-1 in row for row in choices):
         raise ValueError("the model's logits hold NaN: check its weights and its precision.")
-    tokens: list[list[int]] = draft.tokens.tolist()
     children = draft.shape().children
     verdicts = []
     for row, chosen in enumerate(choices):
         path = [0]
         while True:
             node = path[-1]
-            match = [c for c in children[node] if c <= draft.counts[row] and tokens[row][c - 1] == chosen[node]]
+            match = [c for c in children[node] if c <= draft.counts[row] and draft.ids[row][c - 1] == chosen[node]]
             if not match:
                 break
             path.append(match[0])
@@ -124,7 +130,6 @@ def verify_sampling(
         return _verify_chain(logits, draft, sampling, streams, floor)
     target = sampling.probabilities(logits)
     children = draft.shape().children
-    tokens: list[list[int]] = draft.tokens.tolist()
     ratios = _first_child_ratios(target, draft)
     verdicts, leftover = [], []
     for row, stream in enumerate(streams):
@@ -133,7 +138,7 @@ def verify_sampling(
             node, rest = path[-1], target[row, path[-1]]
             accepted = -1
             for order, child in enumerate(c for c in children[node] if c <= draft.counts[row]):
-                token = tokens[row][child - 1]
+                token = draft.ids[row][child - 1]
                 proposal = None if draft.probabilities is None else draft.probabilities[row, child - 1]
                 ratio = ratios[row][child - 1] if order == 0 else _ratio(rest, proposal, token)
                 if stream.random() < ratio:
@@ -165,7 +170,8 @@ def _verify_chain(
         for stream, count in zip(streams, draft.counts, strict=True)
     ]
     device = logits.device
-    known = [logits, draft.tokens.to(device), on_device(numbers, device), on_device(draft.counts, device)]
+    known = [logits, draft.tokens.to(device)]
+    known += [to_device(numbers, device, torch.float64), to_device(draft.counts, device)]
     if draft.probabilities is not None:
         known.append(draft.probabilities.to(device))
 

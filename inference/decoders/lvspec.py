@@ -134,7 +134,7 @@ class LVSpec(Decoder):
             noted.visual_states = [directions(states) for states in noted.visual_states]  # once for all rounds
             run.memory = [(self._rule.begin(row, guarded), len(text)) for row, text in enumerate(run.texts)]
             return strict
-        drafted: list[list[int]] = draft.tokens.tolist()
+        drafted = draft.ids
         choices: list[list[int]] = logits.argmax(-1).tolist()
         extra = self._evidence(logits, draft, run)
         verdicts = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saccade.inference.drafting.drafter import Drafter, NoDraft, Run
-from saccade.inference.sampling import on_device
+from saccade.inference.engine.transfer import to_device
 from saccade.inference.verification import Draft
 
 
@@ -58,7 +58,8 @@ class ChainDrafter(Drafter):
                 uniforms = [stream.random() if row in open_rows else 0.5 for row, stream in enumerate(run.streams)]
                 drawn = run.session.floor.captured(("draft", run.sampling.warpers), run.sampling.proposals)
                 # a captured function's results are overwritten by its next call
-                distribution, tokens = (made.clone() for made in drawn(logits, on_device(uniforms, logits.device)))
+                points = to_device(uniforms, logits.device, torch.float64)
+                distribution, tokens = (made.clone() for made in drawn(logits, points))
                 distributions.append(distribution)
             columns.append(tokens)
             unsure: list[bool] = [False] * len(counts)

@@ -38,9 +38,8 @@ class DraftTreeDrafter(FollowingDrafter):
         session = self.follower.session
         root = session.token_column([text[-1] for text in run.texts])
         for level in range(1, depth):
-            nodes = [node - 1 for node in tree.partial_nodes(level)[1:]]
             session.truncate([length - (level == 1) for length in session.lengths])  # the root is read again
-            logits = session.forward(torch.cat([root, drafted[:, nodes]], 1), tree.partial(level))
+            logits = session.forward(torch.cat([root, tree.inner_tokens(level, drafted)], 1), tree.partial(level))
             top = logits[:, -len(tree.inner[level]) :].topk(tree.width).indices
             drafted = torch.cat([drafted, tree.expand(level, top)], 1)
         counts = [tree.drafted_within(min(limit, depth)) for limit in limits]

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from saccade.inference.drafting.drafter import Drafter, Run
 from saccade.inference.drafting.video_pruning import VideoSelector, VideoView
 from saccade.inference.engine.graphs import Floor
 from saccade.inference.engine.session import Session
+from saccade.inference.engine.transfer import to_device
 from saccade.inference.statistics import clock
 from saccade.inference.visual_prompts import PositionRule, VisualPrompt, read_visual_prompts
 
@@ -124,10 +124,11 @@ class Follower:
             text[length + gone :] for text, length, gone in zip(run.texts, session.lengths, self._gone, strict=True)
         ]
         longest = max(len(tokens) for tokens in pending)
-        padded = torch.tensor([tokens + [0] * (longest - len(tokens)) for tokens in pending], device=session.device)
+        padded = to_device([tokens + [0] * (longest - len(tokens)) for tokens in pending], session.device)
         logits = session.forward(padded)
         session.commit([range(len(tokens)) for tokens in pending])
-        return logits[torch.arange(len(pending)), [len(tokens) - 1 for tokens in pending]]
+        last = to_device([len(tokens) - 1 for tokens in pending], session.device)
+        return logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))[:, 0]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drops finished rows."""

@@ -127,6 +127,18 @@ class StaticTree:
             raise ValueError(f"level must be between 0 and {self.depth - 1}, got {level}: deeper nodes are leaves.")
         return tuple(node for nodes in self.inner[: level + 1] for node in nodes)
 
+    def inner_tokens(self, level: int, drafted: Tensor) -> Tensor:
+        """The tokens of ``partial(level)`` behind its root.
+
+        Args:
+            level: 0 to ``depth - 1``.
+            drafted: ``[batch, columns]`` tokens of the draft so far, at least the levels down to this one.
+
+        Returns:
+            ``[batch, len(partial_nodes(level)) - 1]``.
+        """
+        return drafted.index_select(1, _columns(self, level, drafted.device))
+
     def partial(self, level: int) -> TokenTree:
         """What the drafter reads to choose the tokens of depth ``level + 1``.
 
@@ -184,6 +196,12 @@ def _partial(shape: StaticTree, level: int) -> TokenTree:
     nodes = shape.partial_nodes(level)
     place = {node: i for i, node in enumerate(nodes)}
     return TokenTree((-1, *(place[shape.tree.parents[node]] for node in nodes[1:])))
+
+
+@lru_cache(maxsize=256)
+def _columns(shape: StaticTree, level: int, device: torch.device) -> Tensor:
+    """Columns of a draft's tokens that the drafter reads behind the root, kept on the device."""
+    return torch.tensor([node - 1 for node in shape.partial_nodes(level)[1:]], dtype=torch.long, device=device)
 
 
 @lru_cache(maxsize=256)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saccade.inference.engine.captured import Captured
+from saccade.inference.engine.transfer import to_device
 
 
 class KVCache:
@@ -106,11 +107,10 @@ class KVCache:
         width = max(len(path) for path in paths)
         # what lies behind a shorter path is moved onto itself
         moves = [[start, *path, *range(len(path), width)] for start, path in zip(starts, paths, strict=True)]
-        known = torch.tensor(moves)
+        known = to_device(moves, self.buffers(0)[0].device)
         if self._captured is None:
             self._move(known)
             return
-        known = known.to(self.buffers(0)[0].device)
         if known.shape not in self._moved:
             # a capture runs the moves more than once, which must change nothing
             self._moved.add(known.shape)

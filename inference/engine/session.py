@@ -15,6 +15,7 @@ from saccade.inference.engine.graphs import Floor, GraphEngine, NotCapturedError
 from saccade.inference.engine.observation import Noted, Observation, VisualAttention
 from saccade.inference.engine.settings import Engine
 from saccade.inference.engine.synchronise import Gate
+from saccade.inference.engine.transfer import to_device
 from saccade.inference.trees import TokenTree
 from saccade.inference.visual_prompts import VisualPrompt
 
@@ -204,8 +205,7 @@ class Session:
 
     def token_column(self, tokens: Sequence[int]) -> Tensor:
         """One token for each row as ``[batch, 1]`` on the session's device."""
-        pinned = self.device.type == "cuda"  # the host goes on without waiting for the copy
-        return torch.tensor(tokens, pin_memory=pinned).to(self.device, non_blocking=True)[:, None]
+        return to_device(tokens, self.device)[:, None]
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
         """Keeps the tokens of an accepted path for every row and moves the lengths behind them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saccade.inference import Autoregressive, LVSpec, SelfSpeculative, SpecVLM
+from saccade.inference import Autoregressive, LVSpec, Sampling, SelfSpeculative, SpecVLM
 from saccade.inference.engine import fused
 from saccade.inference.engine.fused import FusedStep
 from saccade.inference.engine.graphs import Floor
@@ -84,6 +84,49 @@ def test_videos_are_decoded_as_eager_forwards_decode_them(family, alone):
         assert all(step.captured for engine in decoder.floor._idle for step in engine._steps.values())
     loose = [LVSpec(draft, engine=kind).generate(*given, max_new_tokens=40, **visual) for kind in ("eager", "graph")]
     assert sum(a != b for a, b in zip(loose[0].tokens, loose[1].tokens, strict=True)) <= 1
+
+
+def watched(decoder):
+    """The decoder with drafts that fail where they wait for the device, but for the first, which reads the prompt."""
+    make = decoder.drafter
+
+    def drafter(model, request):
+        made = make(model, request)
+        draft, calls = made.draft, []
+
+        def hurried(run, limits):
+            calls.append(limits)
+            torch.cuda.set_sync_debug_mode("default" if len(calls) == 1 else "error")
+            try:
+                return draft(run, limits)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+
+        made.draft = hurried
+        return made
+
+    decoder.drafter = drafter
+    return decoder
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("sampling", [None, Sampling(seed=1)])
+def test_a_draft_does_not_wait_for_the_device(sampling):
+    model = tiny_video_model("qwen2_5_vl", dtype=torch.float32).cuda()
+    draft = tiny_video_model("qwen2_5_vl", layers=1, seed=1, dtype=torch.float32).cuda()
+    batch = video_prompts("qwen2_5_vl", 1, dtype=torch.float32)
+    visual = {name: value.cuda() for name, value in batch.visual.items()}
+    videos = (model, batch.input_ids.cuda(), batch.attention_mask.cuda()), visual
+    text = tiny_model("llama", residual=0.3, dtype=torch.float32).cuda()
+    own = SelfSpeculative(skip={"attention": [1], "mlp": []}, gamma=0.0, adaptive=False, carry=False, engine="graph")
+    cases = [(SpecVLM(draft, engine="graph"), videos), (own, ((text, prompts(text, [5])["input_ids"].cuda()), {}))]
+    if sampling is None:
+        cases.append((LVSpec(draft, engine="graph"), videos))
+    for decoder, (given, more) in cases:
+        settings = {"max_new_tokens": 40, "eos_token_id": (), "sampling": sampling}
+        decoder.generate(*given, **settings, **more)  # graphs are captured and small tables made
+        watched(decoder).generate(*given, **settings, **more)
 
 
 def test_fused_steps_through_interpreted_kernels(monkeypatch):
