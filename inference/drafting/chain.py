@@ -13,6 +13,20 @@ from saccade.inference.engine.transfer import to_device
 from saccade.inference.verification import Draft
 
 
+def confidence(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Probability of each row's token at temperature 1.
+
+    Args:
+        logits: ``[batch, vocabulary]``.
+        tokens: ``[batch, 1]`` ids.
+
+    Returns:
+        ``[batch]``, in float64 for float64 logits and in float32 otherwise.
+    """
+    raw = logits if logits.dtype == torch.float64 else logits.float()
+    return raw.gather(-1, tokens)[:, 0].sub(raw.logsumexp(-1)).exp()
+
+
 class ChainDrafter(Drafter):
     """Drafts with any forward that continues texts by one token; a subclass says which forward.
 
@@ -64,9 +78,8 @@ class ChainDrafter(Drafter):
             columns.append(tokens)
             unsure: list[bool] = [False] * len(counts)
             if any(thresholds):
-                raw = logits if logits.dtype == torch.float64 else logits.float()
-                sure = raw.gather(-1, tokens)[:, 0].sub(raw.logsumexp(-1)).exp().tolist()
-                unsure = [confidence < threshold for confidence, threshold in zip(sure, thresholds, strict=True)]
+                sure = run.session.floor.captured("confidence", confidence)(logits, tokens).tolist()
+                unsure = [share < threshold for share, threshold in zip(sure, thresholds, strict=True)]
             for row in list(open_rows):
                 counts[row] += 1
                 if unsure[row] or counts[row] >= limits[row]:
