@@ -218,6 +218,35 @@ def _speed_case(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def video_brief() -> str:
+    """What decoding gains at the shapes of :mod:`benchmarks.video_speed`, the fastest pairs first."""
+    rows = [row for row in read("video_speed") if row["metric"] == "decode_speedup"]
+    if not rows:
+        return "No rows yet: run `benchmarks/video_rows.sh`."
+    whole = {(row["case"], row["method"]): row for row in read("video_speed") if row["metric"] == "whole_speedup"}
+    best = {row["case"]: row["value"] for row in rows if row["method"].startswith("LVSpec")}
+    lines = [
+        "| models, video tokens | way | decoding (spread) | whole call (spread) | not the target's own |"
+        " runs, prompts |",
+        "| --- |" + " --- |" * 5,
+    ]
+    for row in sorted(rows, key=lambda row: -best[row["case"]]):
+        if row["method"] != "Autoregressive":
+            target, draft, tokens = re.search(r"(\S+) with draft ([^,]+),.* (\d+) video", row["case"]).groups()  # type: ignore[union-attr]
+            relaxed = f"{row['relaxed_share']:.1%}" if row.get("relaxed_share") else ""
+            lines.append(
+                f"| {target} with a {draft} draft, {tokens} | {row['method']} | {spread(row)} |"
+                f" {spread(whole[row['case'], row['method']])} | {relaxed} | {row['runs']}, {row['rows']} |"
+            )
+    first, commits = rows[0], ", ".join(dict.fromkeys(row["commit"][:8] for row in rows))
+    lines += [
+        "",
+        f"Times as fast as Autoregressive on the same engine, bfloat16, batch 1; {first['device']}, torch"
+        f" {first['versions']['torch']}, transformers {first['versions']['transformers']}; commit {commits}.",
+    ]
+    return "\n".join(lines)
+
+
 def video_relevance() -> str:
     """How well LVSpec's relevance finds words about what is seen, from :mod:`benchmarks.video_relevance`."""
     rows = [row for row in read("video_relevance") if row["score_at"] == "judge"]
@@ -374,6 +403,7 @@ TABLES = {
     "layer_skip": layer_skip,
     "video_acceptance": video_acceptance,
     "video_speed": video_speed,
+    "video_brief": video_brief,
     "video_relevance": video_relevance,
     "trait_worlds": trait_worlds,
     "trait_study": trait_study,
