@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Trains what the rows of layer_skip, video_speed and video_acceptance are about, and measures them. On two GPUs the
-# video pair has the first and the deep language model the second, on one they follow each other.
+# Trains what the rows of layer_skip, video_speed and video_acceptance are about, and measures them, on one GPU to four:
+# the video pair has the first and the deep language model the second. From three on, that model is also trained without
+# sub-layer dropout, on a GPU that would wait for the pair.
 #   benchmarks/trained_rows.sh [FOLDER]
 #   FOLDER (runs/rows): a log for each step, and a mark when it is done; a second call begins with the first step undone
 #   PEER_RUNS=1 lets transformers take part at the shapes, for minutes
@@ -45,47 +46,69 @@ rows() {
     runs/qwen-draft-long/latest/model "$of"
 }
 
-shapes() {
+lengths() {
   local failed=0
-  for pair in 32B-3B 32B-7B 7B-3B; do
-    PROMPTS=3 CLIPS=128x112 rows $pair-4k $pair || failed=1
-    PROMPTS=2 CLIPS=512x112 rows $pair-16k $pair || failed=1
+  PROMPTS=3 CLIPS=128x112 rows "$1-4k" "$1" || failed=1
+  PROMPTS=2 CLIPS=512x112 rows "$1-16k" "$1" || failed=1
+  return $failed
+}
+
+skips() { # NAME LABEL SETTINGS
+  local name=$1 label=$2 packages
+  shift 2
+  packages=$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
+  step "$name" fit --config lm/deep.yaml --data.paths "['$packages/**/*.py']" --name "$name" "$@" &&
+    step "layer_skip-$name" python3 -m benchmarks.layer_skip --model "runs/$name/latest/model" --label "$label" \
+      --temperatures 0 0.6 0.7 --trials 120 --finalists 8 --runs 3
+}
+
+trained() { [[ -e $folder/qwen-long.done && -e $folder/qwen-draft-long.done ]]; }
+
+# what runs on a GPU of its own where there are four, one after the other where there is one
+lane_0() { train_pair && lengths 32B-3B; }
+
+lane_1() { skips deep "sub-layer dropout 0.85"; }
+
+lane_2() {
+  local failed=0
+  if ((${#gpus[@]} > 2)); then
+    skips deep-plain "no sub-layer dropout" --model.sublayer_dropout 0 || failed=1
+  fi
+  pair_is_there && lengths 32B-7B || failed=1
+  return $failed
+}
+
+lane_3() {
+  pair_is_there || return 1
+  local failed=0
+  rows chains chains || failed=1
+  lengths 7B-3B || failed=1
+  return $failed
+}
+
+pair_is_there() {
+  until trained || [[ -e $folder/given_up ]]; do sleep 1; done
+  trained
+}
+
+queue() { # GPU: its lanes
+  local failed=0
+  export CUDA_VISIBLE_DEVICES=${gpus[$1]}
+  for ((lane = $1; lane < 4; lane += ${#gpus[@]})); do
+    lane_$lane || failed=1
+    if ((lane == 0)) && ! trained; then touch "$folder/given_up"; fi
   done
   return $failed
 }
 
-train_deep() {
-  local packages
-  packages=$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
-  step deep fit --config lm/deep.yaml --data.paths "['$packages/**/*.py']" --name deep
-}
-
-skips() {
-  step layer_skip python3 -m benchmarks.layer_skip --model runs/deep/latest/model --label "sub-layer dropout 0.85" \
-    --temperatures 0 0.6 0.7 --trials 120 --finalists 8 --runs 3
-}
-
+rm -f "$folder/given_up"
 visible=${CUDA_VISIBLE_DEVICES-$(python3 -c 'import torch; print(*range(torch.cuda.device_count()), sep=",")')}
-first=${visible%%,*}
-second=${visible#*,}
-second=${second%%,*}
-status=0
-if [[ $second == "$first" ]]; then
-  if train_pair; then
-    shapes || status=1
-    rows chains chains || status=1
-  else
-    status=1
-  fi
-  { train_deep && skips; } || status=1
-else
-  { CUDA_VISIBLE_DEVICES=$first train_pair && CUDA_VISIBLE_DEVICES=$first shapes; } &
-  videos=$!
-  export CUDA_VISIBLE_DEVICES=$second
-  { train_deep && skips; } || status=1
-  trained() { [[ -e $folder/qwen-long.done && -e $folder/qwen-draft-long.done ]]; }
-  until trained || ! kill -0 $videos 2>/dev/null; do sleep 1; done
-  if trained; then rows chains chains || status=1; fi
-  wait $videos || status=1
-fi
+IFS=, read -ra gpus <<<"$visible"
+gpus=("${gpus[@]:0:4}")
+status=0 queues=()
+for place in "${!gpus[@]}"; do
+  queue "$place" &
+  queues+=($!)
+done
+for one in "${queues[@]}"; do wait "$one" || status=1; done
 exit $status
