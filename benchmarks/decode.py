@@ -28,7 +28,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.grow import SHAPES, grow, weight_bytes
-from benchmarks.rows import replace, row
+from benchmarks.rows import positive, replace, row
 from saccade.callbacks.decoding_report import DEGENERATE_BELOW
 from saccade.callbacks.decoding_totals import distinct_grams
 from saccade.datamodules import TextCorpus
@@ -233,14 +233,14 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, float32 elsewhere")
     parser.add_argument("--engine", nargs="+", default=["auto"], choices=("auto", "eager", "graph"))
     parser.add_argument("--only", nargs="+", help="methods whose name contains one of these words")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--prompts", type=int, default=12, help="prompts in all, a multiple of --batch")
-    parser.add_argument("--prompt-length", type=int, default=64)
-    parser.add_argument("--new-tokens", type=int, default=96)
+    parser.add_argument("--batch", type=positive, default=1)
+    parser.add_argument("--prompts", type=positive, default=12, help="prompts in all, a multiple of --batch")
+    parser.add_argument("--prompt-length", type=positive, default=64)
+    parser.add_argument("--new-tokens", type=positive, default=96)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=positive, default=5)
     parser.add_argument("--tree", action="store_true", help="also time steps of one token and of a 26-node tree")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(SEED)

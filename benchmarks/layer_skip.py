@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks.decode import distinct_4, held_out_prompts
-from benchmarks.rows import replace, row
+from benchmarks.rows import positive, replace, row
 from benchmarks.video_rounds import play
 from saccade.callbacks import search_layers
 from saccade.callbacks.decoding_report import DEGENERATE_BELOW
@@ -133,13 +133,13 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, float32 elsewhere")
     parser.add_argument("--engine", default="auto", choices=("auto", "eager", "graph"))
-    parser.add_argument("--trials", type=int, default=200)
-    parser.add_argument("--finalists", type=int, default=10)
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--prompt-length", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--trials", type=positive, default=200)
+    parser.add_argument("--finalists", type=positive, default=10)
+    parser.add_argument("--prompts", type=positive, default=16)
+    parser.add_argument("--prompt-length", type=positive, default=128)
+    parser.add_argument("--new-tokens", type=positive, default=128)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0], help="0 is greedy; others sample")
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=positive, default=5)
     chosen = parser.parse_args()
     if not (Path(chosen.model) / "config.json").is_file():
         raise SystemExit(f"--model: {chosen.model} holds no model; give the folder that a run exported, RUN/model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -14,6 +15,13 @@ from saccade.inference.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 IDENTITY = ("benchmark", "case", "method", "metric", "device")
+
+
+def positive(text: str) -> int:
+    """A number of the command line that counts something: a whole one, at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return int(text)
 
 
 def row(

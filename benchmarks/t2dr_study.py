@@ -29,7 +29,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
-from benchmarks.rows import replace, row
+from benchmarks.rows import positive, replace, row
 from saccade.callbacks import MissingDataEvaluation
 from saccade.datamodules import MultimodalSentiment, SyntheticSentiment, TwoTierMissing
 from saccade.inference.provenance import device_names, provenance
@@ -185,9 +185,9 @@ def main() -> None:
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[1111, 1112, 1113, 1114, 1115])
     parser.add_argument("--generator_seed", type=int, default=0, help="of the synthetic data")
-    parser.add_argument("--mask_seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=25)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--mask_seeds", type=positive, default=5)
+    parser.add_argument("--epochs", type=positive, default=25)
+    parser.add_argument("--workers", type=positive, default=2)
     parser.add_argument("--raw", default="t2dr_study_raw.jsonl", help="every run's groups, one a line")
     parser.add_argument("--read", action="store_true", help="make the rows from the raw file, without running anything")
     chosen = parser.parse_args()

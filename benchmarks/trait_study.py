@@ -26,7 +26,7 @@ from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.rows import replace, row
+from benchmarks.rows import positive, replace, row
 from saccade.callbacks import TraitSelection
 from saccade.datamodules import ChunkPool
 from saccade.modules import Reranker
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="*", default=list(TARGETS))
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3, 4, 5])
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=positive, default=2)
     parser.add_argument("--raw", default="trait_study_raw.jsonl", help="every run, one a line; a stopped study goes on")
     chosen = parser.parse_args()
     raw = Path(chosen.raw)

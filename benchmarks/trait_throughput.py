@@ -25,7 +25,7 @@ from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.rows import replace, row
+from benchmarks.rows import positive, replace, row
 from saccade.callbacks import TraitSelection
 from saccade.datamodules import ChunkPool
 from saccade.modules import Reranker, Retriever
@@ -79,11 +79,11 @@ def searched(module: Ranker, pool: ChunkPool, budget: int, candidates: int) -> d
 def main() -> None:
     """Searches with every model in turn, prints a table and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=int, default=30, help="trials")
-    parser.add_argument("--chunk-size", type=int, default=128, help="pairs")
-    parser.add_argument("--max-pairs", type=int, default=1280, help="of each package")
-    parser.add_argument("--candidates", type=int, default=100, help="documents of each dev query")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--budget", type=positive, default=30, help="trials")
+    parser.add_argument("--chunk-size", type=positive, default=128, help="pairs")
+    parser.add_argument("--max-pairs", type=positive, default=1280, help="of each package")
+    parser.add_argument("--candidates", type=positive, default=100, help="documents of each dev query")
+    parser.add_argument("--runs", type=positive, default=3)
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric", "bm25s"):

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks.rows import replace, row
+from benchmarks.rows import positive, replace, row
 from saccade.callbacks.trait_events import Best, Request
 from saccade.callbacks.trait_search import search
 from saccade.callbacks.trait_selectors import Candidate, Observation, RandomSelector, Selector, TraitSelector
@@ -111,8 +111,8 @@ def play(case: tuple[str, int, int]) -> dict[str, Any]:
 def main() -> None:
     """Plays every method in every world, prints a table, writes the rows and checks the gate."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--seeds", type=int, default=SEEDS, help="worlds of each size")
-    parser.add_argument("--workers", type=int, default=1, help="processes")
+    parser.add_argument("--seeds", type=positive, default=SEEDS, help="worlds of each size")
+    parser.add_argument("--workers", type=positive, default=1, help="processes")
     parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS, help="what to play")
     parser.add_argument("--dry", action="store_true", help="write no rows")
     arguments = parser.parse_args()

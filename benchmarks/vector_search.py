@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.rows import replace, row
+from benchmarks.rows import positive, replace, row
 from saccade.modules.retrieval.faiss_bridge import faiss_module, gpu_count
 from saccade.modules.retrieval.vector_index import VectorIndex
 
@@ -102,13 +102,13 @@ def measure_index(
 def main() -> None:
     """Measure, print the table and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vectors", type=int, default=1_000_000)
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--queries", type=int, default=512)
-    parser.add_argument("--top-k", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--clusters", type=int, default=1024, help="of the data, and cells of the IVF index")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--vectors", type=positive, default=1_000_000)
+    parser.add_argument("--width", type=positive, default=128)
+    parser.add_argument("--queries", type=positive, default=512)
+    parser.add_argument("--top-k", type=positive, default=100)
+    parser.add_argument("--threads", type=positive, default=1)
+    parser.add_argument("--clusters", type=positive, default=1024, help="of the data, and cells of the IVF index")
+    parser.add_argument("--runs", type=positive, default=3)
     arguments = parser.parse_args()
     faiss, count = faiss_module(), arguments.vectors
     vectors = clustered(count, arguments.width, arguments.clusters, 1)

@@ -27,7 +27,7 @@ from rich.progress import track
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from benchmarks.rows import interval, replace, row
+from benchmarks.rows import interval, positive, replace, row
 from benchmarks.video_prompts import Batch, HeldOut, allow, default_config, load, ratio_interval
 from saccade.inference import Autoregressive, Decoder, LVSpec, SpecVLM
 from saccade.inference.relaxation import FLy, FLyPlus, RandomRelaxation, RelaxedRule, Strict, VisualRelaxation
@@ -197,15 +197,15 @@ def main() -> None:
     parser.add_argument("--target", required=True, help="folder of the target, with its tokenizer")
     parser.add_argument("--draft", help="folder of the draft; none leaves the target to draft for itself")
     parser.add_argument("--config", nargs="+", help="YAML files of the data; the target's run has one")
-    parser.add_argument("--videos", type=int, default=100)
-    parser.add_argument("--frames", type=int, help="of a clip; the configuration's where it is left out")
-    parser.add_argument("--size", type=int, help="height and width in pixels; likewise")
-    parser.add_argument("--batch", type=int, default=25, help="videos that are decoded together")
-    parser.add_argument("--new-tokens", type=int, default=192)
+    parser.add_argument("--videos", type=positive, default=100)
+    parser.add_argument("--frames", type=positive, help="of a clip; the configuration's where it is left out")
+    parser.add_argument("--size", type=positive, help="height and width in pixels; likewise")
+    parser.add_argument("--batch", type=positive, default=25, help="videos that are decoded together")
+    parser.add_argument("--new-tokens", type=positive, default=192)
     parser.add_argument("--selectors", nargs="*", choices=SELECTORS, default=SELECTORS)
     parser.add_argument("--ratios", nargs="*", type=float, default=RATIOS)
     parser.add_argument("--rules", nargs="*", choices=tuple(RULES), default=tuple(RULES))
-    parser.add_argument("--draft-length", type=int, default=CHAIN, help="drafted tokens of a chain, for the rules")
+    parser.add_argument("--draft-length", type=positive, default=CHAIN, help="drafted tokens of a chain, for the rules")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = parser.parse_args()
     dtype = torch.bfloat16 if torch.device(chosen.device).type == "cuda" else torch.float32

@@ -28,7 +28,7 @@ from rich.progress import track
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from benchmarks.rows import interval, replace, row
+from benchmarks.rows import interval, positive, replace, row
 from benchmarks.video_prompts import Batch, HeldOut, allow, default_config, load, ratio_interval
 from saccade.datamodules import video_lexicon as lexicon
 from saccade.inference import Autoregressive, compat, compat_vision
@@ -261,12 +261,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", required=True, help="folder of the target, with its tokenizer")
     parser.add_argument("--config", nargs="+", help="YAML files of the data; the target's run has one")
-    parser.add_argument("--videos", type=int, default=100)
-    parser.add_argument("--frames", type=int, help="of a clip; the configuration's where it is left out")
-    parser.add_argument("--size", type=int, help="height and width in pixels; likewise")
-    parser.add_argument("--batch", type=int, default=25, help="videos that are captioned together")
-    parser.add_argument("--new-tokens", type=int, default=192)
-    parser.add_argument("--neighbours", type=int, default=10, help="video tokens whose cosines are averaged")
+    parser.add_argument("--videos", type=positive, default=100)
+    parser.add_argument("--frames", type=positive, help="of a clip; the configuration's where it is left out")
+    parser.add_argument("--size", type=positive, help="height and width in pixels; likewise")
+    parser.add_argument("--batch", type=positive, default=25, help="videos that are captioned together")
+    parser.add_argument("--new-tokens", type=positive, default=192)
+    parser.add_argument("--neighbours", type=positive, default=10, help="video tokens whose cosines are averaged")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = parser.parse_args()
     dtype = torch.bfloat16 if torch.device(chosen.device).type == "cuda" else torch.float32
