@@ -73,6 +73,25 @@ class Verdict:
     log: list[AuditEntry] = field(default_factory=list)
 
 
+def greedy_choices(logits: Tensor) -> list[list[int]]:
+    """The target's own token at every place.
+
+    Args:
+        logits: ``[batch, places, vocabulary]``.
+
+    Returns:
+        ``[batch][places]`` ids.
+
+    Raises:
+        ValueError: The logits hold NaN.
+    """
+    values, indices = logits.max(-1)
+    choices: list[list[int]] = indices.masked_fill(values.isnan(), -1).tolist()
+    if any(-1 in row for row in choices):
+        raise ValueError("the model's logits hold NaN: check its weights and its precision.")
+    return choices
+
+
 def verify_greedy(logits: Tensor, draft: Draft) -> list[Verdict]:
     """Accepts the drafted tokens that the target would have chosen itself; the output is that of greedy decoding.
 
@@ -86,13 +105,9 @@ def verify_greedy(logits: Tensor, draft: Draft) -> list[Verdict]:
     Raises:
         ValueError: The logits hold NaN.
     """
-    values, indices = logits.max(-1)
-    choices: list[list[int]] = indices.masked_fill(values.isnan(), -1).tolist()
-    if any(-1 in row for row in choices):
-        raise ValueError("the model's logits hold NaN: check its weights and its precision.")
     children = draft.shape().children
     verdicts = []
-    for row, chosen in enumerate(choices):
+    for row, chosen in enumerate(greedy_choices(logits)):
         path = [0]
         while True:
             node = path[-1]

@@ -30,7 +30,7 @@ from saccade.inference.relaxation import (
     visual_relevance,
 )
 from saccade.inference.request import Request
-from saccade.inference.verification import Draft, Verdict, verify_greedy
+from saccade.inference.verification import Draft, Verdict, greedy_choices, verify_greedy
 from saccade.inference.visual_prompts import PositionRule
 
 ScoredAt = Literal["judge", "draft", "max"]
@@ -127,22 +127,20 @@ class LVSpec(Decoder):
         """
         if run.sampling is not None:
             raise ValueError(f"{type(self).__name__} decodes greedily: leave temperature and sampling out.")
-        strict = verify_greedy(logits, draft)
         if not run.memory:
             guarded = run.eos | compat_vision.special_token_ids(run.session.model)
             noted = run.session.noted
             noted.visual_states = [directions(states) for states in noted.visual_states]  # once for all rounds
             run.memory = [(self._rule.begin(row, guarded), len(text)) for row, text in enumerate(run.texts)]
-            return strict
-        drafted = draft.ids
-        choices: list[list[int]] = logits.argmax(-1).tolist()
+            return verify_greedy(logits, draft)
+        choices = greedy_choices(logits)
         extra = self._evidence(logits, draft, run)
         verdicts = []
         for row, count in enumerate(draft.counts):
             known = {name: values[row][:count] for name, values in extra.items()}
             state, prompt = run.memory[row]
             recent = run.texts[row][prompt:][-_LOOKS_BACK:]
-            judged = Judged(drafted[row][:count], choices[row][: count + 1], recent=recent, **known)
+            judged = Judged(draft.ids[row][:count], choices[row][: count + 1], recent=recent, **known)
             ruling = self._rule.judge(judged, state)
             path = list(range(ruling.accepted + 1))
             verdicts.append(Verdict(path, choices[row][ruling.accepted], ruling.log))
