@@ -18,6 +18,11 @@ def runs_of(made: dict[str, Any]) -> str:
     return "one run" if made["runs"] == 1 else f"median of {made['runs']} runs"
 
 
+def commits_of(rows: list[dict[str, Any]]) -> str:
+    """The commits that rows were measured at, each once."""
+    return ", ".join(dict.fromkeys(row["commit"][:8] for row in rows))
+
+
 def decode_cpu(sampled: bool) -> str:
     """A table of :mod:`benchmarks.decode` on a processor for each case that samples, or for each greedy one."""
     rows = [
@@ -85,14 +90,13 @@ def decode_gpu() -> str:
             f" {'' if bound is None else f'{bound:.2f}'} | {share} |"
         )
     first = rows[0]
-    commits = ", ".join(dict.fromkeys(row["commit"][:8] for row in rows))
     speed = first["bytes_per_second"] / 1e12
     lines += [
         "",
         f"A small trained model grown to each shape, bfloat16; {first['device']}, torch {first['versions']['torch']},"
-        f" transformers {first['versions']['transformers']}, triton {first['versions']['triton']}; commit {commits}."
-        f" The bound is the time to read weights, keys and values at the copy bandwidth measured there,"
-        f" {speed:.1f} TB/s.",
+        f" transformers {first['versions']['transformers']}, triton {first['versions']['triton']}; commit"
+        f" {commits_of(rows)}. The bound is the time to read weights, keys and values at the copy bandwidth measured"
+        f" there, {speed:.1f} TB/s.",
     ]
     return "\n".join(lines)
 
@@ -113,11 +117,11 @@ def layer_skip() -> str:
         distinct = f"{row['distinct_4']:.2f}" + (", degenerate" if row["degenerate"] else "")
         draft = row["method"].removeprefix("SelfSpeculative, ")
         lines.append(f"| {layers}, {trained} | {heat} | {draft} | {spread(row)} | {numbers} | {distinct} |")
-    first, commits = rows[0], ", ".join(dict.fromkeys(row["commit"][:8] for row in rows))
+    first = rows[0]
     lines += [
         "",
         f"{'; '.join(dict.fromkeys(row['case'].split(', trained')[0] for row in rows))}; {first['device']}, torch"
-        f" {first['versions']['torch']}; commit {commits}; real text has"
+        f" {first['versions']['torch']}; commit {commits_of(rows)}; real text has"
         f" {' and '.join(dict.fromkeys(format(row['distinct_4_real'], '.2f') for row in rows))} distinct 4-grams."
         " Degenerate rows support no claim of speed.",
     ]
@@ -170,12 +174,12 @@ def _acceptance_case(rows: list[dict[str, Any]]) -> str:
 
 def _video_origin(rows: list[dict[str, Any]]) -> str:
     first = rows[0]
-    versions, commits = first["versions"], dict.fromkeys(row["commit"][:8] for row in rows)
+    versions = first["versions"]
     distinct = [row["distinct_4"] for row in rows if "distinct_4" in row]
     said = "; degenerate rows support no claim" if any(row.get("degenerate") for row in rows) else ""
     return (
         f"{first['case']}; {first['device']}, torch {versions['torch']}, transformers {versions['transformers']};"
-        f" commit {', '.join(commits)}. Distinct 4-grams {min(distinct):.2f} to {max(distinct):.2f}, the clips' own"
+        f" commit {commits_of(rows)}. Distinct 4-grams {min(distinct):.2f} to {max(distinct):.2f}, the clips' own"
         f" captions {first['distinct_4_real']:.2f}{said}."
     )
 
@@ -220,10 +224,11 @@ def _speed_case(rows: list[dict[str, Any]]) -> str:
 
 def video_brief() -> str:
     """What decoding gains at the shapes of :mod:`benchmarks.video_speed`, the fastest pairs first."""
-    rows = [row for row in read("video_speed") if row["metric"] == "decode_speedup"]
+    found = read("video_speed")
+    rows = [row for row in found if row["metric"] == "decode_speedup"]
     if not rows:
         return "No rows yet: run `benchmarks/video_rows.sh`."
-    whole = {(row["case"], row["method"]): row for row in read("video_speed") if row["metric"] == "whole_speedup"}
+    whole = {(row["case"], row["method"]): row for row in found if row["metric"] == "whole_speedup"}
     best = {row["case"]: row["value"] for row in rows if row["method"].startswith("LVSpec")}
     lines = [
         "| models, video tokens | way | decoding (spread) | whole call (spread) | not the target's own |"
@@ -238,11 +243,11 @@ def video_brief() -> str:
                 f"| {target} with a {draft} draft, {tokens} | {row['method']} | {spread(row)} |"
                 f" {spread(whole[row['case'], row['method']])} | {relaxed} | {row['runs']}, {row['rows']} |"
             )
-    first, commits = rows[0], ", ".join(dict.fromkeys(row["commit"][:8] for row in rows))
+    first = rows[0]
     lines += [
         "",
         f"Times as fast as Autoregressive on the same engine, bfloat16, batch 1; {first['device']}, torch"
-        f" {first['versions']['torch']}, transformers {first['versions']['transformers']}; commit {commits}.",
+        f" {first['versions']['torch']}, transformers {first['versions']['transformers']}; commit {commits_of(rows)}.",
     ]
     return "\n".join(lines)
 
