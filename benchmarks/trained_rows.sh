@@ -105,6 +105,10 @@ rm -f "$folder/given_up"
 visible=${CUDA_VISIBLE_DEVICES-$(python3 -c 'import torch; print(*range(torch.cuda.device_count()), sep=",")')}
 IFS=, read -ra gpus <<<"$visible"
 gpus=("${gpus[@]:0:4}")
+if ((${#gpus[@]} == 0)); then
+  echo "there is no GPU to train on: CUDA_VISIBLE_DEVICES is empty, or torch sees none; give it at least one" >&2
+  exit 2
+fi
 status=0 queues=()
 for place in "${!gpus[@]}"; do
   queue "$place" &

@@ -58,6 +58,14 @@ def steps_of(gpus):
 GPUS = pytest.mark.parametrize("gpus", ["3", "0,1", "0,1,2", "4,5,6,7"])
 
 
+def test_without_a_gpu_nothing_is_done_and_one_line_says_so(rows):
+    done, calls, steps = rows("")
+    assert (done.returncode, calls, steps) == (2, [], [])
+    assert done.stderr.splitlines() == [
+        "there is no GPU to train on: CUDA_VISIBLE_DEVICES is empty, or torch sees none; give it at least one"
+    ]
+
+
 @GPUS
 def test_everything_is_trained_and_measured_once(rows, gpus):
     done, calls, steps = rows(gpus)
