@@ -223,31 +223,36 @@ def _speed_case(rows: list[dict[str, Any]]) -> str:
 
 
 def video_brief() -> str:
-    """What decoding gains at the shapes of :mod:`benchmarks.video_speed`, the fastest pairs first."""
+    """What decoding gains at the shapes of :mod:`benchmarks.video_speed`, a line for each shape, the fastest first.
+
+    A way that was measured more than once at a shape stands there with its last measurement.
+    """
     found = read("video_speed")
-    rows = [row for row in found if row["metric"] == "decode_speedup"]
-    if not rows:
+    if not found:
         return "No rows yet: run `benchmarks/video_rows.sh`."
-    whole = {(row["case"], row["method"]): row for row in found if row["metric"] == "whole_speedup"}
-    best = {row["case"]: row["value"] for row in rows if row["method"].startswith("LVSpec")}
-    lines = [
-        "| models, video tokens | way | decoding (spread) | whole call (spread) | not the target's own |"
-        " runs, prompts |",
-        "| --- |" + " --- |" * 5,
-    ]
-    for row in sorted(rows, key=lambda row: -best[row["case"]]):
-        if row["method"] != "Autoregressive":
-            target, draft, tokens = re.search(r"(\S+) with draft ([^,]+),.* (\d+) video", row["case"]).groups()  # type: ignore[union-attr]
-            relaxed = f"{row['relaxed_share']:.1%}" if row.get("relaxed_share") else ""
-            lines.append(
-                f"| {target} with a {draft} draft, {tokens} | {row['method']} | {spread(row)} |"
-                f" {spread(whole[row['case'], row['method']])} | {relaxed} | {row['runs']}, {row['rows']} |"
-            )
-    first = rows[0]
+    whole = {(row["case"], row["method"]): row["value"] for row in found if row["metric"] == "whole_speedup"}
+    last: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in sorted(found, key=lambda row: row["date"]):
+        if row["metric"] == "decode_speedup" and row["method"] != "Autoregressive":
+            models = re.search(r"(\S+) with draft ([^,]+),.* (\d+) video", row["case"]).groups()  # type: ignore[union-attr]
+            last.setdefault("{} with a {} draft, {}".format(*models), {})[row["method"]] = row
+    names = dict.fromkeys(name for ways in last.values() for name in ways)
+    lines = ["| models, video tokens | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    for models, ways in sorted(last.items(), key=lambda one: -max(row["value"] for row in one[1].values())):
+        cells = []
+        for name in names:
+            row = ways.get(name)
+            cells.append("" if row is None else f"{row['value']:.2f} / {whole[row['case'], name]:.2f}")
+            if row and row.get("relaxed_share"):
+                cells[-1] += f", {row['relaxed_share']:.1%}"
+        lines.append(f"| {models} | " + " | ".join(cells) + " |")
+    shown = [row for ways in last.values() for row in ways.values()]
+    first = max(shown, key=lambda row: row["date"])
     lines += [
         "",
-        f"Times as fast as Autoregressive on the same engine, bfloat16, batch 1; {first['device']}, torch"
-        f" {first['versions']['torch']}, transformers {first['versions']['transformers']}; commit {commits_of(rows)}.",
+        "Times as fast as Autoregressive on the same engine, decoding / whole call, and the share of tokens that are not"
+        f" the target's own where there are any; bfloat16, batch 1; {first['device']}, torch"
+        f" {first['versions']['torch']}, transformers {first['versions']['transformers']}; commit {commits_of(shown)}.",
     ]
     return "\n".join(lines)
 
@@ -402,6 +407,35 @@ def trait_throughput() -> str:
     return "\n".join(lines)
 
 
+def vector_search() -> str:
+    """How fast an index is built and searched, from :mod:`benchmarks.vector_search`; a table for each machine."""
+    rows = read("vector_search")
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.vector_search`."
+    cases = dict.fromkeys((row["case"], row["device"]) for row in rows)
+    return "\n\n".join(_search_case([row for row in rows if (row["case"], row["device"]) == key]) for key in cases)
+
+
+def _search_case(rows: list[dict[str, Any]]) -> str:
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["method"], {})[row["metric"]] = row
+    lines = ["| search | queries/s (median, spread) | build, s | recall |", "| --- |" + " --- |" * 3]
+    for name, mine in found.items():
+        speed = mine["search"]
+        told = f"{speed['value']:,.0f} ({speed['spread']['min']:,.0f} to {speed['spread']['max']:,.0f})"
+        build = f"{mine['build']['value']:.1f}" if "build" in mine else ""
+        recall = f"{mine['recall']['value']:.4f}" if "recall" in mine else ""
+        lines.append(f"| {name} | {told} | {build} | {recall} |")
+    first = rows[0]
+    lines += [
+        "",
+        f"{first['case']}; {first['device']}, torch {first['versions']['torch']}, FAISS {first['faiss']}; commit"
+        f" {commits_of(rows)}; {runs_of(first)}.",
+    ]
+    return "\n".join(lines)
+
+
 TABLES = {
     "t2dr_cost": t2dr_cost,
     "decode_gpu": decode_gpu,
@@ -413,6 +447,7 @@ TABLES = {
     "trait_worlds": trait_worlds,
     "trait_study": trait_study,
     "trait_throughput": trait_throughput,
+    "vector_search": vector_search,
     "decode_cpu": lambda: decode_cpu(sampled=True),
     "decode_cpu_greedy": lambda: decode_cpu(sampled=False),
     "t2dr_study": t2dr_study,
