@@ -250,8 +250,8 @@ def video_brief() -> str:
     first = max(shown, key=lambda row: row["date"])
     lines += [
         "",
-        "Times as fast as Autoregressive on the same engine, decoding / whole call, and the share of tokens that are not"
-        f" the target's own where there are any; bfloat16, batch 1; {first['device']}, torch"
+        "Times as fast as Autoregressive on the same engine, decoding / whole call, and the share of tokens that are"
+        f" not the target's own where there are any; bfloat16, batch 1; {first['device']}, torch"
         f" {first['versions']['torch']}, transformers {first['versions']['transformers']}; commit {commits_of(shown)}.",
     ]
     return "\n".join(lines)
