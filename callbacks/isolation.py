@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
@@ -32,3 +33,21 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         part.training = mode
     if failure is not None:
         raise failure
+
+
+@contextmanager
+def where_it_trained(trainer: Trainer, module: LightningModule) -> Iterator[None]:
+    """Puts a module back on the device of its training for what a callback does in ``on_fit_end``.
+
+    Lightning has moved it to the CPU by then: there NCCL cannot add what the ranks found, and nothing is as fast as where
+    it will be used.
+
+    Args:
+        trainer: Whose fit has ended.
+        module: Left on the CPU again.
+    """
+    module.to(trainer.strategy.root_device)
+    try:
+        yield
+    finally:
+        module.cpu()

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from saccade.callbacks.distributed import shards_parameters
-from saccade.callbacks.isolation import undisturbed
+from saccade.callbacks.isolation import undisturbed, where_it_trained
 from saccade.callbacks.layer_skip_log import TrialLog
 from saccade.callbacks.layer_skip_proposals import propose
 from saccade.callbacks.layer_skip_proxy import ForwardCosts, SkipSet, draft_trace, measure_costs, score
@@ -301,7 +301,8 @@ class LayerSkipSearch(PromptCollector):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Searches, if it is time."""
         if self.when == "fit_end":
-            self._search(trainer, pl_module)
+            with where_it_trained(trainer, pl_module):
+                self._search(trainer, pl_module)
 
     def _search(self, trainer: Trainer, pl_module: LightningModule) -> None:
         answer: LayerSkipResult | str | None = None

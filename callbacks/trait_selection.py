@@ -16,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from saccade.callbacks.distributed import shards_parameters
+from saccade.callbacks.isolation import where_it_trained
 from saccade.callbacks.layer_skip_log import TrialLog
 from saccade.callbacks.run_folder import run_folder
 from saccade.callbacks.trait_costs import costs
@@ -212,8 +213,9 @@ class TraitSelection(Callback):
         """Leaves the best trial's weights in the module and writes what was found."""
         if self.best is None:
             return
-        self._load(trainer, pl_module, self.best.weights)
-        found = self._found(trainer, pl_module)
+        with where_it_trained(trainer, pl_module):
+            found = self._found(trainer, pl_module)
+            self._load(trainer, pl_module, self.best.weights)
         if trainer.is_global_zero:
             target = run_folder(trainer) / "trait.json"
             write_json(target, found)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.modules.retrieval.hashed_encoder import HashedEncoder
@@ -146,5 +147,13 @@ class FeatureScorer(nn.Module):
         Returns:
             Scores [N].
         """
-        scores: Tensor = (self.linear(features) + self.network(features)).squeeze(-1)
-        return scores
+        # in the finer precision of both: DeepSpeed makes the weights bfloat16, in which most candidates would tie
+        finer = torch.promote_types(features.dtype, self.linear.weight.dtype)
+        first, squash, last = self.network
+        features = features.to(finer)
+        scores: Tensor = _linear(self.linear, features) + _linear(last, squash(_linear(first, features)))
+        return scores.squeeze(-1)
+
+
+def _linear(layer: nn.Linear, values: Tensor) -> Tensor:
+    return F.linear(values, layer.weight.to(values), layer.bias.to(values))

@@ -134,7 +134,7 @@ class HashedEncoder(nn.Module):
             texts: B texts.
 
         Returns:
-            Vectors of length 1 [B, width]; zeros for a text without words.
+            Vectors of length 1 [B, width], at least in float32; zeros for a text without words.
         """
         rows: list[int] = []
         weights: list[float] = []
@@ -146,8 +146,9 @@ class HashedEncoder(nn.Module):
             weights += shares
         device = self.table.device
         index = torch.tensor(rows, dtype=torch.long, device=device)
-        share = torch.tensor(weights, dtype=self.table.dtype, device=device)
-        share = share * self.idf[index] * self.gain[index].exp()
+        # at least float32 around the table: in bfloat16 one rounding more would decide which of two texts is nearer
+        share = torch.tensor(weights, dtype=torch.promote_types(self.table.dtype, torch.float32), device=device)
+        share = share * self.idf[index] * self.gain[index].to(share).exp()
         bags = torch.tensor(starts, dtype=torch.long, device=device)
-        vectors = F.embedding_bag(index, self.table, bags, per_sample_weights=share, mode="sum")
-        return F.normalize(vectors, dim=-1)
+        vectors = F.embedding_bag(index, self.table, bags, per_sample_weights=share.to(self.table), mode="sum")
+        return F.normalize(vectors.to(share), dim=-1)

@@ -226,6 +226,21 @@ def test_callback_searches_without_disturbing_the_training(tmp_path, when: str) 
     assert callbacks[0].result.skip == SkipSet(tuple(skip["attention"]), tuple(skip["mlp"]))
 
 
+def test_the_search_behind_a_fit_runs_where_the_model_trained(tmp_path, monkeypatch) -> None:
+    """What is fast on the CPU, where Lightning leaves a model, need not be fast on a GPU."""
+    steps = []
+    module = TinyModule(tiny_llama())
+    move, leave = module.to, module.cpu
+    monkeypatch.setattr(module, "to", lambda *given: (steps.append(("to", *given)), move(*given))[1])
+    monkeypatch.setattr(module, "cpu", lambda: (steps.append(("cpu",)), leave())[1])
+    search = LayerSkipSearch(trials=1, finalists=1, repeats=1, prompt_length=6, max_new_tokens=4, draft_length=2)
+    here = search._search_here
+    monkeypatch.setattr(search, "_search_here", lambda *given: (steps.append(("search",)), here(*given))[1])
+    runner = trainer(tmp_path, callbacks=[search], max_epochs=1)
+    runner.fit(module, loader(rows(2)), loader(rows(2)))
+    assert steps[-4:] == [("cpu",), ("to", torch.device("cpu")), ("search",), ("cpu",)]
+
+
 def test_callback_needs_a_validation(tmp_path) -> None:
     runner = trainer(tmp_path, callbacks=[LayerSkipSearch(trials=1)], max_epochs=1)
     with pytest.raises(ValueError, match="fit needs a validation"):

@@ -36,6 +36,7 @@ def fit(
     epochs=-1,
     more=(),
     strategy="auto",
+    precision="32-true",
     **settings,
 ):
     seed_everything(0, verbose=False)
@@ -44,7 +45,7 @@ def fit(
     trainer = Trainer(
         max_epochs=epochs, logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu",
         limit_val_batches=0, enable_checkpointing=False, default_root_dir=folder, callbacks=[callback, *more],
-        strategy=strategy,
+        strategy=strategy, precision=precision,
     )  # fmt: skip
     trainer.fit(module, pool, ckpt_path=ckpt_path)
     return module, callback, trainer
@@ -238,3 +239,41 @@ def test_what_does_not_fit_is_refused_before_anything_runs(pool, tmp_path):
     with pytest.raises(ValueError, match=r"^data: TraitSelection chooses from a ChunkPool"):
         fit(DataLoader([{}]), tmp_path / "run")
     assert not (tmp_path / "run" / "trials.jsonl").exists()
+
+
+class Travelling(Reranker):
+    """Notes where it is ranked with: Lightning calls `cpu` at the end of a fit, before `on_fit_end`."""
+
+    def __init__(self):
+        super().__init__(width=4, learning_rate=0.1)
+        self.away, self.ranked_away = False, []
+
+    def cpu(self):
+        self.away = True
+        return super().cpu()
+
+    def to(self, *args, **kwargs):
+        self.away = False
+        return super().to(*args, **kwargs)
+
+    def rerank(self, *args, **kwargs):
+        self.ranked_away.append(self.away)
+        return super().rerank(*args, **kwargs)
+
+
+def test_the_last_measurements_are_made_where_the_model_trained(pool, tmp_path):
+    module, callback, _ = fit(pool(), tmp_path / "run", module=Travelling())
+    assert len(module.ranked_away) > 4
+    assert not any(module.ranked_away)
+    assert module.away  # and left as Lightning leaves it
+
+
+@pytest.mark.parametrize("module", [Reranker, lambda **given: Retriever(rows=512, **given)])
+def test_a_search_with_16_bit_weights(pool, tmp_path, module):
+    """As DeepSpeed makes them with `bf16-mixed`."""
+    module = module(width=4, learning_rate=0.1)
+    _, callback, _ = fit(pool(), tmp_path / "run", module=module, precision="bf16-true")
+    assert {weight.dtype for weight in module.parameters()} == {torch.bfloat16}
+    found = json.loads((tmp_path / "run" / "trait.json").read_text())
+    assert found["trials"] == 5
+    assert found["dev"]["best"] >= found["dev"]["base"]

@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from saccade.modules.lora import LoraSettings
 from saccade.modules.reranker import Reranker
-from saccade.modules.retrieval.cross_features import NAMES, CrossFeatures
+from saccade.modules.retrieval.cross_features import NAMES, CrossFeatures, FeatureScorer
 
 TEXTS = [
     f"{a} {b} in the {c} town" for a in ("red", "green", "blue") for b in ("houses", "boats") for c in ("old", "new")
@@ -191,3 +191,15 @@ def test_lora_trains_adapters_and_a_new_head_only(folder, style, make):
     learned = [name for name, weight in module.named_parameters() if weight.grad is not None]
     assert any("lora_" in name for name in learned)
     assert all("lora_" in name or "classifier" in name for name in learned)
+
+
+def test_16_bit_weights_tell_candidates_apart():
+    """DeepSpeed makes the weights bfloat16; scores that were bfloat16 too would tie."""
+    scorer = FeatureScorer()
+    features = torch.zeros(50, len(NAMES))
+    features[:, 0] = 20 + torch.arange(50) / 1000
+    scores = scorer.to(torch.bfloat16)(features)
+    assert scores.dtype == torch.float32
+    assert len(scores.unique()) == 50
+    scores.sum().backward()
+    assert scorer.linear.weight.grad.dtype == torch.bfloat16

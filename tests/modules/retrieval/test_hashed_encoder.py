@@ -64,3 +64,16 @@ def test_fitting_is_deterministic_and_needs_two_texts():
     assert torch.equal(first(TEXTS), second(TEXTS))
     with pytest.raises(ValueError, match=r"^texts: an encoder is fitted to at least two texts, but there are 1$"):
         first.fit(TEXTS[:1])
+
+
+def test_16_bit_weights_give_vectors_in_float32():
+    encoder = HashedEncoder(rows=512, width=8)
+    encoder.fit(["a red apple", "a green pear", "one blue river"])
+    texts = ["red pear", "blue apple", ""]
+    exact = encoder(texts)
+    vectors = encoder.to(torch.bfloat16)(texts)
+    assert vectors.dtype == torch.float32
+    torch.testing.assert_close(vectors, exact, atol=0.02, rtol=0)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.tensor([1.0, 1.0, 0.0]), atol=1e-6, rtol=0)
+    vectors.sum().backward()
+    assert encoder.table.grad.dtype == torch.bfloat16
