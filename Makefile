@@ -55,7 +55,7 @@ format: install  ## let ruff mend what it can
 	$(BIN)/ruff check --fix $(wildcard $(SOURCES))
 	$(BIN)/ruff format $(wildcard $(SOURCES))
 
-tables: install  ## write the README's tables again from benchmarks/results
+tables: install  ## write the tables of README and docs again from benchmarks/results
 	@if [ -f benchmarks/tables.py ]; then $(BIN)/python -m benchmarks.tables; else echo "benchmarks/tables.py does not exist yet: nothing to do"; fi
 
 clean:  ## remove what make made, except the results in runs/

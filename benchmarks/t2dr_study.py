@@ -3,7 +3,7 @@
 Each arm is trained and tested as `saccade fit` and `saccade test` do it: the same data, protocol, epochs, choice of
 epoch on the validation split, and the five tests A to E. Arms are compared in pairs of the same training seed. Run:
 
-    python -m benchmarks.t2dr_study --data synthetic --generator_seed 1 --workers 2
+    python -m benchmarks.t2dr_study --workers 2
     python -m benchmarks.t2dr_study --data digits --features digits.pkl --workers 2
 """
 
@@ -45,6 +45,7 @@ from saccade.modules import (
 )
 
 WIDTH = 32
+EPOCHS = {"synthetic": 25, "digits": 12}
 GROUPS = ("intra", "inter", "mixed", "block", "unbalanced")
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 Make = Callable[[], MultimodalModule]
@@ -184,14 +185,26 @@ def main() -> None:
     parser.add_argument("--features", default=None, help="file that python -m benchmarks.spoken_digits wrote")
     parser.add_argument("--arms", nargs="*", default=list(ARMS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[1111, 1112, 1113, 1114, 1115])
-    parser.add_argument("--generator_seed", type=int, default=0, help="of the synthetic data")
+    parser.add_argument("--generator_seed", type=int, default=1, help="of the synthetic data")
     parser.add_argument("--mask_seeds", type=positive, default=5)
-    parser.add_argument("--epochs", type=positive, default=25)
+    parser.add_argument("--epochs", type=positive, help="25, for digits 12")
     parser.add_argument("--workers", type=positive, default=2)
-    parser.add_argument("--raw", default="t2dr_study_raw.jsonl", help="every run's groups, one a line")
+    parser.add_argument("--raw", help="every run's groups, one a line; t2dr_study_DATA.jsonl")
     parser.add_argument("--read", action="store_true", help="make the rows from the raw file, without running anything")
     chosen = parser.parse_args()
-    raw = Path(chosen.raw)
+    if chosen.data == "digits" and not (chosen.features and Path(chosen.features).is_file()):
+        parser.error(
+            f"--features: {chosen.features} is no file; write it with python -m benchmarks.spoken_digits, and name it"
+        )
+    raw = Path(chosen.raw or f"t2dr_study_{chosen.data}.jsonl")
+    chosen.epochs = chosen.epochs or EPOCHS[chosen.data]
+    wanted = (chosen.epochs, chosen.generator_seed if chosen.data == "synthetic" else None)
+    for item in _lines(raw):
+        if (found := (item["epochs"], item["generator_seed"])) != wanted:
+            parser.error(
+                f"--raw: {raw} has runs of {found[0]} epochs and generator seed {found[1]}, not {wanted[0]} and"
+                f" {wanted[1]}; name another file"
+            )
     if not chosen.read:
         done = {(item["arm"], item["seed"]) for item in _lines(raw)}
         jobs = [

@@ -39,8 +39,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 def where_it_trained(trainer: Trainer, module: LightningModule) -> Iterator[None]:
     """Puts a module back on the device of its training for what a callback does in ``on_fit_end``.
 
-    Lightning has moved it to the CPU by then: there NCCL cannot add what the ranks found, and nothing is as fast as where
-    it will be used.
+    Lightning has moved it to the CPU by then: there NCCL cannot add what the ranks found, and nothing is as fast as
+    where it will be used.
 
     Args:
         trainer: Whose fit has ended.

@@ -35,7 +35,7 @@ class Generation:
         tokens: The new tokens of every row, EOS included.
         stats: Statistics of the whole call.
         per_request: Statistics of every row.
-        audit: What a relaxed rule decided of every drafted token of every row, with ``position`` its place among the
+        audit: What a relaxed rule decided of every judged token of every row, with ``position`` its place among the
             new tokens; empty for strict decoders.
     """
 

@@ -25,8 +25,8 @@ class SelfSpeculative(Decoder):
 
     Args:
         skip: Path of a ``skip_layers.json`` written by the search; or ``{"attention": [...], "mlp": [...]}``, layer
-            indices from 0; or ``"auto"``, an even spread over 45 % of the sub-layers with the first and last layer
-            kept, for models that were trained with sub-layer dropout.
+            indices from 0; or ``"auto"``, 45 % of the sub-layers between the first and the last layer, evenly spread,
+            for models that were trained with sub-layer dropout.
         draft_length: Most drafted tokens in a round (K of the paper).
         gamma: Initial confidence below which drafting stops; 0 with ``adaptive=False`` always drafts K tokens.
         adaptive: Adapt gamma to the acceptance (below).

@@ -18,10 +18,10 @@ class Engine:
 
     Args:
         kind: ``eager`` calls the model's own modules for every step. ``graph`` keeps lengths, positions and tree masks
-            on the device and replays every step of a known width as one CUDA graph, with fused kernels for Llama-,
-            Qwen2- and Qwen3-shaped models; its buffers stay with the decoder from call to call. ``auto`` is ``graph``
-            for those models on one CUDA device, and ``eager`` for everything else. Where a step cannot be captured,
-            both go on eagerly and say so once.
+            on the device and replays every step of a known width as one CUDA graph, with fused kernels for Llama,
+            Qwen2, Qwen3, Qwen2.5-VL and LLaVA-OneVision; its buffers stay with the decoder from call to call. ``auto``
+            is ``graph`` for those models on one CUDA device, and ``eager`` for everything else. Where a step cannot be
+            captured, both go on eagerly and say so once.
         prefill_chunk: Prompts longer than this are read in pieces of this many tokens, which bounds memory.
         capacity: Slots of each row in tokens, at least the longest text and the widest step; ``None`` is just enough.
 

@@ -28,3 +28,21 @@ def test_nothing_is_measured_no_times(name, given, monkeypatch, capsys):
     assert end.value.code == 2
     wanted = f"argument {COUNTS[name]}: must be a whole number of at least 1, got {given}"
     assert capsys.readouterr().err.splitlines()[-1].endswith(wanted)
+
+
+def test_a_study_of_t2dr_does_not_mix_its_runs(monkeypatch, capsys, tmp_path):
+    raw = tmp_path / "raw.jsonl"
+    raw.write_text('{"arm": "T2DR", "seed": 1111, "epochs": 12, "generator_seed": null}\n')
+    monkeypatch.setattr(sys, "argv", ["t2dr_study", "--raw", str(raw)])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module("benchmarks.t2dr_study").main()
+    assert end.value.code == 2
+    assert "12 epochs and generator seed None, not 25 and 1; name another file" in capsys.readouterr().err
+
+
+def test_a_study_of_digits_needs_their_file(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["t2dr_study", "--data", "digits"])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module("benchmarks.t2dr_study").main()
+    assert end.value.code == 2
+    assert "--features: None is no file; write it with" in capsys.readouterr().err

@@ -262,7 +262,7 @@ class Travelling(Reranker):
 
 
 def test_the_last_measurements_are_made_where_the_model_trained(pool, tmp_path):
-    module, callback, _ = fit(pool(), tmp_path / "run", module=Travelling())
+    module, *_ = fit(pool(), tmp_path / "run", module=Travelling())
     assert len(module.ranked_away) > 4
     assert not any(module.ranked_away)
     assert module.away  # and left as Lightning leaves it
@@ -272,7 +272,7 @@ def test_the_last_measurements_are_made_where_the_model_trained(pool, tmp_path):
 def test_a_search_with_16_bit_weights(pool, tmp_path, module):
     """As DeepSpeed makes them with `bf16-mixed`."""
     module = module(width=4, learning_rate=0.1)
-    _, callback, _ = fit(pool(), tmp_path / "run", module=module, precision="bf16-true")
+    fit(pool(), tmp_path / "run", module=module, precision="bf16-true")
     assert {weight.dtype for weight in module.parameters()} == {torch.bfloat16}
     found = json.loads((tmp_path / "run" / "trait.json").read_text())
     assert found["trials"] == 5

@@ -57,6 +57,11 @@ def test_adding_a_decoder_takes_at_most_60_lines() -> None:
     assert len(section.splitlines()) + 1 <= 60
 
 
+def test_every_packaged_config_is_named_on_a_page() -> None:
+    told = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    assert [name for name in packaged_configs() if name not in told] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
