@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -149,9 +150,9 @@ class FeatureScorer(nn.Module):
         """
         # in the finer precision of both: DeepSpeed makes the weights bfloat16, in which most candidates would tie
         finer = torch.promote_types(features.dtype, self.linear.weight.dtype)
-        first, squash, last = self.network
+        first, last = cast(nn.Linear, self.network[0]), cast(nn.Linear, self.network[2])
         features = features.to(finer)
-        scores: Tensor = _linear(self.linear, features) + _linear(last, squash(_linear(first, features)))
+        scores: Tensor = _linear(self.linear, features) + _linear(last, _linear(first, features).tanh())
         return scores.squeeze(-1)
 
 
