@@ -19,8 +19,8 @@ def runs_of(made: dict[str, Any]) -> str:
 
 
 def commits_of(rows: list[dict[str, Any]]) -> str:
-    """The commits that rows were measured at, each once."""
-    return ", ".join(dict.fromkeys(row["commit"][:8] for row in rows))
+    """The commits that rows were measured at, each once; rows from a tree without git have none."""
+    return ", ".join(dict.fromkeys((row["commit"] or "unknown")[:8] for row in rows))
 
 
 def decode_cpu(sampled: bool) -> str:
@@ -61,7 +61,7 @@ def _decoding_case(rows: list[dict[str, Any]]) -> str:
     lines += [
         "",
         f"{first['case']}; {first['device']}; torch {versions['torch']}, transformers {versions['transformers']}; "
-        f"commit {first['commit'][:8]}; {runs_of(first)}. Distinct 4-grams {min(distinct):.2f} to "
+        f"commit {commits_of([first])}; {runs_of(first)}. Distinct 4-grams {min(distinct):.2f} to "
         f"{max(distinct):.2f}, real text {first['distinct_4_real']:.2f}"
         + (": the text repeats itself, so its speed-ups support no claim." if degenerate else "."),
     ]
@@ -305,7 +305,7 @@ def t2dr_study(data: str = "synthetic", brief: bool = False) -> str:
         "",
         f"{what}, mean of {first['runs']} training seeds by {first['mask_seeds']} mask seeds, width 32,"
         f" {first['epochs']} epochs; {first['device']}, torch {first['versions']['torch']}; commit"
-        f" {first['commit'][:8]}.",
+        f" {commits_of([first])}.",
     ]
     return "\n".join(lines)
 
@@ -334,7 +334,7 @@ def t2dr_cost() -> str:
     first = rows[0]
     lines += [
         "",
-        f"{first['case']}; {first['device']}, torch {first['versions']['torch']}; commit {first['commit'][:8]}.",
+        f"{first['case']}; {first['device']}, torch {first['versions']['torch']}; commit {commits_of([first])}.",
     ]
     return "\n".join(lines)
 
@@ -357,7 +357,7 @@ def trait_worlds() -> str:
             f" {better} |"
         )
     first = rows[0]
-    lines += ["", f"{first['device']}, {first['threads']} thread; commit {first['commit'][:8]}."]
+    lines += ["", f"{first['device']}, {first['threads']} thread; commit {commits_of([first])}."]
     return "\n".join(lines)
 
 
@@ -380,7 +380,7 @@ def trait_study() -> str:
     lines += [
         "",
         f"nDCG@10, {last['case'].split(', ', 1)[1]}; Trait evaluated {last['evaluated_share']:.0%} of the pairs;"
-        f" {last['device']}; commit {last['commit'][:8]}.",
+        f" {last['device']}; commit {commits_of([last])}.",
     ]
     return "\n".join(lines)
 
@@ -403,7 +403,7 @@ def trait_throughput() -> str:
         choice = 1000 * mine["seconds_per_choice"]["value"]
         lines.append(f"| {method} | {speeds} | {mine['select_share']['value']:.1%}, {choice:.0f} ms a trial |")
     first = rows[0]
-    lines += ["", f"{first['case']}; {first['device']}; commit {first['commit'][:8]}; {runs_of(first)}."]
+    lines += ["", f"{first['case']}; {first['device']}; commit {commits_of([first])}; {runs_of(first)}."]
     return "\n".join(lines)
 
 
