@@ -30,10 +30,15 @@ TINY_SEARCH = ("--trials=2", "--finalists=1", "--prompts=1", "--prompt_length=8"
 TINY_CALLBACK = {
     "LayerSkipSearch": ("trials=2", "finalists=1", "repeats=1", "max_prompts=1", "max_new_tokens=4"),
     "decoder/": ("max_prompts=2", "prompt_length=8", "max_new_tokens=8"),
+    "trait/": ("budget=3", "candidates=20"),
 }
 TINY_CLIPS = [
     "--data.generator=SyntheticSentiment", "--data.generator.clips=[40,16,16]", "--data.batch_size=16",
     "--model.width=8", "--trainer.max_epochs=1",
+]  # fmt: skip
+TINY_VIDEOS = [
+    "--data.scenes=8", "--data.validation_scenes=2", "--model.slot_scenes=1", "--model.max_answer_tokens=8",
+    "--trainer.max_steps=2", "--trainer.val_check_interval=2",
 ]  # fmt: skip
 
 
@@ -76,6 +81,8 @@ def saccade(arguments: list[str], run: bool) -> int:
     text = " ".join(arguments)
     if "t2dr/" in text:
         tiny += TINY_CLIPS
+    if "video/" in text:
+        tiny += TINY_VIDEOS
     small = [setting for word, settings in TINY_CALLBACK.items() if word in text for setting in settings]
     return command([*tiny, *(f"--trainer.callbacks.{setting}" for setting in small), *QUICK])
 
