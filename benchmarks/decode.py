@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -242,6 +243,10 @@ def main() -> None:
     parser.add_argument("--tree", action="store_true", help="also time steps of one token and of a 26-node tree")
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     chosen = parser.parse_args()
+    if not 0 <= chosen.temperature < math.inf:
+        parser.error(f"--temperature: must be at least 0, but is {chosen.temperature}")
+    if chosen.prompts % chosen.batch:
+        parser.error(f"--prompts: must be a multiple of --batch, but {chosen.prompts} is none of {chosen.batch}")
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(SEED)
     device = torch.device(chosen.device)

@@ -103,6 +103,19 @@ class DecodingEvaluation(PromptCollector):
         """Rows of the latest ``decoding.json``, the same on every rank."""
         self._validations = 0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a second one, whose results would replace those of the first."""
+        super().setup(trainer, pl_module, stage)
+        others = [item for item in trainer.callbacks if isinstance(item, DecodingEvaluation)]  # type: ignore[attr-defined]
+        if len(others) > 1:
+            named = " and ".join(", ".join(name for name in item.decoders if name != BASELINE) for item in others)
+            raise ValueError(
+                f"callbacks: there are {len(others)} DecodingEvaluations ({named}), and each writes decoding.json; name"
+                " all decoders in one, as decoding/demo.yaml does"
+            )
+        if stage not in ("fit", "validate"):
+            rank_zero_warn(f"DecodingEvaluation decodes in fit and validate; in {stage} it does nothing.")
+
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decodes, logs and reports."""
         if trainer.sanity_checking:

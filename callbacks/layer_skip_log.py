@@ -64,6 +64,8 @@ class TrialLog:
             if not isinstance(entry, dict) or "kind" not in entry:
                 raise ValueError(f"line {number} of {self.path} is not a trial: move the file away to search anew.")
             entries.append(entry)
+        if all(entry["kind"] in ("search", "costs") for entry in entries) and entries[:1] != [self.header]:
+            entries = []  # a search that failed before its first trial keeps nobody from mending its settings
         if entries and entries[0] != self.header:
             theirs, ours = entries[0], self.header
             different = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))

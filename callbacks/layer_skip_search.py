@@ -24,7 +24,7 @@ from saccade.callbacks.prompts import PromptCollector
 from saccade.callbacks.run_folder import run_folder
 from saccade.inference import Autoregressive, Decoder, SelfSpeculative, compat
 from saccade.inference.provenance import provenance
-from saccade.inference.skip_sets import model_fingerprint, write_skip_file
+from saccade.inference.skip_sets import model_fingerprint, refuse_other_file, write_skip_file
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ def search_layers(
             raise ValueError(f"{name} must be at least {least}, got {value}.")
     if not prompts:
         raise ValueError("prompts is empty: give at least one prompt to search with.")
+    refuse_other_file(output)  # before the work, not behind it
     prompts = [prompt.detach().cpu() for prompt in prompts]
     weight = next(model.parameters())
     settings = {

@@ -1,5 +1,6 @@
 """What a checkpoint says about its model beside what the command says: the command wins, no difference is silent."""
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,16 @@ def check_checkpoint(checkpoint: Path, strategy: Any) -> None:
     """
     if not checkpoint.exists():
         raise UsageError(f"--ckpt_path {checkpoint}: no such file or folder")
+    if checkpoint.is_file() and not zipfile.is_zipfile(checkpoint):
+        raise UsageError(
+            f"--ckpt_path {checkpoint}: this is no checkpoint, or it is cut off; give checkpoints/last.ckpt or"
+            " best.ckpt of a run, or an exported model with --model.path"
+        )
+    if checkpoint.is_dir() and not is_deepspeed_folder(checkpoint):
+        raise UsageError(
+            f"--ckpt_path {checkpoint}: this is a folder that DeepSpeed did not write; give a file such as"
+            f" {checkpoint / 'checkpoints' / 'last.ckpt'}"
+        )
     name = strategy.get("class_path", "") if hasattr(strategy, "get") else strategy
     deepspeed = isinstance(name, str) and "deepspeed" in name.lower()
     if deepspeed and checkpoint.is_file():
@@ -61,6 +72,9 @@ def read_settings(checkpoint: Path) -> dict[str, Any] | None:
 
     Returns:
         Names and values, nested as saved; empty where the module saved none, None where they cannot be read.
+
+    Raises:
+        UsageError: The file holds something else than a checkpoint.
     """
     file = _model_states(checkpoint) if checkpoint.is_dir() else checkpoint
     if file is None:
@@ -70,6 +84,11 @@ def read_settings(checkpoint: Path) -> dict[str, Any] | None:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # whatever the file holds instead; Lightning will say more when it loads it
         return None
+    if checkpoint.is_file() and not (isinstance(content, Mapping) and "pytorch-lightning_version" in content):
+        raise UsageError(
+            f"--ckpt_path {checkpoint}: torch reads this file, but it is no checkpoint of a run; give last.ckpt or"
+            " best.ckpt of one, or an exported model with --model.path"
+        )
     settings = content.get("hyper_parameters") if isinstance(content, Mapping) else None
     return {} if settings is None else dict(settings)
 

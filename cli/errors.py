@@ -58,14 +58,20 @@ def _without_repetitions(text: str) -> str:
     for reason in reasons:
         joined += ("" if not joined else " " if joined.endswith(":") else "; ") + reason
     # keys inside each other: `model` then `lora` are `model.lora`
-    return re.sub(r'(Parser key "[^"]*): Parser key "', r"\1.", joined.replace('": Parser', ": Parser"))
+    joined = joined.replace('": Parser', ": Parser")
+    while (shorter := re.sub(r'(Parser key "[^":]*): Parser key "', r"\1.", joined)) != joined:
+        joined = shorter
+    return joined
 
 
 def raised_by_us(error: BaseException) -> bool:
-    """Whether the statement that raised the error stands in saccade itself, and not in a library below it.
+    """Whether the statement that raised the error checks settings: saccade's own, or Lightning's of its trainer.
+
+    What a library below them raised may be anybody's mistake, and keeps its trace.
 
     Args:
         error: An exception that was caught.
     """
     frames = list(traceback.walk_tb(error.__traceback__))
-    return bool(frames) and str(frames[-1][0].f_globals.get("__name__", "")).startswith("saccade.")
+    where = str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
+    return where.startswith(("saccade.", "lightning.pytorch.loops.", "lightning.pytorch.trainer."))

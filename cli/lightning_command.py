@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +14,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 # imported so that their classes can be named without their module, as in `--model LanguageModel`
@@ -36,6 +38,8 @@ from saccade.inference.provenance import provenance, write_json, write_text
 # ranks that Lightning starts run the same command again and learn from these what the first one decided
 _RUN_FOLDER = "SACCADE_RUN_FOLDER"
 _CHECKPOINT = "SACCADE_CKPT_PATH"
+
+_TERMINATED = 143  # as a shell says it of a process that SIGTERM ended
 
 # arguments of one subcommand's method; without them a saved config serves the other subcommands too
 _OF_ONE_CALL = ("ckpt_path", "verbose", "weights_only", "return_predictions", "config")
@@ -102,6 +106,9 @@ class SaccadeCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except (ArgumentError, TypeError, ValueError, OSError) as error:
             raise UsageError(one_line(error)) from error
+        seed = self._settings().get("seed_everything")
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise UsageError(f"--seed_everything: must lie between 0 and {2**32 - 1}, but is {seed}")
 
     # before anything is built
 
@@ -232,26 +239,39 @@ class SaccadeCLI(LightningCLI):
             # Lightning turns Ctrl-C into an exit of its own
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt(str(self.run_folder)) from stop
+            if isinstance(stop, SIGTERMException):
+                _say(f"terminated; what there is lies in {self.run_folder}")
+                raise SystemExit(_TERMINATED) from stop
             raise
         except (MisconfigurationException, OSError) as error:
             self._fail(error)
         except RuntimeError as error:
             if str(error).startswith("Error(s) in loading state_dict") or raised_by_us(error):
                 self._fail(error)
+            self._discard()
             raise
         except (TypeError, ValueError) as error:
             if raised_by_us(error):
                 self._fail(error)
+            self._discard()
             raise
-        if subcommand == "fit" and is_first_rank() and self.run_folder is not None:
+        except Exception:
+            self._discard()
+            raise
+        # a trial run and one without a step leave nothing that `latest` could lead to
+        learned = self.trainer.global_step > 0 and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if subcommand == "fit" and learned and is_first_rank() and self.run_folder is not None:
             point_latest_at(self.run_folder)
         _say(f"results are in {self.run_folder}")
 
     def _fail(self, error: Exception) -> None:
         """End the run with one line, and leave no folder behind that holds nothing."""
+        self._discard()
+        raise UsageError(one_line(error)) from error
+
+    def _discard(self) -> None:
         if self.run_folder is not None and is_first_rank():
             discard_if_without_results(self.run_folder)
-        raise UsageError(one_line(error)) from error
 
 
 def is_first_rank() -> bool:
@@ -288,4 +308,12 @@ def run(arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.connectors.checkpoint_connector"):
         logging.getLogger(name).addFilter(_is_news)
-    SaccadeCLI(arguments)
+    if arguments[0] == "fit" or threading.current_thread() is not threading.main_thread():
+        SaccadeCLI(arguments)
+        return
+    # Lightning notes SIGTERM for training to look at, and lets everything else run on
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    try:
+        SaccadeCLI(arguments)
+    finally:
+        signal.signal(signal.SIGTERM, before)

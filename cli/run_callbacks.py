@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from saccade.callbacks.export import ModelExport
 from saccade.callbacks.prediction_table import PredictionTable
@@ -38,7 +39,8 @@ class BestCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """Keep the newest state as ``checkpoints/last.ckpt``: after every epoch, every validation, and at the end.
 
-    Ctrl-C saves too, on one process: on several, a rank that was not interrupted would be waited for without end.
+    Ctrl-C and SIGTERM save too, on one process: on several, a rank that was not interrupted would be waited for without
+    end.
     """
 
     def __init__(self) -> None:
@@ -69,8 +71,8 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save what Ctrl-C would lose."""
-        if isinstance(exception, KeyboardInterrupt) and trainer.world_size == 1:
+        """Save what Ctrl-C or SIGTERM would lose."""
+        if isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.world_size == 1:
             self._save(trainer)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
@@ -213,12 +214,19 @@ class TextCorpus(LightningDataModule):
         files = standard_library_files() if self.paths is None else matching_files(self.paths)
         files = select(files, self.max_files, self.max_bytes, self.seed)
         documents: dict[str, list[str]] = {part: [] for part in PARTS}
-        listing = []
+        listing, unreadable = [], []
         for file in files:
             content = file.path.read_bytes()
             part = part_of(file.name, self.validation_fraction, self.test_fraction, self.seed)
             documents[part].append(content.decode("utf-8", errors="replace"))
+            if self.paths is not None and "\ufffd" in documents[part][-1]:
+                unreadable.append(file.name)
             listing.append([file.name, part, hashlib.sha256(content).hexdigest()])
+        if unreadable:
+            rank_zero_warn(
+                f"paths: {len(unreadable)} of {len(files)} files are not UTF-8 ({unreadable[0]} is one); what cannot be"
+                " read in them becomes U+FFFD. Convert them, or leave them out."
+            )
         for part in PARTS:
             if not documents[part] and (part != "test" or self.test_fraction > 0):
                 fraction = "validation_fraction" if part == "train" else f"{part}_fraction"

@@ -382,6 +382,8 @@ def generation_settings(model: nn.Module, config: Any = None) -> dict[str, Any]:
     eos = getattr(config, "eos_token_id", None)
     if eos is None and not given:
         eos = getattr(text_config(model), "eos_token_id", None)
+    if isinstance(eos, torch.Tensor):
+        eos = eos.tolist()
     ids = () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (int(eos),)
     return {"eos": ids, "pad": getattr(config, "pad_token_id", None)}
 
@@ -434,6 +436,23 @@ def refuse_unknown_inputs(names: Iterable[str], known: Collection[str] = ()) -> 
         if name not in _KNOWN_INPUTS and name not in known:
             more = f" and {', '.join(known)}" if known else " alone"
             raise ValueError(f"the input {name} is not supported by Saccade's decoders: they read input_ids{more}.")
+
+
+def refuse_other_positions(positions: Any, attention_mask: Any) -> None:
+    """Refuses positions of a text that do not count its tokens from 0: a session counts them itself.
+
+    Args:
+        positions: ``position_ids`` of ``model.generate``; those of several axes belong to images and videos.
+        attention_mask: Its ``attention_mask``; ``None`` is all tokens.
+
+    Raises:
+        ValueError: Names the input.
+    """
+    if not isinstance(positions, torch.Tensor) or positions.ndim != 2:
+        return
+    mask = torch.ones_like(positions) if attention_mask is None else attention_mask.to(positions)
+    if mask.shape != positions.shape or bool(((positions != mask.cumsum(-1) - 1) & mask.bool()).any()):
+        raise ValueError("position_ids that do not count the tokens from 0 are not supported: leave them out.")
 
 
 def refuse_unsupported_generation(config: Any, logits_processor: Any, stopping_criteria: Any) -> None:

@@ -37,9 +37,14 @@ class _Reached(Exception):  # noqa: N818 -- a way out of a forward, not an error
 
 def visual_token_ids(model: Any) -> tuple[int, ...]:
     """Ids of the placeholders of images and videos; none for a language model."""
+    return tuple(visual_token_kinds(model))
+
+
+def visual_token_kinds(model: Any) -> dict[int, tuple[str, str]]:
+    """By placeholder: what stands there, and the input that has its pixels."""
     config = getattr(model, "config", None)
-    names = ("image_token_id", "video_token_id")
-    return tuple(getattr(config, name) for name in names if getattr(config, name, None) is not None)
+    kinds = {"image_token_id": ("an image", "pixel_values"), "video_token_id": ("a video", "pixel_values_videos")}
+    return {getattr(config, name): kind for name, kind in kinds.items() if getattr(config, name, None) is not None}
 
 
 def special_token_ids(model: Any) -> frozenset[int]:
@@ -75,13 +80,20 @@ def visual_inputs(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Tenso
     ids = visual_token_ids(model)
     for name in found:
         if name not in (*VISUAL_INPUTS, *_PREPARED):
-            raise ValueError(f"{name} is not an input of decoders: of images and videos they read {_listed()}.")
+            how = (
+                ": pass sampling=Sampling(temperature=...)"
+                if name in ("do_sample", "temperature", "top_k", "top_p")
+                else ""
+            )
+            raise ValueError(f"{name} is not an input of decoders{how}; of images and videos they read {_listed()}.")
         if not ids:
             raise ValueError(
                 f"{type(model).__name__} is a language model and cannot read {name}: pass a vision-language model, or "
                 "leave it out."
             )
     for pixels, grid in (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")):
+        if pixels in found and grid not in found and grid in inspect.signature(model.forward).parameters:
+            raise ValueError(f"{pixels} is given without {grid}: pass both as one call of the processor made them.")
         if pixels in found and grid in found:
             patches, wanted = len(found[pixels]), int(found[grid].prod(-1).sum())
             if patches != wanted:

@@ -199,6 +199,7 @@ class Decoder(ABC):
             (name for name, value in model_kwargs.items() if value is not None),
             compat_vision.known_inputs(model),
         )
+        compat.refuse_other_positions(model_kwargs.get("position_ids"), model_kwargs.get("attention_mask"))
         visual = {name: model_kwargs.get(name) for name in compat_vision.known_inputs(model)}
         sampling = None
         if getattr(generation_config, "do_sample", False):
@@ -230,6 +231,8 @@ class Decoder(ABC):
     def _rounds(
         self, model: nn.Module, request: Request, sampling: Sampling | None, synced: bool, tally: Tally
     ) -> Iterator[list[list[int]]]:
+        if sampling is not None and not isinstance(sampling, Sampling):
+            raise ValueError(f"sampling must be a Sampling, or None for greedy, got {sampling!r}.")
         rows = list(range(len(request.prompts)))
         drafter = self.drafter(model, request)
         streams = [random.Random()] * len(rows) if sampling is None else sampling.streams(len(rows))

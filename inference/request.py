@@ -83,9 +83,11 @@ class Request:
                 f"{context}: shorten the prompt or lower max_new_tokens."
             )
         settings = compat.generation_settings(model)
-        eos = settings["eos"] if eos_token_id is None else eos_token_id
-        eos = (eos,) if isinstance(eos, int) else tuple(eos)
-        pad = pad_token_id if pad_token_id is not None else settings["pad"]
+        known = config.vocab_size
+        eos = settings["eos"] if eos_token_id is None else _token_ids("eos_token_id", eos_token_id, known)
+        pad = settings["pad"]
+        if pad_token_id is not None:
+            (pad,) = _token_ids("pad_token_id", [pad_token_id], known)
         if pad is None:
             pad = eos[0] if eos else 0
         if "position_ids" in seen:
@@ -104,14 +106,27 @@ class Request:
         )
 
 
+def _token_ids(name: str, given: Any, known: int) -> tuple[int, ...]:
+    """Ids of the vocabulary, as Python's whole numbers: those of a tensor are equal to none."""
+    listed = given.tolist() if hasattr(given, "tolist") else given
+    ids = list(listed) if isinstance(listed, (list, tuple, set, frozenset)) else [listed]
+    ids = [token.item() if hasattr(token, "item") else token for token in ids]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < known:
+            raise ValueError(f"{name} must be ids from 0 to {known - 1}, got {token!r}.")
+    return tuple(ids)
+
+
 def _check_placeholders(model: nn.Module, prompts: Sequence[Sequence[int]], visual: Mapping[str, Tensor]) -> None:
-    ids = set(compat_vision.visual_token_ids(model))
+    kinds = compat_vision.visual_token_kinds(model)
+    ids = set(kinds)
     for row, prompt in enumerate(prompts):
-        if ids & set(prompt) and not visual:
-            raise ValueError(
-                f"row {row} has placeholders of a video or image, but none is given: pass the processor's tensors, for "
-                "example pixel_values_videos."
-            )
+        for token in ids & set(prompt):
+            kind, pixels = kinds[token]
+            if pixels not in visual and "mm_encoder_outputs" not in visual:
+                raise ValueError(
+                    f"row {row} has placeholders of {kind}, but {pixels} is missing: pass all tensors of the processor."
+                )
     if visual and not any(ids & set(prompt) for prompt in prompts):
         raise ValueError(
             f"{sorted(visual)[0]} is given, but no prompt has a placeholder for it: put the video into the prompt."
@@ -123,6 +138,9 @@ def _split_padding(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[li
     rows: list[list[int]] = input_ids.tolist()
     if attention_mask is None:
         return rows, [[] for _ in rows]
+    if not isinstance(attention_mask, Tensor):
+        kind = type(attention_mask).__name__
+        raise ValueError(f"attention_mask must be a tensor of the shape of input_ids, got a {kind}.")
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
             f"attention_mask has the shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}: "
@@ -149,6 +167,13 @@ def _without_padding(positions: Tensor, attention_mask: Tensor | None) -> Tensor
 
 def _limit(model: nn.Module, max_new_tokens: int | None, max_length: int | None, given: int) -> int:
     config = getattr(model, "generation_config", None)
+    for name, value in (("max_new_tokens", max_new_tokens), ("max_length", max_length)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ValueError(f"{name} must be a whole number, got {value!r}.")
+    if max_new_tokens is not None and max_length is not None:
+        raise ValueError(
+            f"max_new_tokens is {max_new_tokens} and max_length is {max_length}: give one of them, both are limits."
+        )
     if max_new_tokens is None and max_length is None:
         max_new_tokens = getattr(config, "max_new_tokens", None)
         max_length = getattr(config, "max_length", None)

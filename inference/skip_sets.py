@@ -55,6 +55,9 @@ def write_skip_file(
         attention: Layers whose attention is skipped.
         mlp: Layers whose MLP is skipped.
         extra: Further entries, for example what the search measured.
+
+    Raises:
+        ValueError: Another file is there.
     """
     content = {
         "format": FORMAT,
@@ -63,7 +66,27 @@ def write_skip_file(
         "attention": sorted(attention),
         "mlp": sorted(mlp),
     }
+    refuse_other_file(path)
     write_json(Path(path), dict(extra or {}) | content)
+
+
+def refuse_other_file(path: str | Path) -> None:
+    """Refuses to put a skip file in the place of a file that is none.
+
+    Args:
+        path: Where the skip file would go.
+
+    Raises:
+        ValueError: Something else is there.
+    """
+    if not Path(path).is_file():
+        return
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(f"{path} is there and is no skip file: choose another output, or move it away.")
 
 
 def read_skip_file(path: str | Path, model: nn.Module) -> dict[str, list[int]]:

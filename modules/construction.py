@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -70,7 +71,12 @@ def complete_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBas
             settings.setdefault(name, getattr(tokenizer, name))
     elif "vocab_size" not in settings:
         raise ValueError("config: vocab_size is missing and there is no datamodule with a tokenizer; set vocab_size")
-    return AutoConfig.for_model(model_type, **settings)
+    if isinstance(layers := settings.get("num_hidden_layers", 1), int) and layers < 1:
+        raise ValueError(f"config: num_hidden_layers must be at least 1, but is {layers}")
+    try:
+        return AutoConfig.for_model(model_type, **settings)
+    except Exception as error:  # whatever transformers makes of a wrong value
+        raise ValueError(f"config: transformers refuses these settings of {model_type} ({_first(error)})") from error
 
 
 def check_tokenizer_survives(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -139,11 +145,24 @@ def model_from_config(config: PretrainedConfig, seed: int, auto_class: Any = Aut
 
     Returns:
         The model, on the CPU, so that the weights are the same whatever the device.
+
+    Raises:
+        ValueError: The configuration has values of which no model can be made.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
-        model: PreTrainedModel = auto_class.from_config(config, dtype=torch.get_default_dtype())
+        try:
+            model: PreTrainedModel = auto_class.from_config(config, dtype=torch.get_default_dtype())
+        except Exception as error:  # shapes that do not fit, unknown activations, ...: the model's own words
+            raise ValueError(
+                f"config: no {config.model_type} can be built of these values ({_first(error)})"
+            ) from error
     return model
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def model_from_path(
@@ -165,7 +184,7 @@ def model_from_path(
     try:
         with torch.device("cpu"):
             model: PreTrainedModel = auto_class.from_pretrained(path, dtype=torch.get_default_dtype())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"path: cannot load a {kind} from {path!r} ({reason})") from error
     return model

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -94,9 +95,9 @@ class GenerativeModule(LightningModule):
         for name, value in (("warmup_fraction", warmup_fraction), ("final_fraction", final_fraction)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}: must lie between 0 and 1, but is {value}")
-        if learning_rate <= 0:
+        if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate: must be above 0, but is {learning_rate}")
-        if weight_decay < 0:
+        if not 0 <= weight_decay < math.inf:
             raise ValueError(f"weight_decay: must be at least 0, but is {weight_decay}")
         if schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule: must be 'cosine' or 'constant', but is {schedule!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -53,9 +54,9 @@ class Optimization:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "text_learning_rate", "gate_factor"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"optimization.{name}: must be above 0, but is {getattr(self, name)}")
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"optimization.weight_decay: must not be negative, but is {self.weight_decay}")
         for name in ("warmup_fraction", "final_fraction"):
             if not 0 <= getattr(self, name) <= 1:

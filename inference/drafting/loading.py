@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
@@ -52,7 +53,7 @@ def _load(path: str, model: nn.Module, loaded: dict[str, nn.Module]) -> nn.Modul
         loader = AutoModelForImageTextToText if compat_vision.visual_token_ids(model) else AutoModelForCausalLM
         try:
             draft: nn.Module = loader.from_pretrained(path, dtype=dtype)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"draft_model {path!r} cannot be loaded: {reason}") from None
         loaded[key] = draft.eval().to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,9 +41,9 @@ class Ranker(pl.LightningModule):
         warmup_fraction: float = 0.0,
     ) -> None:
         super().__init__()
-        if learning_rate <= 0:
+        if not 0 < learning_rate < math.inf:
             raise ValueError(f"learning_rate: must be above 0, but is {learning_rate}")
-        if weight_decay < 0:
+        if not 0 <= weight_decay < math.inf:
             raise ValueError(f"weight_decay: must be at least 0, but is {weight_decay}")
         if schedule not in ("cosine", "constant"):
             raise ValueError(f"schedule: must be 'cosine' or 'constant', but is {schedule!r}")

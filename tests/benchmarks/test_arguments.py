@@ -46,3 +46,19 @@ def test_a_study_of_digits_needs_their_file(monkeypatch, capsys):
         importlib.import_module("benchmarks.t2dr_study").main()
     assert end.value.code == 2
     assert "--features: None is no file; write it with" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (["--temperature=-1"], "--temperature: must be at least 0, but is -1.0"),
+        (["--temperature=nan"], "--temperature: must be at least 0, but is nan"),
+        (["--batch=5", "--prompts=12"], "--prompts: must be a multiple of --batch, but 12 is none of 5"),
+    ],
+)
+def test_decoding_that_cannot_be_measured(given, wanted, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["decode", "--model", "nowhere", *given])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module("benchmarks.decode").main()
+    assert end.value.code == 2
+    assert wanted in capsys.readouterr().err

@@ -279,3 +279,10 @@ def test_the_table_fits_80_columns(tmp_path) -> None:
     assert "…" not in text
     assert "self_speculative" in text
     assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+
+
+def test_a_second_evaluation_would_replace_the_results_of_the_first(tmp_path) -> None:
+    both = [DecodingEvaluation({name: PromptLookup()}, prompt_length=6, max_new_tokens=2) for name in ("one", "two")]
+    runner = trainer(tmp_path, callbacks=both, max_epochs=1)
+    with pytest.raises(ValueError, match=r"2 DecodingEvaluations \(one and two\).*name all decoders in one"):
+        runner.fit(TinyModule(), loader(rows(2)), loader(rows(2)))

@@ -296,3 +296,14 @@ def test_prompts_come_from_held_out_files(tmp_path) -> None:
     embedded = held_out_files()
     assert len(embedded) > 5
     assert all(file.path.suffix == ".py" for file in embedded)
+
+
+def test_a_log_without_a_trial_stands_in_no_ones_way(tmp_path) -> None:
+    """A search that failed at its first trial leaves its costs."""
+    TrialLog(tmp_path / "log.jsonl", {"max_new_tokens": 1000}).append("costs", {"full": 1.0})
+    mended = TrialLog(tmp_path / "log.jsonl", {"max_new_tokens": 4})
+    assert mended.entries == []
+    mended.append("trial", {"seconds_per_token": 1.0})
+    assert TrialLog(tmp_path / "log.jsonl", {"max_new_tokens": 4}).find("trial")
+    with pytest.raises(ValueError, match="belongs to another search"):
+        TrialLog(tmp_path / "log.jsonl", {"max_new_tokens": 5})

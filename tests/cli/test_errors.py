@@ -1,6 +1,7 @@
 """Mistakes end in one line; the trace is there for those who ask."""
 
 import pytest
+import torch
 import yaml
 
 from saccade.cli.errors import one_line, raised_by_us
@@ -14,6 +15,11 @@ MISTAKES = {
     "missing file": (["--config", "nowhere.yaml"], "nowhere.yaml"),
     "misspelt packaged file": (["--config", "lm/tniy.yaml"], "did you mean lm/tiny.yaml"),
     "impossible trainer": (["--trainer.max_epochs=-7"], "max_epochs"),
+    "validations that no epoch reaches": (["--trainer.val_check_interval=1000"], "`val_check_interval` (1000)"),
+    "impossible seed": (["--seed_everything=-1"], "--seed_everything: must lie between 0 and 4294967295, but is -1"),
+    "a folder as settings": (["--config", "."], "--config .: this is a folder"),
+    "a checkpoint that is a folder": (["--ckpt_path", "."], "checkpoints/last.ckpt"),
+    "a checkpoint that is text": (["--ckpt_path", "toy.yaml"], "this is no checkpoint"),
     "unknown strategy": (["--trainer.strategy=nonsense"], "nonsense"),
     "unknown callback": (["--trainer.callbacks+=NoSuchCallback"], "NoSuchCallback"),
     "misspelt setting of a callback": (
@@ -42,6 +48,39 @@ def test_broken_yaml(saccade, toy):
     assert run.status == 2
     assert sum("saccade: error:" in line for line in run.err.splitlines()) == 1
     assert "Traceback" not in run.text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "must hold settings by name, as lm/tiny.yaml does, but is empty"),
+        ("[1]\n", "but is a list"),
+        ("model: [1, 2\n", "line 2"),
+        ("trainer: {max_steps: 1}\nmodel: {}\ntrainer: {}\n", "line 3: 'trainer' stands there twice"),
+        ("trainer:\n", "trainer has no settings"),
+        ("\xff", "can't decode"),
+    ],
+)
+def test_a_file_of_settings_is_named(saccade, toy, text, expected):
+    (toy / "mine.yaml").write_bytes(text.encode("latin-1"))
+    run = saccade("fit", "--config", "toy.yaml", "--config", "mine.yaml")
+    assert run.status == 2
+    assert expected in run.err.rstrip().splitlines()[-1]
+    assert run.err.startswith("saccade: error: --config mine.yaml: ")
+    assert run.new_folders == []
+
+
+def test_a_file_that_torch_reads_and_that_is_no_checkpoint(saccade, toy):
+    torch.save({"state_dict": {}}, toy / "weights.ckpt")
+    run = saccade("validate", "--config", "toy.yaml", "--ckpt_path", "weights.ckpt")
+    assert run.status == 2
+    assert "weights.ckpt: torch reads this file, but it is no checkpoint of a run" in run.err
+    assert run.new_folders == []
+
+
+def test_keys_inside_each_other_are_one_key():
+    error = ValueError('Parser key "a": Parser key "b": Parser key "c": wrong')
+    assert one_line(error) == 'Parser key "a.b.c": wrong'
 
 
 def test_no_model(saccade, toy):

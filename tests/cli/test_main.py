@@ -46,7 +46,7 @@ def test_packaged_config_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_config("lm/tiny.yaml") == str(packaged_configs()["lm/tiny.yaml"])
     (tmp_path / "lm").mkdir()
-    (tmp_path / "lm" / "tiny.yaml").touch()
+    (tmp_path / "lm" / "tiny.yaml").write_text("seed_everything: 1\n")
     assert find_config("lm/tiny.yaml") == "lm/tiny.yaml", "the user's own file wins"
 
 

@@ -165,6 +165,21 @@ def test_interrupt_keeps_the_last_state(saccade):
     assert resumed.status == 0, resumed.text
 
 
+def test_a_terminated_fit_keeps_the_last_state(saccade):
+    run = saccade("fit", "--config", "toy.yaml", "--model.fail=terminated")
+    assert run.status == 143
+    assert "saccade: terminated; what there is lies in" in run.err
+    assert "Traceback" not in run.text
+    assert (run.folder / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("nothing", ["--trainer.fast_dev_run=true", "--trainer.max_steps=0"])
+def test_a_fit_that_learns_nothing_does_not_become_the_latest(saccade, toy, nothing):
+    first = saccade("fit", "--config", "toy.yaml")
+    saccade("fit", "--config", "toy.yaml", nothing)
+    assert (toy / "runs" / "toy" / "latest").resolve() == first.folder
+
+
 def test_validate_tells_its_metrics_in_one_line(saccade):
     run = saccade("validate", "--config", "toy.yaml")
     (line,) = [line for line in run.err.splitlines() if "val_loss" in line]

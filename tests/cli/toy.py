@@ -1,5 +1,8 @@
 """A model of four numbers and data without files, so that a whole fit takes milliseconds."""
 
+import os
+import signal
+
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from torch.utils.data import DataLoader, TensorDataset
@@ -37,6 +40,8 @@ class ToyModel(LightningModule):
     def training_step(self, batch, batch_idx):
         if self.fail == "interrupt" and self.global_step == 2:
             raise KeyboardInterrupt
+        if self.fail == "terminated" and self.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
         if self.fail == "ours":
             from saccade.inference.provenance import write_json
 

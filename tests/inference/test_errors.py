@@ -44,6 +44,53 @@ def model() -> PreTrainedModel:
 
 
 @pytest.mark.parametrize(
+    ("given", "needles"),
+    [
+        ({"eos_token_id": -1}, ("eos_token_id", "-1", "from 0 to")),
+        ({"eos_token_id": 2.0}, ("eos_token_id", "2.0")),
+        ({"eos_token_id": "2"}, ("eos_token_id", "'2'")),
+        ({"eos_token_id": [[2]]}, ("eos_token_id", "[2]")),
+        ({"eos_token_id": 99999}, ("eos_token_id", "99999")),
+        ({"pad_token_id": 99999}, ("pad_token_id", "99999")),
+        ({"pad_token_id": 1.5}, ("pad_token_id", "1.5")),
+        ({"max_new_tokens": 3.0}, ("max_new_tokens", "3.0")),
+        ({"max_new_tokens": 4, "max_length": 9}, ("max_new_tokens is 4", "max_length is 9", "one of them")),
+        ({"attention_mask": [[1] * 5]}, ("attention_mask", "list")),
+        ({"sampling": 0.7}, ("sampling", "0.7")),
+        ({"do_sample": True}, ("do_sample", "sampling=Sampling")),
+    ],
+)
+def test_arguments_of_a_call(model: PreTrainedModel, given: dict[str, Any], needles: tuple[str, ...]) -> None:
+    one_line(lambda: Autoregressive().generate(model, IDS, **given), *needles)
+
+
+@pytest.mark.parametrize("kind", [list, torch.tensor, lambda ids: torch.tensor(ids[0]), lambda ids: ids[0]])
+def test_an_end_of_text_in_any_form_ends_it(model: PreTrainedModel, kind: Callable[[list[int]], Any]) -> None:
+    end = Autoregressive().generate(model, IDS, max_new_tokens=8, eos_token_id=()).tokens[0][2]
+    found = Autoregressive().generate(model, IDS, max_new_tokens=8, eos_token_id=kind([end])).tokens[0]
+    assert found[-1] == end
+    assert len(found) <= 3
+
+
+def test_positions_of_ones_own(model: PreTrainedModel) -> None:
+    counted = torch.arange(5)[None]
+    model.generate(IDS, position_ids=counted, custom_generate=PromptLookup(), max_new_tokens=2)
+    one_line(
+        lambda: model.generate(IDS, position_ids=counted + 20, custom_generate=PromptLookup(), max_new_tokens=2),
+        "position_ids",
+    )
+
+
+def test_a_skip_file_replaces_no_other_file(model: PreTrainedModel, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    one_line(lambda: write_skip_file(tmp_path / "config.json", model, [1], []), "config.json", "no skip file")
+    assert (tmp_path / "config.json").read_text() == '{"model_type": "llama"}'
+    for attention in ([1], [2]):
+        write_skip_file(tmp_path / "skip.json", model, attention, [])
+    assert json.loads((tmp_path / "skip.json").read_text())["attention"] == [2]
+
+
+@pytest.mark.parametrize(
     ("make", "needles"),
     [
         (lambda: PromptLookup(max_ngram=0), ("max_ngram", "0")),

@@ -127,6 +127,20 @@ def test_drafts_of_another_kind(family: str, kind: type[SpecVLM] | type[LVSpec],
     one_line(lambda: kind(draft_model=short).generate(model, **given), "positions", "16")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", VIDEO_DECODERS)
+def test_a_video_whose_pixels_are_missing(name: str, family: str) -> None:
+    """Without them the placeholders would be read as words, and nobody would know."""
+    model, decoder = video_model(family), VIDEO_DECODERS[name](video_draft_model(family))
+    given = asked(video_prompts(family, seed=1)) | {"pixel_values_videos": None}
+    one_line(lambda: decoder.generate(model, **given), "row 0", "a video", "pixel_values_videos is missing")
+
+
+def test_pixels_without_their_grid() -> None:
+    given = asked(video_prompts("qwen2_5_vl", seed=1)) | {"video_grid_thw": None}
+    one_line(lambda: Autoregressive().generate(video_model("qwen2_5_vl"), **given), "without video_grid_thw")
+
+
 def test_layers_grids_and_temperatures_that_cannot_be() -> None:
     qwen, llava = (video_model(family) for family in FAMILIES)
     given, other = (asked(video_prompts(family, seed=1)) for family in FAMILIES)

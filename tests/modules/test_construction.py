@@ -41,11 +41,16 @@ def test_rope_and_attention_settings_are_accepted(model_type: str) -> None:
         ({"model_type": None}, "config: model_type is missing"),
         ({"model_type": "lama"}, "config: transformers knows no model_type 'lama'"),
         ({"hiden_size": 3}, "config: llama has no setting 'hiden_size'"),
+        ({"num_hidden_layers": 0}, "config: num_hidden_layers must be at least 1, but is 0"),
+        ({"hidden_size": "abc"}, "config: (transformers refuses|no llama can be built)"),
+        ({"num_attention_heads": 0}, "config: (transformers refuses|no llama can be built)"),
+        ({"hidden_act": "foo"}, "config: no llama can be built of these values .*foo"),
+        ({"attn_implementation": "foo"}, "config: no llama can be built of these values .*foo"),
     ],
 )
 def test_wrong_configurations_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
-        complete_config({**CONFIG, **change}, TOKENIZER)
+        model_from_config(complete_config({**CONFIG, **change}, TOKENIZER), 0)
     assert "\n" not in str(caught.value)
 
 
