@@ -106,6 +106,10 @@ class SaccadeCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except (ArgumentError, TypeError, ValueError, OSError) as error:
             raise UsageError(one_line(error)) from error
+        for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+            value = self._settings().trainer.get(name)
+            if isinstance(value, (int, float)) and value <= 0:  # Lightning divides by it later
+                raise UsageError(f"--trainer.{name}: must be above 0, but is {value}")
         seed = self._settings().get("seed_everything")
         if isinstance(seed, int) and not 0 <= seed < 2**32:
             raise UsageError(f"--seed_everything: must lie between 0 and {2**32 - 1}, but is {seed}")

@@ -76,7 +76,7 @@ def complete_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBas
     try:
         return AutoConfig.for_model(model_type, **settings)
     except Exception as error:  # whatever transformers makes of a wrong value
-        raise ValueError(f"config: transformers refuses these settings of {model_type} ({_first(error)})") from error
+        raise ValueError(f"config: transformers refuses these settings of {model_type} ({_in_short(error)})") from error
 
 
 def check_tokenizer_survives(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -155,14 +155,13 @@ def model_from_config(config: PretrainedConfig, seed: int, auto_class: Any = Aut
             model: PreTrainedModel = auto_class.from_config(config, dtype=torch.get_default_dtype())
         except Exception as error:  # shapes that do not fit, unknown activations, ...: the model's own words
             raise ValueError(
-                f"config: no {config.model_type} can be built of these values ({_first(error)})"
+                f"config: no {config.model_type} can be built of these values ({_in_short(error)})"
             ) from error
     return model
 
 
-def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
 
 
 def model_from_path(

@@ -16,6 +16,7 @@ MISTAKES = {
     "misspelt packaged file": (["--config", "lm/tniy.yaml"], "did you mean lm/tiny.yaml"),
     "impossible trainer": (["--trainer.max_epochs=-7"], "max_epochs"),
     "validations that no epoch reaches": (["--trainer.val_check_interval=1000"], "`val_check_interval` (1000)"),
+    "no batch makes a step": (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches: must be above 0"),
     "impossible seed": (["--seed_everything=-1"], "--seed_everything: must lie between 0 and 4294967295, but is -1"),
     "a folder as settings": (["--config", "."], "--config .: this is a folder"),
     "a checkpoint that is a folder": (["--ckpt_path", "."], "checkpoints/last.ckpt"),
