@@ -21,7 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import saccade.callbacks
 import saccade.datamodules
 import saccade.inference
-import saccade.modules  # noqa: F401
+import saccade.modules
 from saccade.cli.checkpoint_settings import check_checkpoint, differences, read_settings
 from saccade.cli.config_lookup import resolve_config_arguments
 from saccade.cli.errors import UsageError, one_line, raised_by_us
@@ -218,8 +218,10 @@ class SaccadeCLI(LightningCLI):
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         own = run_callbacks(Path(str(self.run_folder)), str(self.subcommand), config, given)
-        # a new list: the user's one belongs to the parsed settings. The run folder is agreed on before all else.
-        return super()._instantiate_trainer({**config, "callbacks": [own[0], *given, *own[1:]]}, callbacks)
+        # The run folder is agreed on before all else, and a search that fails behind a fit must not cost the export.
+        late = [callback for callback in given if isinstance(callback, saccade.callbacks.LayerSkipSearch)]
+        given = [callback for callback in given if callback not in late]
+        return super()._instantiate_trainer({**config, "callbacks": [own[0], *given, *own[1:], *late]}, callbacks)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Keep Lightning's table of every logged number away: DecodingEvaluation logs a hundred, and has its own."""
@@ -262,6 +264,12 @@ class SaccadeCLI(LightningCLI):
         except Exception:
             self._discard()
             raise
+        loss = self.trainer.callback_metrics.get("train_loss")
+        if subcommand == "fit" and loss is not None and not bool(loss.isfinite()):
+            raise UsageError(
+                f"the training ended with a train_loss of {float(loss)}: lower the learning rate, or set"
+                f" trainer.gradient_clip_val; what there is lies in {self.run_folder}, and `latest` is as it was"
+            )
         # a trial run and one without a step leave nothing that `latest` could lead to
         learned = self.trainer.global_step > 0 and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if subcommand == "fit" and learned and is_first_rank() and self.run_folder is not None:

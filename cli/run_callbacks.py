@@ -23,13 +23,18 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after a validation that logged the loss."""
-        if self.monitor in trainer.callback_metrics:
+        if self._is_told(trainer):
             super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after an epoch whose validation logged the loss."""
-        if self.monitor in trainer.callback_metrics:
+        if self._is_told(trainer):
             super().on_train_epoch_end(trainer, pl_module)
+
+    def _is_told(self, trainer: Trainer) -> bool:
+        """A loss that is no number is not the best, even where there is no other."""
+        loss = trainer.callback_metrics.get(str(self.monitor))
+        return loss is not None and bool(loss.isfinite())
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: a resumed run has a folder of its own, and its best is the best of what lies there."""

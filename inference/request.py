@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.inference import compat, compat_vision
+from saccade.inference.checks import check_count
 
 DEFAULT_NEW_TOKENS = 20  # transformers' own default
 
@@ -168,8 +169,8 @@ def _without_padding(positions: Tensor, attention_mask: Tensor | None) -> Tensor
 def _limit(model: nn.Module, max_new_tokens: int | None, max_length: int | None, given: int) -> int:
     config = getattr(model, "generation_config", None)
     for name, value in (("max_new_tokens", max_new_tokens), ("max_length", max_length)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ValueError(f"{name} must be a whole number, got {value!r}.")
+        if value is not None:
+            check_count(name, value)
     if max_new_tokens is not None and max_length is not None:
         raise ValueError(
             f"max_new_tokens is {max_new_tokens} and max_length is {max_length}: give one of them, both are limits."
@@ -181,6 +182,5 @@ def _limit(model: nn.Module, max_new_tokens: int | None, max_length: int | None,
         max_new_tokens = DEFAULT_NEW_TOKENS if max_length is None else max_length - given
         if max_new_tokens < 1:
             raise ValueError(f"max_length is {max_length}, but input_ids has {given} tokens already: raise it.")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+    check_count("max_new_tokens", max_new_tokens)
     return max_new_tokens

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saccade.inference.checks import check_count, check_number
 from saccade.inference.engine.transfer import to_device
 
 NO_DISTRIBUTION = "the model's logits hold NaN or no finite value: check its weights and its precision."
@@ -37,13 +38,16 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p"):
+            check_number(name, getattr(self, name))
+        check_count("top_k", self.top_k, 0)
+        if self.seed is not None:
+            check_count("seed", self.seed, -(2**63))
         if not 0 < self.temperature < float("inf"):
             raise ValueError(
                 f"temperature must be above 0 and finite, got {self.temperature}: leave sampling away for greedy "
                 "decoding."
             )
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (keep all) or more, got {self.top_k}.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from transformers import PreTrainedModel
 
+from saccade.inference.checks import check_count
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.draft_model import DraftModelDrafter
 from saccade.inference.drafting.drafter import Drafter
@@ -39,8 +40,7 @@ class AssistedDecoding(Decoder):
 
     def __post_init__(self) -> None:
         Engine.of(self.engine)  # refuses wrong settings
-        if self.draft_length < 1:
-            raise ValueError(f"draft_length must be at least 1, got {self.draft_length}.")
+        check_count("draft_length", self.draft_length)
         if not 0 <= self.confidence_threshold <= 1:
             raise ValueError(f"confidence_threshold must be between 0 and 1, got {self.confidence_threshold}.")
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from saccade.inference import compat, compat_vision
+from saccade.inference.checks import check_count
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.draft_model import DraftModelDrafter
 from saccade.inference.drafting.drafter import Drafter, Run
@@ -86,9 +87,8 @@ class LVSpec(Decoder):
     def __post_init__(self) -> None:
         Engine.of(self.engine)  # refuses wrong settings
         make_selector(self.selector, self.prune_ratio)
-        for name, least in (("draft_length", 1), ("neighbours", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}.")
+        for name in ("draft_length", "neighbours"):
+            check_count(name, getattr(self, name))
         for name, choices in (("score_at", ScoredAt), ("positions", PositionRule)):
             if getattr(self, name) not in get_args(choices):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}.")

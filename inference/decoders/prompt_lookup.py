@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from saccade.inference.checks import check_count
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.drafting.ngram import NgramDrafter
@@ -35,8 +36,7 @@ class PromptLookup(Decoder):
     def __post_init__(self) -> None:
         Engine.of(self.engine)  # refuses wrong settings
         for name in ("max_ngram", "draft_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+            check_count(name, getattr(self, name))
 
     @property
     def width(self) -> int:

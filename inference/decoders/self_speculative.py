@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from saccade.inference import compat
+from saccade.inference.checks import check_count
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.drafting.layer_skip import LayerSkipDrafter, ThresholdController
@@ -56,8 +57,7 @@ class SelfSpeculative(Decoder):
 
     def __post_init__(self) -> None:
         Engine.of(self.engine)  # refuses wrong settings
-        if self.draft_length < 1:
-            raise ValueError(f"draft_length must be at least 1, got {self.draft_length}.")
+        check_count("draft_length", self.draft_length)
         for name in ("gamma", "alpha", "beta1", "beta2", "epsilon"):
             value = getattr(self, name)
             if not 0 <= value <= 1:

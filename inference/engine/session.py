@@ -74,6 +74,7 @@ class Session:
         self.noted = Noted()
         self.target_forwards = 0
         self.draft_forwards = 0
+        self._closed = False
         self._attention = compat.SessionAttention(model)
         self.gate = self._make_gate() if synced else None
         # Sharded weights are gathered into tensors that training uses again: those must not be inference tensors.
@@ -85,6 +86,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._closed = True
         if self._engine is None:
             self.storage.clear()
         else:
@@ -99,8 +101,14 @@ class Session:
 
         Returns:
             Logits of the last token of every prompt, ``[batch, vocabulary]``.
+
+        Raises:
+            ValueError: A prompt is empty, the cache does not fit on the device, or the session is closed.
         """
+        self._check_open()
         lengths = [len(prompt) for prompt in prompts]
+        if not all(lengths):
+            raise ValueError(f"the prompt of row {lengths.index(0)} is empty: give at least one token.")
         longest = max(lengths)
         self._allocate(len(prompts))
         tokens = torch.tensor([list(prompt) + [0] * (longest - len(prompt)) for prompt in prompts]).to(self.device)
@@ -164,7 +172,15 @@ class Session:
 
         Returns:
             Logits ``[batch, nodes, vocabulary]``.
+
+        Raises:
+            ValueError: Other rows than the session has, more tokens than the cache holds, or the session is closed.
         """
+        self._check_open()
+        if len(tokens) != len(self.lengths):
+            raise ValueError(
+                f"tokens has {len(tokens)} rows, but the session has {len(self.lengths)}: give one for each."
+            )
         nodes = tokens.shape[1]
         shape = TokenTree.chain(nodes - 1) if tree is None else tree
         self.storage.place(self.lengths, nodes)
@@ -220,7 +236,13 @@ class Session:
             self.lengths[row] += len(path)
 
     def truncate(self, lengths: Sequence[int]) -> None:
-        """Rolls every row back to at most the given length, in tokens."""
+        """Rolls every row back to at most the given length, in tokens.
+
+        Raises:
+            ValueError: A length is below 0.
+        """
+        if min(lengths, default=0) < 0:
+            raise ValueError(f"lengths must not be below 0, got {list(lengths)}.")
         self.lengths = [min(old, new) for old, new in zip(self.lengths, lengths, strict=True)]
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -260,6 +282,10 @@ class Session:
 
         with self._grad_free():
             return run() if self.gate is None else self.gate.call("draft" if skipped else "target", run)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ValueError("the session is closed and its cache is gone: work inside its with block.")
 
     def _count(self, skipped: bool) -> None:
         if skipped:

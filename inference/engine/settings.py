@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from saccade.inference.checks import check_count
+
 EngineKind = Literal["auto", "eager", "graph"]
 """``eager`` runs the Hugging Face modules as they are; ``graph`` replays captured steps; ``auto`` chooses."""
 
@@ -36,10 +38,9 @@ class Engine:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"engine.kind must be one of {', '.join(KINDS)}, got {self.kind!r}.")
-        if self.prefill_chunk < 1:
-            raise ValueError(f"engine.prefill_chunk must be at least 1, got {self.prefill_chunk}.")
-        if self.capacity is not None and self.capacity < 1:
-            raise ValueError(f"engine.capacity must be at least 1, got {self.capacity}.")
+        check_count("engine.prefill_chunk", self.prefill_chunk)
+        if self.capacity is not None:
+            check_count("engine.capacity", self.capacity)
 
     @classmethod
     def of(cls, given: Engine | EngineKind | Mapping[str, Any]) -> Engine:

@@ -64,3 +64,13 @@ def test_fast_dev_run_saves_and_exports_nothing(saccade):
     run = saccade("fit", "--config", "toy.yaml", "--trainer.fast_dev_run=true")
     assert run.status == 0, run.text
     assert {path.name for path in run.folder.iterdir()} <= {"config.yaml", "provenance.json", "logs"}
+
+
+def test_a_search_that_fails_behind_a_fit_does_not_cost_the_export(saccade, toy):
+    run = saccade(
+        "fit", "--config", "toy.yaml", "--trainer.callbacks+=tests.cli.toy.Witness",
+        "--trainer.callbacks.path=witness.txt", "--trainer.callbacks+=LayerSkipSearch",
+    )  # fmt: skip
+    assert run.status == 2  # the toy has no text to search with
+    found = names(toy)
+    assert found.index("ModelExport") < found.index("LayerSkipSearch")

@@ -173,6 +173,15 @@ def test_a_terminated_fit_keeps_the_last_state(saccade):
     assert (run.folder / "checkpoints" / "last.ckpt").is_file()
 
 
+def test_a_fit_that_diverged_says_so(saccade, toy):
+    first = saccade("fit", "--config", "toy.yaml")
+    run = saccade("fit", "--config", "toy.yaml", "--model.fail=diverges")
+    assert run.status == 2
+    assert "the training ended with a train_loss of nan: lower the learning rate" in run.err
+    assert (toy / "runs" / "toy" / "latest").resolve() == first.folder
+    assert not (run.folder / "checkpoints" / "best.ckpt").exists(), "a loss of NaN is not the best one"
+
+
 @pytest.mark.parametrize("nothing", ["--trainer.fast_dev_run=true", "--trainer.max_steps=0"])
 def test_a_fit_that_learns_nothing_does_not_become_the_latest(saccade, toy, nothing):
     first = saccade("fit", "--config", "toy.yaml")

@@ -48,7 +48,11 @@ class ToyModel(LightningModule):
             write_json("x.json", object())
         if self.fail == "theirs":
             int("a bug of somebody else")
-        return self._loss(batch)
+        loss = self._loss(batch)
+        if self.fail == "diverges":
+            loss = loss * torch.nan
+            self.log("train_loss", loss)
+        return loss
 
     def validation_step(self, batch, batch_idx):
         self.log("val_loss", self._loss(batch))

@@ -95,6 +95,13 @@ def test_a_skip_file_replaces_no_other_file(model: PreTrainedModel, tmp_path: Pa
     [
         (lambda: PromptLookup(max_ngram=0), ("max_ngram", "0")),
         (lambda: PromptLookup(draft_length=-1), ("draft_length", "-1")),
+        (lambda: PromptLookup(draft_length=2.5), ("draft_length", "whole number", "2.5")),  # type: ignore[arg-type]
+        (lambda: SelfSpeculative(draft_length="8"), ("draft_length", "'8'")),  # type: ignore[arg-type]
+        (lambda: AssistedDecoding("x", draft_length=True), ("draft_length", "True")),
+        (lambda: Sampling(temperature="0.7"), ("temperature", "a number", "'0.7'")),  # type: ignore[arg-type]
+        (lambda: Sampling(top_k=1.5), ("top_k", "whole number", "1.5")),  # type: ignore[arg-type]
+        (lambda: Sampling(top_p=None), ("top_p", "None")),  # type: ignore[arg-type]
+        (lambda: Sampling(seed="x"), ("seed", "'x'")),  # type: ignore[arg-type]
         (lambda: AssistedDecoding("x", draft_length=0), ("draft_length", "0")),
         (lambda: AssistedDecoding("x", confidence_threshold=1.5), ("confidence_threshold", "1.5")),
         (lambda: SelfSpeculative(draft_length=0), ("draft_length", "0")),
@@ -287,3 +294,12 @@ def test_a_session_says_when_its_cache_is_full(model: PreTrainedModel) -> None:
         session.prefill(IDS.tolist())
         session.forward(IDS[:, :1])
         one_line(lambda: session.forward(IDS[:, :2]), "6", "7")
+
+
+def test_a_session_and_what_it_was_not_given(model: PreTrainedModel) -> None:
+    with Session(model, 20) as session:
+        one_line(lambda: session.prefill([[], [1]]), "row 0", "empty")
+        session.prefill([[1, 2], [3, 4, 5]])
+        one_line(lambda: session.forward(torch.tensor([[1]])), "1 rows", "2")
+        one_line(lambda: session.truncate([-5, 3]), "lengths", "-5")
+    one_line(lambda: session.forward(torch.tensor([[1], [1]])), "closed")
