@@ -245,7 +245,7 @@ class SaccadeCLI(LightningCLI):
             # Lightning turns Ctrl-C into an exit of its own
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt(str(self.run_folder)) from stop
-            if isinstance(stop, SIGTERMException):
+            if isinstance(stop, SIGTERMException) or stop.code == _TERMINATED:
                 _say(f"terminated; what there is lies in {self.run_folder}")
                 raise SystemExit(_TERMINATED) from stop
             raise

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Command line without the program's name; None takes that of the process.
 
     Returns:
-        The exit status: 0, 2 after a mistake that the user can mend, 130 after Ctrl-C.
+        The exit status: 0, 2 after a mistake that the user can mend, 130 after Ctrl-C, 143 after SIGTERM.
     """
     from saccade.cli.errors import UsageError
 
