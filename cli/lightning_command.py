@@ -245,7 +245,7 @@ class SaccadeCLI(LightningCLI):
             # Lightning turns Ctrl-C into an exit of its own
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt(str(self.run_folder)) from stop
-            if isinstance(stop, SIGTERMException) or stop.code == _TERMINATED:
+            if isinstance(stop, SIGTERMException):
                 _say(f"terminated; what there is lies in {self.run_folder}")
                 raise SystemExit(_TERMINATED) from stop
             raise
@@ -297,6 +297,12 @@ def _say(text: str) -> None:
         print(f"saccade: {text}", file=sys.stderr, flush=True)
 
 
+def _end(*_: Any) -> None:
+    """What SIGTERM does."""
+    _say("terminated")
+    sys.exit(_TERMINATED)
+
+
 def _is_news(record: logging.LogRecord) -> bool:
     """Let Lightning's messages pass, except adverts and what it says of itself at every checkpoint."""
     message = record.getMessage()
@@ -324,7 +330,7 @@ def run(arguments: Sequence[str]) -> None:
         SaccadeCLI(arguments)
         return
     # Lightning notes SIGTERM for training to look at, and lets everything else run on
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         SaccadeCLI(arguments)
     finally:
