@@ -45,9 +45,10 @@ def check_checkpoint(checkpoint: Path, strategy: Any) -> None:
             f"--ckpt_path {checkpoint}: this is no checkpoint, or it is cut off; give checkpoints/last.ckpt or"
             " best.ckpt of a run, or an exported model with --model.path"
         )
-    if checkpoint.is_dir() and not is_deepspeed_folder(checkpoint):
+    # .metadata: torch's own format of spread weights, which FSDP writes
+    if checkpoint.is_dir() and not is_deepspeed_folder(checkpoint) and not (checkpoint / ".metadata").is_file():
         raise UsageError(
-            f"--ckpt_path {checkpoint}: this is a folder that DeepSpeed did not write; give a file such as"
+            f"--ckpt_path {checkpoint}: this folder is no checkpoint; give a file such as"
             f" {checkpoint / 'checkpoints' / 'last.ckpt'}"
         )
     name = strategy.get("class_path", "") if hasattr(strategy, "get") else strategy
