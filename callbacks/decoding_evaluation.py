@@ -20,6 +20,7 @@ from saccade.callbacks.progress import Bar, progress_bar
 from saccade.callbacks.prompts import Prompt, PromptCollector, joined_visual
 from saccade.callbacks.run_folder import run_folder
 from saccade.inference import Autoregressive, Decoder, Generation, Sampling, Session
+from saccade.inference.checks import check_place
 from saccade.inference.visual_prompts import read_visual_prompts
 
 BASELINE = "autoregressive"
@@ -113,6 +114,10 @@ class DecodingEvaluation(PromptCollector):
                 f"callbacks: there are {len(others)} DecodingEvaluations ({named}), and each writes decoding.json; name"
                 " all decoders in one, as decoding/demo.yaml does"
             )
+        for name, decoder in self.decoders.items():
+            for setting in ("draft_model", "skip"):  # now, and not after the training up to the first validation
+                if isinstance(place := getattr(decoder, setting, None), str):
+                    check_place(f"decoders.{name}.{setting}", place)
         if stage not in ("fit", "validate"):
             rank_zero_warn(f"DecodingEvaluation decodes in fit and validate; in {stage} it does nothing.")
 

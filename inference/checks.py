@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 
@@ -26,3 +27,13 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be a whole number, got {value!r}.")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def check_place(name: str, place: str) -> None:
+    """Refuses a path that leads nowhere; a text with at most one slash may name a model of the Hugging Face hub.
+
+    Raises:
+        ValueError: Names the setting and the path.
+    """
+    if place.count("/") > 1 and not Path(place).exists():
+        raise ValueError(f"{name}: there is no {place}; name a folder that is there, or run first what writes it.")

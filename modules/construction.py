@@ -15,6 +15,8 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from saccade.inference.checks import check_place
+
 # what pre-tokenizers disagree about
 _PROBE = "def größe ( x ) :\n\n    return  x+12345 ,\t'it''s' e\u0301\r\n"
 # settings that transformers reads but keeps elsewhere or under another name
@@ -180,6 +182,7 @@ def model_from_path(
     Raises:
         ValueError: There is no such model.
     """
+    check_place("path", path)
     try:
         with torch.device("cpu"):
             model: PreTrainedModel = auto_class.from_pretrained(path, dtype=torch.get_default_dtype())

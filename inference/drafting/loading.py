@@ -7,6 +7,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from saccade.inference import compat, compat_vision
+from saccade.inference.checks import check_place
 from saccade.inference.request import Request
 
 
@@ -50,6 +51,7 @@ def _load(path: str, model: nn.Module, loaded: dict[str, nn.Module]) -> nn.Modul
     device, dtype = compat.device_of(model), compat.precision_of(model)
     key = f"{path} {device} {dtype}"
     if key not in loaded:
+        check_place("draft_model", path)
         loader = AutoModelForImageTextToText if compat_vision.visual_token_ids(model) else AutoModelForCausalLM
         try:
             draft: nn.Module = loader.from_pretrained(path, dtype=dtype)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from saccade.callbacks import DecodingEvaluation, decoding_report
 from saccade.callbacks.isolation import undisturbed
-from saccade.inference import Autoregressive, Decoder, PromptLookup, Sampling, SelfSpeculative
+from saccade.inference import AssistedDecoding, Autoregressive, Decoder, PromptLookup, Sampling, SelfSpeculative
 from tests.callbacks.tiny import TinyModule, loader, rows, tiny_llama, trainer
 
 
@@ -286,3 +286,17 @@ def test_a_second_evaluation_would_replace_the_results_of_the_first(tmp_path) ->
     runner = trainer(tmp_path, callbacks=both, max_epochs=1)
     with pytest.raises(ValueError, match=r"2 DecodingEvaluations \(one and two\).*name all decoders in one"):
         runner.fit(TinyModule(), loader(rows(2)), loader(rows(2)))
+
+
+@pytest.mark.parametrize(
+    ("decoder", "setting"),
+    [
+        (AssistedDecoding("runs/none/latest/model"), "draft_model"),
+        (SelfSpeculative(skip="runs/none/latest/skip.json"), "skip"),
+    ],
+)
+def test_what_a_decoder_reads_is_looked_for_before_the_training(tmp_path, decoder, setting) -> None:
+    runner = trainer(tmp_path, callbacks=[DecodingEvaluation({"one": decoder}, prompt_length=6)], max_epochs=1)
+    with pytest.raises(ValueError, match=f"decoders.one.{setting}: there is no runs/none/latest"):
+        runner.fit(TinyModule(), loader(rows(2)), loader(rows(2)))
+    assert runner.global_step == 0
