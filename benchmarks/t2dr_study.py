@@ -199,14 +199,15 @@ def main() -> None:
     raw = Path(chosen.raw or f"t2dr_study_{chosen.data}.jsonl")
     chosen.epochs = chosen.epochs or EPOCHS[chosen.data]
     wanted = (chosen.epochs, chosen.generator_seed if chosen.data == "synthetic" else None)
-    for item in _lines(raw):
+    earlier = _lines(raw)
+    for item in earlier:
         if (found := (item["epochs"], item["generator_seed"])) != wanted:
             parser.error(
                 f"--raw: {raw} has runs of {found[0]} epochs and generator seed {found[1]}, not {wanted[0]} and"
                 f" {wanted[1]}; name another file"
             )
     if not chosen.read:
-        done = {(item["arm"], item["seed"]) for item in _lines(raw)}
+        done = {(item["arm"], item["seed"]) for item in earlier}
         jobs = [
             (arm, seed, chosen.data, chosen.features, chosen.epochs, chosen.mask_seeds, chosen.generator_seed)
             for seed in chosen.seeds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,20 @@ def runs_of(made: dict[str, Any]) -> str:
 def commits_of(rows: list[dict[str, Any]]) -> str:
     """The commits that rows were measured at, each once; rows from a tree without git have none."""
     return ", ".join(dict.fromkeys((row["commit"] or "unknown")[:8] for row in rows))
+
+
+def _each_case(rows: list[dict[str, Any]], table: Callable[[list[dict[str, Any]]], str]) -> str:
+    """One table for each case on each device, in the order of the rows."""
+    cases = dict.fromkeys((row["case"], row["device"]) for row in rows)
+    return "\n\n".join(table([row for row in rows if (row["case"], row["device"]) == key]) for key in cases)
+
+
+def _by_method(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Rows by method, then by metric."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["method"], {})[row["metric"]] = row
+    return found
 
 
 def decode_cpu(sampled: bool) -> str:
@@ -133,8 +148,7 @@ def video_acceptance() -> str:
     rows = read("video_acceptance")
     if not rows:
         return "No rows yet: run `benchmarks/video_rows.sh`."
-    cases = dict.fromkeys((row["case"], row["device"]) for row in rows)
-    return "\n\n".join(_acceptance_case([row for row in rows if (row["case"], row["device"]) == key]) for key in cases)
+    return _each_case(rows, _acceptance_case)
 
 
 def _acceptance_case(rows: list[dict[str, Any]]) -> str:
@@ -189,8 +203,7 @@ def video_speed() -> str:
     rows = read("video_speed")
     if not rows:
         return "No rows yet: run `benchmarks/video_rows.sh`."
-    cases = dict.fromkeys((row["case"], row["device"]) for row in rows)
-    return "\n\n".join(_speed_case([row for row in rows if (row["case"], row["device"]) == key]) for key in cases)
+    return _each_case(rows, _speed_case)
 
 
 def _speed_case(rows: list[dict[str, Any]]) -> str:
@@ -199,9 +212,7 @@ def _speed_case(rows: list[dict[str, Any]]) -> str:
         " facts right | keys and values of the draft |",
         "| --- |" + " --- |" * 9,
     ]
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(row["method"], {})[row["metric"]] = row
+    found = _by_method(rows)
     for name, mine in found.items():
         gain = mine["decode_speedup"]
         numbers = " | ".join(f"{gain[key]:.2f}" if key in gain else "" for key in ("predicted", "T", "R"))
@@ -323,9 +334,7 @@ def t2dr_cost() -> str:
     rows = [row for row in read("t2dr_checks") if row["metric"] in ("training_samples_per_second", "peak_memory")]
     if not rows:
         return "No rows yet: run `python -m benchmarks.t2dr_checks`."
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(row["method"], {})[row["metric"]] = row
+    found = _by_method(rows)
     lines = ["| model | samples/s (median, spread) | peak memory |", "| --- | --- | --- |"]
     for model, both in found.items():
         speed, memory = both["training_samples_per_second"], both["peak_memory"]
@@ -412,14 +421,11 @@ def vector_search() -> str:
     rows = read("vector_search")
     if not rows:
         return "No rows yet: run `python -m benchmarks.vector_search`."
-    cases = dict.fromkeys((row["case"], row["device"]) for row in rows)
-    return "\n\n".join(_search_case([row for row in rows if (row["case"], row["device"]) == key]) for key in cases)
+    return _each_case(rows, _search_case)
 
 
 def _search_case(rows: list[dict[str, Any]]) -> str:
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(row["method"], {})[row["metric"]] = row
+    found = _by_method(rows)
     lines = ["| search | queries/s (median, spread) | build, s | recall |", "| --- |" + " --- |" * 3]
     for name, mine in found.items():
         speed = mine["search"]

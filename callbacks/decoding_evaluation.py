@@ -20,7 +20,7 @@ from saccade.callbacks.progress import Bar, progress_bar
 from saccade.callbacks.prompts import Prompt, PromptCollector, joined_visual
 from saccade.callbacks.run_folder import run_folder
 from saccade.inference import Autoregressive, Decoder, Generation, Sampling, Session
-from saccade.inference.checks import check_place
+from saccade.inference.checks import check_count, check_place
 from saccade.inference.visual_prompts import read_visual_prompts
 
 BASELINE = "autoregressive"
@@ -82,8 +82,7 @@ class DecodingEvaluation(PromptCollector):
             ("every_n_validations", every_n_validations),
             ("batch_size", batch_size),
         ):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+            check_count(name, value)
         for name, decoder in decoders.items():
             if not re.fullmatch(r"[A-Za-z0-9_.+-]+", name):
                 raise ValueError(f"decoder name {name!r} cannot be logged: use letters, digits and _ . + - only.")

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from saccade.callbacks.layer_skip_search import LayerSkipResult, search_layers
 from saccade.datamodules.corpus_files import CorpusFile, matching_files, part_of, select, standard_library_files
-from saccade.inference.checks import check_place
+from saccade.inference.checks import check_count, check_place
 
 
 def search_layers_of(
@@ -62,8 +62,7 @@ def search_layers_of(
         ValueError: The model cannot be loaded, the text gives no prompt, or a setting is impossible.
     """
     for name, value in (("prompts", prompts), ("prompt_length", prompt_length)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_count(name, value)
     check_place("model", model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)

@@ -23,6 +23,7 @@ from saccade.callbacks.progress import Bar, progress_bar
 from saccade.callbacks.prompts import PromptCollector
 from saccade.callbacks.run_folder import run_folder
 from saccade.inference import Autoregressive, Decoder, SelfSpeculative, compat
+from saccade.inference.checks import check_count
 from saccade.inference.provenance import provenance
 from saccade.inference.skip_sets import model_fingerprint, refuse_other_file, write_skip_file
 
@@ -105,8 +106,7 @@ def search_layers(
         ("max_new_tokens", max_new_tokens, 2),
         ("draft_length", draft_length, 1),
     ):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
+        check_count(name, value, least)
     if not prompts:
         raise ValueError("prompts is empty: give at least one prompt to search with.")
     refuse_other_file(output)  # before the work, not behind it
@@ -269,8 +269,7 @@ class LayerSkipSearch(PromptCollector):
         if when not in ("fit_end", "validation_end"):
             raise ValueError(f"when must be fit_end or validation_end, got {when!r}.")
         for name, value in (("prompt_length", prompt_length), ("max_prompts", max_prompts), ("trials", trials)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+            check_count(name, value)
         if Path(output).name != output:
             raise ValueError(f"output must be a file name without a folder, got {output!r}: it lies in the run folder.")
         self.when, self.output = when, output

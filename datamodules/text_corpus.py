@@ -218,8 +218,9 @@ class TextCorpus(LightningDataModule):
         for file in files:
             content = file.path.read_bytes()
             part = part_of(file.name, self.validation_fraction, self.test_fraction, self.seed)
-            documents[part].append(content.decode("utf-8", errors="replace"))
-            if self.paths is not None and "\ufffd" in documents[part][-1]:
+            text = content.decode("utf-8", errors="replace")
+            documents[part].append(text)
+            if self.paths is not None and text.encode() != content:  # a file may hold U+FFFD itself
                 unreadable.append(file.name)
             listing.append([file.name, part, hashlib.sha256(content).hexdigest()])
         if unreadable:
