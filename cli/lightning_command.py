@@ -249,19 +249,11 @@ class SaccadeCLI(LightningCLI):
                 _say(f"terminated; what there is lies in {self.run_folder}")
                 raise SystemExit(_TERMINATED) from stop
             raise
-        except (MisconfigurationException, OSError) as error:
-            self._fail(error)
-        except RuntimeError as error:
-            if str(error).startswith("Error(s) in loading state_dict") or raised_by_us(error):
+        except Exception as error:
+            weights = isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict")
+            ours = isinstance(error, (RuntimeError, TypeError, ValueError)) and raised_by_us(error)
+            if weights or ours or isinstance(error, (MisconfigurationException, OSError)):
                 self._fail(error)
-            self._discard()
-            raise
-        except (TypeError, ValueError) as error:
-            if raised_by_us(error):
-                self._fail(error)
-            self._discard()
-            raise
-        except Exception:
             self._discard()
             raise
         loss = self.trainer.callback_metrics.get("train_loss")
