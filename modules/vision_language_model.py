@@ -16,6 +16,7 @@ from saccade.modules.generative import GenerativeModule
 from saccade.modules.lora import LoraSettings
 from saccade.modules.optimization import Schedule
 from saccade.modules.video_dropout import VideoTokenDropout
+from saccade.modules.video_positions import shared_positions
 from saccade.modules.vision_construction import check_family, check_vision_fit, complete_vision_config, tower_of
 from saccade.modules.vision_prompts import greedy_answers, prompt_inputs
 
@@ -205,6 +206,7 @@ class VisionLanguageModel(GenerativeModule):
         Returns:
             Logits [B, L or logits_to_keep, vocabulary].
         """
+        inputs |= shared_positions(self.model, inputs)
         # gradient checkpointing computes layers again when the context is over
         with nullcontext() if self.gradient_checkpointing else joined_windows(self.model):
             return cast(Tensor, self.model(**inputs, use_cache=False, logits_to_keep=logits_to_keep).logits)

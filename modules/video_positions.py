@@ -1,0 +1,59 @@
+"""Positions in a batch of clips that are laid out alike, at the price of one clip; ours.
+
+transformers numbers the tokens and patches of Qwen2.5-VL clip by clip, and on a GPU each clip waits several times for
+the device: for 64 clips of 8 frames longer than all layers compute. Clips of one shape that begin at one place of their
+sequences have the same numbers, so one of them is enough.
+"""
+
+import torch
+from torch import Tensor, nn
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+
+
+def shared_positions(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Computes what a Qwen2.5-VL model would compute by itself, where one clip speaks for all.
+
+    The numbers come from transformers' own functions, for the longest sequence, and are repeated for the others.
+
+    Args:
+        model: Any model.
+        inputs: Of its forward: `input_ids`, `mm_token_type_ids` and `attention_mask` [B, L], and `video_grid_thw`
+            [B, 3], one video in each sequence.
+
+    Returns:
+        More inputs of its forward: `position_ids` LongTensor [3, B, L], 0 at padding; and for the vision tower
+        `video_position_ids` [patches, 2], `video_window_index` [tokens] and `video_cu_window_seqlens` [windows + 1],
+        all as the model would make them. Empty where clips or sequences are laid out differently, for another family,
+        for left padding, and where `inputs` have positions already.
+    """
+    part = next((part for part in model.modules() if isinstance(part, Qwen2_5_VLModel)), None)
+    types, mask, grids = (inputs.get(name) for name in ("mm_token_type_ids", "attention_mask", "video_grid_thw"))
+    if part is None or types is None or mask is None or grids is None or "position_ids" in inputs:
+        return {}
+    if "pixel_values" in inputs or len(grids) != len(types):
+        return {}
+    longest = mask.sum(1).argmax()[None]
+    row = types.index_select(0, longest)
+    alike = ((types == row) | (mask == 0)).all() & (grids == grids[:1]).all() & (mask[:, 1:] <= mask[:, :-1]).all()
+    if not alike:  # the one wait for the device
+        return {}
+    positions, _ = part.get_rope_index(
+        input_ids=inputs["input_ids"].index_select(0, longest),
+        mm_token_type_ids=row,
+        video_grid_thw=grids[:1],
+        attention_mask=mask.index_select(0, longest),
+    )
+    config = part.config.vision_config
+    places = get_vision_position_ids(grids[:1], config.spatial_merge_size)
+    order, borders = get_vision_window_index(
+        grids[:1], config.spatial_merge_size, config.window_size, config.patch_size
+    )
+    clip = torch.arange(len(grids), device=grids.device)[:, None]
+    windows = (borders[1:] + len(places) * clip.to(borders.dtype)).flatten()
+    return {
+        "position_ids": positions * mask.to(positions.dtype),
+        "video_position_ids": places.repeat(len(grids), 1),
+        "video_window_index": (order.to(grids.device) + len(order) * clip).flatten(),
+        "video_cu_window_seqlens": torch.cat([borders[:1], windows]),
+    }
