@@ -5,6 +5,8 @@ the device: for 64 clips of 8 frames longer than all layers compute. Clips of on
 sequences have the same numbers, so one of them is enough.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
@@ -27,7 +29,7 @@ def shared_positions(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, T
         all as the model would make them. Empty where clips or sequences are laid out differently, for another family,
         for left padding, and where `inputs` have positions already.
     """
-    part = next((part for part in model.modules() if isinstance(part, Qwen2_5_VLModel)), None)
+    part: Any = next((part for part in model.modules() if isinstance(part, Qwen2_5_VLModel)), None)
     types, mask, grids = (inputs.get(name) for name in ("mm_token_type_ids", "attention_mask", "video_grid_thw"))
     if part is None or types is None or mask is None or grids is None or "position_ids" in inputs:
         return {}
