@@ -21,6 +21,7 @@ from saccade.callbacks.prompts import Prompt, PromptCollector, joined_visual
 from saccade.callbacks.run_folder import run_folder
 from saccade.inference import Autoregressive, Decoder, Generation, Sampling, Session
 from saccade.inference.checks import check_count, check_place
+from saccade.inference.request import Request
 from saccade.inference.visual_prompts import read_visual_prompts
 
 BASELINE = "autoregressive"
@@ -39,7 +40,8 @@ class DecodingEvaluation(PromptCollector):
     afresh. (With ``batch_size`` above 1, ``target_forwards`` does: it counts a forward that serves several rows once.)
     Logged as ``decoding/<name>/<statistic>``, so that a checkpoint or early stopping can watch them; written to
     ``decoding.json`` and ``decoding.png`` in the run folder, and printed as a table. Training is not disturbed: the
-    model's modes and all random states are restored. The sanity check before ``fit`` is skipped.
+    model's modes and all random states are restored. The sanity check before ``fit`` decodes nothing, but refuses
+    limits that the model has no room for.
 
     Where the datamodule can score an answer (``VideoCaptions`` on its own world), rows also say which share of the
     facts is right, and which share of the baseline's is kept.
@@ -123,6 +125,7 @@ class DecodingEvaluation(PromptCollector):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Decodes, logs and reports."""
         if trainer.sanity_checking:
+            self._check_limits(pl_module)
             return
         self._validations += 1
         if trainer.state.fn == "fit" and self._validations % self.every_n_validations:
@@ -173,6 +176,18 @@ class DecodingEvaluation(PromptCollector):
         if trainer.is_global_zero:
             decoding_report.write(self.rows, folder)
             decoding_report.show(self.rows, trainer)
+
+
+    def _check_limits(self, pl_module: LightningModule) -> None:
+        """Refuses limits that the model does not have room for, before the training and not in its first validation."""
+        model = getattr(pl_module, "model", None)
+        if isinstance(model, nn.Module) and (own := self._pool.own()):
+            longest = max(own, key=lambda prompt: prompt.length)
+            ids, visual = longest.tokens[None].to(pl_module.device), joined_visual([longest], pl_module.device)
+            try:
+                Request.read(model, ids, None, self.max_new_tokens, None, None, None, visual)
+            except ValueError as error:
+                raise ValueError(f"DecodingEvaluation: {error}") from error
 
 
 def _independent(decoder: Decoder) -> Decoder:

@@ -13,7 +13,8 @@ class ModelExport(Callback):
     """Write the trained model into the run folder when a fit ends, by the module's own `save_pretrained`.
 
     The weights are those of the last step. A module without `save_pretrained` is left alone, and so is a
-    `fast_dev_run`. All ranks take part: under ZeRO-3 the weights are gathered.
+    `fast_dev_run`; a training whose logged `train_loss` ended as no number has nothing to export. All ranks take part:
+    under ZeRO-3 the weights are gathered.
 
     Args:
         folder: Name of the exported folder inside the run folder.
@@ -26,6 +27,10 @@ class ModelExport(Callback):
         """Export, while the ranks can still talk to each other."""
         save: Any = getattr(pl_module, "save_pretrained", None)
         if save is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        loss = trainer.callback_metrics.get("train_loss")
+        if loss is not None and not bool(loss.isfinite()):
+            rank_zero_info(f"saccade: the model is not exported, its last train_loss is {float(loss)}")
             return
         target: Path = run_folder(trainer) / self.folder
         save(target)

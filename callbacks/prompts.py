@@ -179,5 +179,4 @@ class PromptCollector(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collects the prompts of a batch."""
-        if not trainer.sanity_checking:
-            self._pool.add(batch)
+        self._pool.add(batch)

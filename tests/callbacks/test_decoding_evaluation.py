@@ -214,6 +214,18 @@ def test_every_nth_validation_of_fit_and_no_sanity_check(tmp_path) -> None:
     assert callback.rows[0]["statistics"]["requests"] == 2
 
 
+def test_limits_beyond_the_model_are_told_before_the_first_step(tmp_path) -> None:
+    module = TinyModule()
+    before = [weight.clone() for weight in module.parameters()]
+    runner = trainer(tmp_path, callbacks=[DecodingEvaluation({}, prompt_length=6, max_new_tokens=123)], max_epochs=1)
+    with pytest.raises(ValueError, match="DecodingEvaluation: a prompt of 6 tokens and 123 new ones need 129 positions"):
+        runner.fit(module, loader(rows(2)), loader(rows(2)))
+    assert runner.global_step == 0
+    assert all(torch.equal(*pair) for pair in zip(module.parameters(), before, strict=True))
+    fits = DecodingEvaluation({}, prompt_length=6, max_new_tokens=122, every_n_validations=9)
+    trainer(tmp_path, callbacks=[fits], max_epochs=1).fit(module, loader(rows(2)), loader(rows(2)))
+
+
 def test_padding_is_not_part_of_a_prompt(tmp_path) -> None:
     ids = rows(1, length=10)[0]
     batches = [

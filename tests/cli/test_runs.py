@@ -180,6 +180,8 @@ def test_a_fit_that_diverged_says_so(saccade, toy):
     assert "the training ended with a train_loss of nan: lower the learning rate" in run.err
     assert (toy / "runs" / "toy" / "latest").resolve() == first.folder
     assert not (run.folder / "checkpoints" / "best.ckpt").exists(), "a loss of NaN is not the best one"
+    assert (first.folder / "model").is_dir()
+    assert not (run.folder / "model").exists(), "nobody wants a model of NaN"
 
 
 @pytest.mark.parametrize("nothing", ["--trainer.fast_dev_run=true", "--trainer.max_steps=0"])
