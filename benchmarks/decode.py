@@ -29,7 +29,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.grow import SHAPES, grow, weight_bytes
-from benchmarks.rows import positive, replace, row
+from benchmarks.rows import model_place, positive, replace, row
 from saccade.callbacks.decoding_report import DEGENERATE_BELOW
 from saccade.callbacks.decoding_totals import distinct_grams
 from saccade.datamodules import TextCorpus
@@ -226,8 +226,10 @@ def rows_of(
 def main() -> None:
     """Measures, prints a table and one line of JSON, writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of the target, with its tokenizer")
-    parser.add_argument("--draft", help="folder of the draft model; none leaves assisted decoding out")
+    parser.add_argument("--model", type=model_place, required=True, help="folder of the target, with its tokenizer")
+    parser.add_argument(
+        "--draft", type=model_place, help="folder of the draft model; none leaves assisted decoding out"
+    )
     parser.add_argument("--skip", default="auto", help="skip_layers.json of the target")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="grow the target to this shape")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -28,7 +28,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks.decode import distinct_4, held_out_prompts
-from benchmarks.rows import positive, replace, row
+from benchmarks.rows import model_place, positive, replace, row
 from benchmarks.video_rounds import play
 from saccade.callbacks import search_layers
 from saccade.callbacks.decoding_report import DEGENERATE_BELOW
@@ -128,7 +128,7 @@ def decoded(
 def main() -> None:
     """Searches, measures, prints a table and one line of JSON, writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder of the model, with its tokenizer")
+    parser.add_argument("--model", type=model_place, required=True, help="folder of the model, with its tokenizer")
     parser.add_argument("--label", required=True, help="how it was trained, in words, for the rows")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, float32 elsewhere")

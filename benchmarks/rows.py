@@ -24,6 +24,18 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def existing(text: str) -> str:
+    """A file or folder of the command line that must be there."""
+    if not Path(text).exists():
+        raise argparse.ArgumentTypeError(f"there is no {text}; name one that is there, or run first what writes it")
+    return text
+
+
+def model_place(text: str) -> str:
+    """A model of the command line: a folder that must be there, or a name of the Hugging Face hub (one slash)."""
+    return text if text.count("/") < 2 else existing(text)
+
+
 def row(
     benchmark: str,
     case: str,

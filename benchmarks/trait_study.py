@@ -26,7 +26,7 @@ from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.rows import positive, replace, row
+from benchmarks.rows import existing, positive, replace, row
 from saccade.callbacks import TraitSelection
 from saccade.datamodules import ChunkPool
 from saccade.modules import Reranker
@@ -136,7 +136,7 @@ def _scores(results: list[dict[str, Any]]) -> dict[tuple[str, str, int], dict[st
 def main() -> None:
     """Runs what is missing, writes raw results and rows, prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", required=True, help="holds the collections in BEIR's layout")
+    parser.add_argument("--folder", type=existing, required=True, help="holds the collections in BEIR's layout")
     parser.add_argument("--targets", nargs="*", default=list(TARGETS))
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3, 4, 5])

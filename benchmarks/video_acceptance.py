@@ -27,7 +27,7 @@ from rich.progress import track
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from benchmarks.rows import interval, positive, replace, row
+from benchmarks.rows import interval, model_place, positive, replace, row
 from benchmarks.video_prompts import Batch, HeldOut, allow, default_config, load, ratio_interval
 from saccade.inference import Autoregressive, Decoder, LVSpec, SpecVLM
 from saccade.inference.relaxation import FLy, FLyPlus, RandomRelaxation, RelaxedRule, Strict, VisualRelaxation
@@ -194,8 +194,10 @@ class Study:
 def main() -> None:
     """Measures, prints a table and one line of JSON, writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", required=True, help="folder of the target, with its tokenizer")
-    parser.add_argument("--draft", help="folder of the draft; none leaves the target to draft for itself")
+    parser.add_argument("--target", type=model_place, required=True, help="folder of the target, with its tokenizer")
+    parser.add_argument(
+        "--draft", type=model_place, help="folder of the draft; none leaves the target to draft for itself"
+    )
     parser.add_argument("--config", nargs="+", help="YAML files of the data; the target's run has one")
     parser.add_argument("--videos", type=positive, default=100)
     parser.add_argument("--frames", type=positive, help="of a clip; the configuration's where it is left out")

@@ -302,8 +302,10 @@ def grown(path: str, name: str, vocabulary: int | None, dtype: torch.dtype, devi
 def main() -> None:
     """Measures, prints tables and a line of JSON each, writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", required=True, help="folder of the trained target, with its tokenizer")
-    parser.add_argument("--draft", required=True, help="folder of the trained draft")
+    parser.add_argument(
+        "--target", type=rows.model_place, required=True, help="folder of the trained target, with its tokenizer"
+    )
+    parser.add_argument("--draft", type=rows.model_place, required=True, help="folder of the trained draft")
     parser.add_argument("--target-shape", choices=sorted(SHAPES), required=True)
     parser.add_argument("--draft-shape", choices=sorted(SHAPES), required=True)
     parser.add_argument("--config", nargs="+", help="YAML files of the data; the target's run has one")

@@ -177,7 +177,6 @@ class DecodingEvaluation(PromptCollector):
             decoding_report.write(self.rows, folder)
             decoding_report.show(self.rows, trainer)
 
-
     def _check_limits(self, pl_module: LightningModule) -> None:
         """Refuses limits that the model does not have room for, before the training and not in its first validation."""
         model = getattr(pl_module, "model", None)

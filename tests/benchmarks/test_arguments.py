@@ -62,3 +62,22 @@ def test_decoding_that_cannot_be_measured(given, wanted, monkeypatch, capsys):
         importlib.import_module("benchmarks.decode").main()
     assert end.value.code == 2
     assert wanted in capsys.readouterr().err
+
+
+PLACES = {
+    "decode": ["--model"],
+    "layer_skip": ["--model"],
+    "trait_study": ["--folder"],
+    "video_acceptance": ["--target", "--draft"],
+    "video_relevance": ["--target"],
+    "video_speed": ["--target", "--draft"],
+}
+
+
+@pytest.mark.parametrize(("name", "argument"), [(name, one) for name, all_of in PLACES.items() for one in all_of])
+def test_what_is_not_there_is_told_at_once(name, argument, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, f"{argument}=runs/nobody/latest/model"])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert end.value.code == 2
+    assert f"argument {argument}: there is no runs/nobody/latest/model; name one" in capsys.readouterr().err

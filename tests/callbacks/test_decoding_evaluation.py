@@ -218,7 +218,9 @@ def test_limits_beyond_the_model_are_told_before_the_first_step(tmp_path) -> Non
     module = TinyModule()
     before = [weight.clone() for weight in module.parameters()]
     runner = trainer(tmp_path, callbacks=[DecodingEvaluation({}, prompt_length=6, max_new_tokens=123)], max_epochs=1)
-    with pytest.raises(ValueError, match="DecodingEvaluation: a prompt of 6 tokens and 123 new ones need 129 positions"):
+    with pytest.raises(
+        ValueError, match="DecodingEvaluation: a prompt of 6 tokens and 123 new ones need 129 positions"
+    ):
         runner.fit(module, loader(rows(2)), loader(rows(2)))
     assert runner.global_step == 0
     assert all(torch.equal(*pair) for pair in zip(module.parameters(), before, strict=True))
