@@ -377,7 +377,7 @@ def trait_study() -> str:
         return "No rows yet: run `python -m benchmarks.trait_study`."
     targets = list(dict.fromkeys(row["case"].split(",")[0] for row in rows))
     lines = [
-        "| selection | " + " | ".join(targets) + " | Trait, few-shot is better by (95 %) |",
+        "| selection | " + " | ".join(targets) + " | Trait, both signals, is better by (95 %) |",
         "| --- |" + " --- |" * (len(targets) + 1),
     ]
     for method in dict.fromkeys(row["method"] for row in rows):

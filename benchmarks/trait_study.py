@@ -34,7 +34,9 @@ from saccade.modules.retrieval.cross_features import CrossFeatures
 from saccade.modules.retrieval.measures import paired_bootstrap
 
 TARGETS = ("cran", "cisi", "med", "cacm", "npl")
-METHODS = ("all_sources", "random", "polling", "similarity", "best_source", "trait, pseudo", "trait, fewshot")
+METHODS = (
+    "all_sources", "random", "polling", "similarity", "best_source", "trait, fewshot", "trait, pseudo", "trait, both",
+)  # fmt: skip
 CHUNK, BUDGET, CANDIDATES, DEV = 64, 24, 100, 0.4
 
 
@@ -98,7 +100,7 @@ def rows_of(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     targets = list(dict.fromkeys(item["target"] for item in results))
     seeds = sorted({item["seed"] for item in results})
     scores = _scores(results)
-    trait = "trait, fewshot"
+    trait = METHODS[-1]
     for method in ("bm25", "base", *METHODS):
         if not any((target, method, seeds[0]) in scores for target in targets):
             continue

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -62,14 +62,15 @@ class ChunkPool(LightningDataModule):
             is a path. None takes eight packages that Saccade installs.
         target: BEIR folder or package. None takes a package that is no source.
         signal: What stands for the target in the search. `fewshot`: a labelled slice of its queries. `pseudo`: queries
-            made from its documents; its judgements are never opened. `loto`: slices of `other_targets`.
+            made from its documents; its judgements are never opened. `both`: the mean of the two. `loto`: slices of
+            `other_targets`.
         other_targets: For `loto`, settings like `target`.
         chunk_size: Pairs per chunk; no source may be smaller.
         passes: Times that an epoch goes over what is selected.
         batch_size: Pairs per training batch and device.
         eval_batch_size: Queries per batch and device otherwise.
         dev_fraction: Share of the target's queries in the slice; the rest is held out with any signal.
-        pseudo_queries: Queries to make for `pseudo`.
+        pseudo_queries: Queries to make for `pseudo` and `both`.
         negatives: Random documents of the same source, with label 0, for each positive pair of a source that has no
             others; 0 leaves negatives to the other pairs of a batch.
         hard_negatives: Documents for each query that BM25 finds in its source and that do not answer it, handed over
@@ -129,8 +130,8 @@ class ChunkPool(LightningDataModule):
                 raise ValueError(f"{name}: must be at least {least}, but is {value}; raise it")
         if not 0 < dev_fraction < 1:
             raise ValueError(f"dev_fraction: must lie between 0 and 1, but is {dev_fraction}; 0.1 to 0.2 are usual")
-        if signal not in ("fewshot", "pseudo", "loto"):
-            raise ValueError(f"signal: must be fewshot, pseudo or loto, but is {signal!r}; choose one")
+        if signal not in get_args(Signal):
+            raise ValueError(f"signal: must be fewshot, pseudo, both or loto, but is {signal!r}; choose one")
         if shared_queries not in ("refuse", "drop"):
             raise ValueError(f"shared_queries: must be refuse or drop, but is {shared_queries!r}; choose one")
         self.sources = list(SOURCES) if sources is None else sources

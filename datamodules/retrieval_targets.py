@@ -11,12 +11,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from saccade.datamodules.docstring_corpora import docstring_documents, docstring_queries, docstring_task
 from saccade.datamodules.retrieval_files import Document, RetrievalTask, read_beir, read_corpus, read_queries
 
-Signal = Literal["fewshot", "pseudo", "loto"]
+Signal = Literal["fewshot", "pseudo", "both", "loto"]
 
 _FEWEST_WORDS = 4  # of a made query
 _MOST_WORDS = 40
@@ -30,7 +30,8 @@ class Target:
 
     Args:
         name: Of the collection.
-        dev: What children are measured on: one task, or with `loto` one for each other target.
+        dev: What children are measured on: one task, with `both` the made queries and the slice, or with `loto` one
+            for each other target.
         held_out: What the result is reported on, never measured in the search. None with `pseudo`, which opens no
             judgements.
         known: Texts of all of the target's queries, and of those in `dev`: no source may have them.
@@ -66,7 +67,7 @@ def open_target(
     other_targets: Sequence[str] = (),
     allow_unknown: bool = False,
 ) -> Target:
-    """Open a target for one of the three signals.
+    """Open a target for one of the four signals.
 
     With `pseudo`, only the corpus and the texts of the queries are read (the latter to keep them out of the sources):
     no function is called that opens judgements, so the file need not exist. The held-out part is the same for
@@ -74,7 +75,8 @@ def open_target(
 
     Args:
         setting: BEIR folder (with a slash), or the name of an installed package.
-        signal: `fewshot`: a labelled slice of the queries. `pseudo`: queries made from the corpus. `loto`: slices of
+        signal: `fewshot`: a labelled slice of the queries. `pseudo`: queries made from the corpus. `both`: the mean of
+            the two scores, because a slice is small and made queries are not the real ones. `loto`: slices of
             `other_targets`, whose mean score stands for the target's.
         dev_fraction: Share of the queries in the slice, above 0 and below 1.
         seed: Of the slice and of the made queries.
@@ -89,8 +91,8 @@ def open_target(
     Raises:
         ValueError: A setting is impossible, a file is broken, or a target has not enough queries.
     """
-    if signal not in ("fewshot", "pseudo", "loto"):
-        raise ValueError(f"signal: must be fewshot, pseudo or loto, but is {signal!r}")
+    if signal not in get_args(Signal):
+        raise ValueError(f"signal: must be fewshot, pseudo, both or loto, but is {signal!r}")
     if bool(other_targets) != (signal == "loto"):
         given = ", ".join(other_targets) if other_targets else "none"
         raise ValueError(f"other_targets: must be given with signal=loto and only there, but is {given}; change either")
@@ -100,6 +102,9 @@ def open_target(
     dev, held_out = split_task(task, dev_fraction, seed)
     known, documents = set(task.queries.values()), set(task.corpus.values())
     tasks = [dev]
+    if signal == "both":
+        made = _open_pseudo(setting, pseudo_queries, seed)
+        tasks, known = [*made.dev, dev], known | made.known
     if signal == "loto":
         if setting in other_targets or len(set(other_targets)) < len(other_targets):
             raise ValueError(

@@ -202,6 +202,17 @@ def test_pseudo_runs_need_no_judgements_until_they_are_over(pool, tmp_path):
     assert json.loads((tmp_path / "next" / "trait.json").read_text())["held_out"]["queries"] == 18
 
 
+def test_both_measures_made_queries_beside_the_slice(pool, tmp_path):
+    queries, base = {}, {}
+    for signal in ("fewshot", "pseudo", "both"):
+        fit(pool(signal=signal, pseudo_queries=10), tmp_path / signal, budget=2)
+        found = json.loads((tmp_path / signal / "trait.json").read_text())
+        queries[signal], base[signal] = found["dev"]["queries"], found["dev"]["base"]
+        assert found["held_out"]["queries"] == 18
+    assert queries["both"] == queries["fewshot"] + queries["pseudo"]
+    assert base["both"] == pytest.approx((base["fewshot"] + base["pseudo"]) / 2)
+
+
 def test_a_dual_encoder_selects_too(pool, tmp_path):
     module = Retriever(rows=512, width=8)
     fit(pool(), tmp_path / "run", budget=2, module=module)

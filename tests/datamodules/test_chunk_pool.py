@@ -262,7 +262,7 @@ def test_packages_drop_what_the_target_has() -> None:
         ({"passes": 0}, "passes: must be at least 1"),
         ({"negatives": -1}, "negatives: must be at least 0"),
         ({"dev_fraction": 1.0}, "dev_fraction: must lie between 0 and 1"),
-        ({"signal": "none"}, "signal: must be fewshot, pseudo or loto, but is 'none'"),
+        ({"signal": "none"}, "signal: must be fewshot, pseudo, both or loto, but is 'none'"),
         ({"shared_queries": "keep"}, "shared_queries: must be refuse or drop"),
         ({"sources": []}, "sources: must have at least one, but the list is empty"),
         ({"sources": ["./not_there"]}, "sources: ./not_there must be a BEIR folder or a file of JSON lines"),
@@ -373,7 +373,8 @@ def test_checkpoints_keep_the_selection_and_refuse_another_pool(files: dict[str,
         select()
         again.load_state_dict(json.loads(json.dumps(pool.state_dict())))
         assert again.selection == pool.selection
-    for settings in ({"seed": 1}, {"chunk_size": 7}, {"signal": "pseudo"}, {"sources": [files["one"]]}):
+    signals = [{"signal": "pseudo"}, {"signal": "both"}]
+    for settings in ({"seed": 1}, {"chunk_size": 7}, *signals, {"sources": [files["one"]]}):
         with pytest.raises(ValueError, match="sources: must be those of the checkpoint"):
             _pool(files, **settings).load_state_dict(pool.state_dict())
 

@@ -142,6 +142,20 @@ def test_pseudo_never_opens_judgements(folder: Path, monkeypatch: pytest.MonkeyP
         open_target(str(folder), "fewshot")
 
 
+def test_both_measures_on_made_queries_and_on_the_slice(folder: Path) -> None:
+    target = open_target(str(folder), "both", 0.3, seed=1, pseudo_queries=10)
+    made_ones = open_target(str(folder), "pseudo", seed=1, pseudo_queries=10)
+    labelled = open_target(str(folder), "fewshot", 0.3, seed=1)
+    assert target.dev == [*made_ones.dev, *labelled.dev]
+    assert target.held_out == labelled.held_out
+    assert target.known == made_ones.known | labelled.known
+    assert target.documents == labelled.documents
+    seen = [query for task in target.dev for query in task.queries]
+    assert len(seen) == len(set(seen)) == 16
+    assert target.held_out is not None
+    assert not set(seen) & set(target.held_out.queries)
+
+
 def test_loto_measures_on_slices_of_the_others(folder: Path, tmp_path: Path) -> None:
     others = [str(write_beir(made(name), tmp_path / name)) for name in ("one", "two")]
     target = open_target(str(folder), "loto", 0.2, other_targets=others)
@@ -160,7 +174,7 @@ def test_loto_measures_on_slices_of_the_others(folder: Path, tmp_path: Path) -> 
         open_target(str(folder), "loto")
     with pytest.raises(ValueError, match="other_targets: must be given with signal=loto and only there"):
         open_target(str(folder), "fewshot", other_targets=others)
-    with pytest.raises(ValueError, match="signal: must be fewshot, pseudo or loto"):
+    with pytest.raises(ValueError, match="signal: must be fewshot, pseudo, both or loto"):
         open_target(str(folder), "zero")  # type: ignore[arg-type]
 
 
