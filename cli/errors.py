@@ -19,6 +19,9 @@ _NOISE = re.compile(
 _NEW_REASON = re.compile(r"\s*- |\s*Given value|\s*Parser key")
 _MAX_LENGTH = 600
 
+WRONG_WEIGHTS = "Error(s) in loading state_dict for"
+"""How torch begins to say that a checkpoint is another model's."""
+
 
 def one_line(error: BaseException) -> str:
     """Say in one line what went wrong.
@@ -31,6 +34,8 @@ def one_line(error: BaseException) -> str:
         message, or where the message alone says too little (a KeyError, a TypeError).
     """
     text = str(error)
+    if text.startswith(WRONG_WEIGHTS):
+        return _wrong_weights(text)
     if isinstance(error, ArgumentError) or "Parser key" in text or "Does not validate against" in text:
         text = _without_repetitions(text)
     text = " ".join(text.split())
@@ -39,6 +44,22 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, KeyError | IndexError | AttributeError):
         text = f"{type(error).__name__}: {text}"
     return text if len(text) <= _MAX_LENGTH else text[: _MAX_LENGTH - 4] + " ..."
+
+
+def _wrong_weights(text: str) -> str:
+    """How many weights do not fit, with one of each kind, where torch lists them all."""
+    module = text.removeprefix(WRONG_WEIGHTS).split(":", 1)[0].strip()
+    told = []
+    for kind, words in (("Missing", "are not in it"), ("Unexpected", "are no part of the model")):
+        if listed := re.search(rf"{kind} key\(s\) in state_dict: (.*)", text):
+            names = re.findall(r'"([^"]+)"', listed[1])
+            told.append(f"{len(names)} {words}, such as {names[0]}")
+    if other := re.findall(r"size mismatch for (\S+):", text):
+        told.append(f"{len(other)} have other shapes, such as {other[0]}")
+    return (
+        f"ckpt_path: its weights do not fit {module}: {'; '.join(told)}. Take a checkpoint of this configuration,"
+        " or give the one that it was trained with."
+    )
 
 
 def _without_repetitions(text: str) -> str:

@@ -24,7 +24,7 @@ import saccade.inference
 import saccade.modules
 from saccade.cli.checkpoint_settings import check_checkpoint, differences, read_settings
 from saccade.cli.config_lookup import resolve_config_arguments
-from saccade.cli.errors import UsageError, one_line, raised_by_us
+from saccade.cli.errors import WRONG_WEIGHTS, UsageError, one_line, raised_by_us
 from saccade.cli.run_callbacks import run_callbacks
 from saccade.cli.run_folders import (
     check_name,
@@ -250,7 +250,7 @@ class SaccadeCLI(LightningCLI):
                 raise SystemExit(_TERMINATED) from stop
             raise
         except Exception as error:
-            weights = isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict")
+            weights = isinstance(error, RuntimeError) and str(error).startswith(WRONG_WEIGHTS)
             ours = isinstance(error, (RuntimeError, TypeError, ValueError)) and raised_by_us(error)
             if weights or ours or isinstance(error, (MisconfigurationException, OSError)):
                 self._fail(error)

@@ -93,7 +93,7 @@ def test_weights_of_another_shape_are_one_line(saccade):
     )  # fmt: skip
     assert run.status == 2
     assert "width: 4 -> 5" in run.text
-    assert "size mismatch" in run.err.splitlines()[-1]
+    assert "weights do not fit ToyModel: 1 have other shapes, such as layer.weight. Take" in run.err.splitlines()[-1]
     assert "Traceback" not in run.text
 
 

@@ -133,3 +133,14 @@ def test_raised_by_us():
     with pytest.raises(ValueError, match="invalid") as theirs:
         int("x")
     assert not raised_by_us(theirs.value)
+
+
+def test_the_weights_of_another_model_are_counted_and_not_listed():
+    whole, other = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 3)), torch.nn.Linear(2, 2)
+    with pytest.raises(RuntimeError) as caught:
+        whole.load_state_dict({**other.state_dict(), "1.weight": torch.zeros(9, 2)})
+    assert one_line(caught.value) == (
+        "ckpt_path: its weights do not fit Sequential: 3 are not in it, such as 0.weight; 2 are no part of the model,"
+        " such as weight; 1 have other shapes, such as 1.weight. Take a checkpoint of this configuration, or give the one"
+        " that it was trained with."
+    )
