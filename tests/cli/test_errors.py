@@ -141,6 +141,6 @@ def test_the_weights_of_another_model_are_counted_and_not_listed():
         whole.load_state_dict({**other.state_dict(), "1.weight": torch.zeros(9, 2)})
     assert one_line(caught.value) == (
         "ckpt_path: its weights do not fit Sequential: 3 are not in it, such as 0.weight; 2 are no part of the model,"
-        " such as weight; 1 have other shapes, such as 1.weight. Take a checkpoint of this configuration, or give the one"
-        " that it was trained with."
+        " such as weight; 1 have other shapes, such as 1.weight. Take a checkpoint of this configuration, or give"
+        " the one that it was trained with."
     )
