@@ -4,6 +4,8 @@ import re
 import traceback
 from argparse import ArgumentError
 
+from saccade.cli.suggestions import with_suggestions
+
 
 class UsageError(Exception):
     """A mistake that the user can mend; its text is one line that says what is wrong."""
@@ -37,7 +39,7 @@ def one_line(error: BaseException) -> str:
     if text.startswith(WRONG_WEIGHTS):
         return _wrong_weights(text)
     if isinstance(error, ArgumentError) or "Parser key" in text or "Does not validate against" in text:
-        text = _without_repetitions(text)
+        text = with_suggestions(_without_repetitions(text))
     text = " ".join(text.split())
     if not text:
         return type(error).__name__

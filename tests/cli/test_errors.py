@@ -8,9 +8,11 @@ from saccade.cli.errors import one_line, raised_by_us
 
 MISTAKES = {
     "refused by the constructor": (["--model.width=0"], "width: must be at least 1, but is 0"),
-    "unknown setting of the model": (["--model.widht=3"], "widht"),
+    "unknown setting of the model": (["--model.widht=3"], "Option 'widht' is not accepted; did you mean width?"),
+    "unknown setting that is like none": (["--model.qqq=3"], "Option 'qqq' is not accepted"),
     "wrong type": (["--model.width=many"], "width"),
-    "unknown class": (["--model", "NoSuchModel"], "NoSuchModel"),
+    "unknown class": (["--model", "NoSuchModel"], "there is no class NoSuchModel"),
+    "misspelt class": (["--model", "LanguageModl"], "there is no class LanguageModl; did you mean LanguageModel?"),
     "unknown option": (["--no_such_option=1"], "no_such_option"),
     "missing file": (["--config", "nowhere.yaml"], "nowhere.yaml"),
     "misspelt packaged file": (["--config", "lm/tniy.yaml"], "did you mean lm/tiny.yaml"),
@@ -22,7 +24,7 @@ MISTAKES = {
     "a checkpoint that is a folder": (["--ckpt_path", "."], "checkpoints/last.ckpt"),
     "a checkpoint that is text": (["--ckpt_path", "toy.yaml"], "this is no checkpoint"),
     "unknown strategy": (["--trainer.strategy=nonsense"], "nonsense"),
-    "unknown callback": (["--trainer.callbacks+=NoSuchCallback"], "NoSuchCallback"),
+    "misspelt callback": (["--trainer.callbacks+=TraitSelectio"], "TraitSelectio; did you mean TraitSelection?"),
     "misspelt setting of a callback": (
         ["--trainer.callbacks+=tests.cli.toy.Witness", "--trainer.callbacks.paht=x"],
         "paht",

@@ -1,0 +1,52 @@
+"""What a misspelt class or setting probably was meant to be."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterator
+from importlib import import_module
+
+_PACKAGES = ("modules", "datamodules", "callbacks", "inference")
+_SETTING = re.compile(r"(Option '(\w+)' is not accepted)")
+_CLASS = re.compile(
+    r"Expected a path but (\S+) either not accessible or invalid; Expected a dot import path string: \1;"
+    r" Given value: \1"
+)
+
+
+def with_suggestions(text: str) -> str:
+    """Add to a parser's message what a misspelt word of it is near to.
+
+    Args:
+        text: The message in one line.
+
+    Returns:
+        The message with "did you mean ...?" behind a setting that no class has, and with a plain sentence in place of
+        the parser's three about a class that does not exist.
+    """
+    text = _SETTING.sub(lambda found: found[1] + _near(found[2], _settings()), text)
+    return _CLASS.sub(lambda found: f"there is no class {found[1]}" + _near(found[1], _classes()), text)
+
+
+def _near(word: str, known: Iterator[str]) -> str:
+    near = difflib.get_close_matches(word, sorted(set(known)), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _classes() -> Iterator[str]:
+    for package in _PACKAGES:
+        names: list[str] = import_module(f"saccade.{package}").__all__
+        yield from names
+
+
+def _settings() -> Iterator[str]:
+    """Arguments of every class that a configuration can name, and of the trainer."""
+    from lightning.pytorch import Trainer
+
+    yield from inspect.signature(Trainer).parameters
+    for package in _PACKAGES:
+        module = import_module(f"saccade.{package}")
+        for name in module.__all__:
+            value = getattr(module, name)
+            if inspect.isclass(value):
+                yield from inspect.signature(value).parameters
