@@ -40,6 +40,23 @@ def model_fingerprint(model: nn.Module) -> str:
     return f"{shapes.hexdigest()[:16]}-{'sharded' if sharded else values.hexdigest()[:16]}"
 
 
+def check_skip_set(skip: Any) -> None:
+    """Refuses what is no skip set: lists of layers, counted from 0, below ``attention`` and ``mlp``.
+
+    Raises:
+        ValueError: Says what is wrong.
+    """
+    if not isinstance(skip, Mapping):
+        raise ValueError(f"skip must be auto, a file of search-layers, or lists attention and mlp, got {skip!r}.")
+    if unknown := set(skip) - {"attention", "mlp"}:
+        raise ValueError(f"skip knows the keys attention and mlp, got {sorted(map(str, unknown))[0]!r}.")
+    for kind, layers in skip.items():
+        listed = isinstance(layers, Collection) and not isinstance(layers, str)
+        wrong = [layer for layer in layers if type(layer) is not int or layer < 0] if listed else [layers]
+        if wrong:
+            raise ValueError(f"skip.{kind} must list layers, counted from 0, got {wrong[0]!r}.")
+
+
 def write_skip_file(
     path: str | Path,
     model: nn.Module,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from transformers import PreTrainedModel
 
-from saccade.inference.checks import check_count
+from saccade.inference.checks import check_count, check_model, check_share
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.draft_model import DraftModelDrafter
 from saccade.inference.drafting.drafter import Drafter
@@ -41,8 +41,8 @@ class AssistedDecoding(Decoder):
     def __post_init__(self) -> None:
         Engine.of(self.engine)  # refuses wrong settings
         check_count("draft_length", self.draft_length)
-        if not 0 <= self.confidence_threshold <= 1:
-            raise ValueError(f"confidence_threshold must be between 0 and 1, got {self.confidence_threshold}.")
+        check_share("confidence_threshold", self.confidence_threshold)
+        check_model("draft_model", self.draft_model)
 
     @property
     def width(self) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from saccade.inference import compat, compat_vision
-from saccade.inference.checks import check_count
+from saccade.inference.checks import check_count, check_model
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.draft_model import DraftModelDrafter
 from saccade.inference.drafting.drafter import Drafter, Run
@@ -86,6 +86,8 @@ class LVSpec(Decoder):
 
     def __post_init__(self) -> None:
         Engine.of(self.engine)  # refuses wrong settings
+        if self.draft_model is not None:
+            check_model("draft_model", self.draft_model)
         make_selector(self.selector, self.prune_ratio)
         for name in ("draft_length", "neighbours"):
             check_count(name, getattr(self, name))
@@ -94,6 +96,8 @@ class LVSpec(Decoder):
                 raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}.")
         if isinstance(self.layer, str) and self.layer != "norm":
             raise ValueError(f"layer must be an index or norm, got {self.layer!r}.")
+        if self.rule is not None and not isinstance(self.rule, RelaxedRule):
+            raise ValueError(f"rule must be a rule of saccade.inference.relaxation, got {self.rule!r}.")
         self._rule = VisualRelaxation() if self.rule is None else self.rule
 
     @property

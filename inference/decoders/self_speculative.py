@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from saccade.inference import compat
-from saccade.inference.checks import check_count
+from saccade.inference.checks import check_count, check_share, check_switch
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.drafting.layer_skip import LayerSkipDrafter, ThresholdController
 from saccade.inference.engine.settings import Engine, EngineKind
 from saccade.inference.request import Request
-from saccade.inference.skip_sets import read_skip_file, spread_skip_set
+from saccade.inference.skip_sets import check_skip_set, read_skip_file, spread_skip_set
 
 
 @dataclass
@@ -59,11 +59,11 @@ class SelfSpeculative(Decoder):
         Engine.of(self.engine)  # refuses wrong settings
         check_count("draft_length", self.draft_length)
         for name in ("gamma", "alpha", "beta1", "beta2", "epsilon"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be between 0 and 1, got {value}.")
-        if isinstance(self.skip, dict) and (unknown := set(self.skip) - {"attention", "mlp"}):
-            raise ValueError(f"skip knows the keys attention and mlp, got {sorted(unknown)[0]!r}.")
+            check_share(name, getattr(self, name))
+        for name in ("adaptive", "carry"):
+            check_switch(name, getattr(self, name))
+        if not isinstance(self.skip, str):
+            check_skip_set(self.skip)
 
     @property
     def width(self) -> int:

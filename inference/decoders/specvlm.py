@@ -8,6 +8,7 @@ from typing import get_args
 from torch import nn
 from transformers import PreTrainedModel
 
+from saccade.inference.checks import check_model
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.draft_tree import DraftTreeDrafter
 from saccade.inference.drafting.drafter import Drafter
@@ -60,6 +61,8 @@ class SpecVLM(Decoder):
 
     def __post_init__(self) -> None:
         Engine.of(self.engine)  # refuses wrong settings
+        if self.draft_model is not None:
+            check_model("draft_model", self.draft_model)
         make_selector(self.selector, self.prune_ratio)
         if self.positions not in get_args(PositionRule):
             raise ValueError(f"positions must be original or compact, got {self.positions!r}.")

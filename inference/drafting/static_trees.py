@@ -71,7 +71,14 @@ class StaticTree:
 
         Args:
             nodes: For every drafted node the child ranks that lead to it from the root.
+
+        Raises:
+            ValueError: They are no lists of whole numbers.
         """
+        if not isinstance(nodes, Sequence) or not all(
+            isinstance(path, Sequence) and all(type(rank) is int for rank in path) for path in nodes
+        ):
+            raise ValueError(f"tree must be default, chain or a list of paths of child ranks, got {nodes!r}.")
         return cls(tuple(tuple(path) for path in nodes))
 
     @classmethod

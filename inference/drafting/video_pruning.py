@@ -15,6 +15,8 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from saccade.inference.checks import check_share
+
 T = TypeVar("T")
 
 
@@ -25,20 +27,6 @@ def as_written(value: float) -> Fraction:
         value: A finite number.
     """
     return Fraction(repr(float(value)))
-
-
-def check_share(name: str, value: float) -> None:
-    """Refuses what is not a share.
-
-    Args:
-        name: The setting, for the message.
-        value: Its value.
-
-    Raises:
-        ValueError: The value is outside [0, 1] or NaN.
-    """
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}: give a share, for example 0.9 for 90 %.")
 
 
 def video_budget(tokens: int, prune_ratio: float, released: bool = False) -> int:

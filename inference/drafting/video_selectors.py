@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saccade.inference.checks import check_share
 from saccade.inference.drafting.video_pruning import (
     VideoSelector,
     VideoView,
     as_written,
-    check_share,
     checked_scores,
     evenly_spaced,
     two_stage_selection,

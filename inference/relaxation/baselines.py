@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from saccade.inference.drafting.video_pruning import check_share
+from saccade.inference.checks import check_share
 from saccade.inference.relaxation.rule import Judged, Reason, RelaxedRule, RowState, Ruling, guards, ruling
 
 

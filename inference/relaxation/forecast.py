@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saccade.inference.drafting.video_pruning import check_share
+from saccade.inference.checks import check_share
 
 
 def expected_accepted(mismatch: float, length: int, relaxation: float = 0.0) -> float:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from saccade.inference.drafting.video_pruning import as_written, check_share
+from saccade.inference.checks import check_share
+from saccade.inference.drafting.video_pruning import as_written
 from saccade.inference.relaxation.rule import (
     Judged,
     Reason,

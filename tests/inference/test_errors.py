@@ -110,7 +110,14 @@ def test_a_skip_file_replaces_no_other_file(model: PreTrainedModel, tmp_path: Pa
         (lambda: SelfSpeculative(beta1=2.0), ("beta1", "2.0")),
         (lambda: SelfSpeculative(beta2=-1.0), ("beta2", "-1.0")),
         (lambda: SelfSpeculative(epsilon=float("nan")), ("epsilon", "nan")),
+        (lambda: SelfSpeculative(gamma="0.6"), ("gamma", "a number", "'0.6'")),  # type: ignore[arg-type]
+        (lambda: SelfSpeculative(adaptive="yes"), ("adaptive", "true or false", "'yes'")),  # type: ignore[arg-type]
         (lambda: SelfSpeculative(skip={"attn": [1]}), ("skip", "attn")),
+        (lambda: SelfSpeculative(skip=5), ("skip", "search-layers", "5")),  # type: ignore[arg-type]
+        (lambda: SelfSpeculative(skip={"mlp": ["a"]}), ("skip.mlp", "'a'")),  # type: ignore[list-item]
+        (lambda: SelfSpeculative(skip={"mlp": 3}), ("skip.mlp", "list layers")),  # type: ignore[dict-item]
+        (lambda: SelfSpeculative(skip={"attention": [-1]}), ("skip.attention", "-1")),
+        (lambda: AssistedDecoding(None), ("draft_model", "None")),  # type: ignore[arg-type]
         (lambda: Sampling(temperature=0.0), ("temperature", "0.0")),
         (lambda: Sampling(temperature=-1.0), ("temperature", "-1.0")),
         (lambda: Sampling(temperature=float("nan")), ("temperature", "nan")),

@@ -29,6 +29,11 @@ from tests.support.video_models import END, FAMILIES, START, VIDEO, VOCABULARY, 
         (lambda: SpecVLM(prune_ratio=float("nan")), ("prune_ratio", "nan")),
         (lambda: SpecVLM(selector="two_stages"), ("selector", "two_stages", "two_stage,")),
         (lambda: SpecVLM(tree="bushy"), ("tree", "bushy", "chain")),
+        (lambda: SpecVLM(tree=5), ("tree", "chain", "5")),  # type: ignore[arg-type]
+        (lambda: SpecVLM(tree=[[0], [0, "a"]]), ("tree", "ranks", "'a'")),  # type: ignore[list-item]
+        (lambda: SpecVLM(prune_ratio="0.9"), ("prune_ratio", "a number", "'0.9'")),  # type: ignore[arg-type]
+        (lambda: SpecVLM(draft_model=3), ("draft_model", "a path", "3")),  # type: ignore[arg-type]
+        (lambda: LVSpec(rule=3), ("rule", "saccade.inference.relaxation", "3")),  # type: ignore[arg-type]
         (lambda: SpecVLM(tree=[]), ("tree", "0")),
         (lambda: SpecVLM(tree=[[0], [1, 0]]), ("tree", "[1, 0]", "parent")),
         (lambda: SpecVLM(tree=[[0], [2]]), ("tree", "[2]")),
