@@ -34,9 +34,10 @@ from saccade.modules.retrieval.cross_features import CrossFeatures
 from saccade.modules.retrieval.measures import paired_bootstrap
 
 TARGETS = ("cran", "cisi", "med", "cacm", "npl")
-METHODS = (
-    "all_sources", "random", "polling", "similarity", "best_source", "trait, fewshot", "trait, pseudo", "trait, both",
-)  # fmt: skip
+RULES = ("all_sources", "random", "polling", "similarity", "best_source")
+SIGNALS = ("fewshot", "pseudo", "both")
+# the rules judge their children too, and by the best signal
+METHODS = (*(f"{rule}, both" for rule in RULES), *(f"trait, {signal}" for signal in SIGNALS))
 CHUNK, BUDGET, CANDIDATES, DEV = 64, 24, 100, 0.4
 
 
@@ -54,7 +55,7 @@ def run(folder: str, target: str, method: str, seed: int) -> dict[str, Any]:
     Args:
         folder: Of the collections.
         target: Which is left out.
-        method: A selection, and for Trait its signal.
+        method: A selection and its signal, joined by a comma; without one it is fewshot.
         seed: Of everything that is drawn.
 
     Returns:

@@ -20,7 +20,7 @@ def result(target, method, seed, best):
 
 
 def test_rows():
-    gains = {"random": 0.3, "trait, both": 0.4}
+    gains = {"random, both": 0.3, "trait, both": 0.4}
     results = [
         result(target, method, seed, gain + 0.1 * seed + (0.2 if target == "y" else 0.0))
         for target in ("x", "y")
@@ -29,11 +29,11 @@ def test_rows():
     ]
     rows = {(row["case"].split(",")[0], row["method"]): row for row in rows_of(results)}
     assert set(rows) == {
-        (case, method) for case in ("x", "y", "mean") for method in ("bm25", "base", "random", "trait, both")
+        (case, method) for case in ("x", "y", "mean") for method in ("bm25", "base", "random, both", "trait, both")
     }
-    assert rows["x", "random"]["mean"] == pytest.approx(0.3 + 0.15 + 0.015)
-    assert rows["mean", "random"]["mean"] == pytest.approx(0.3 + 0.15 + 0.015 + 0.1)
-    assert rows["mean", "random"]["trait_minus_this"] == pytest.approx([0.1] * 3)
+    assert rows["x", "random, both"]["mean"] == pytest.approx(0.3 + 0.15 + 0.015)
+    assert rows["mean", "random, both"]["mean"] == pytest.approx(0.3 + 0.15 + 0.015 + 0.1)
+    assert rows["mean", "random, both"]["trait_minus_this"] == pytest.approx([0.1] * 3)
     assert rows["x", "base"]["trait_minus_this"][1] > 0
     assert rows["mean", "trait, both"]["warmup_minus_base"] == {"a": pytest.approx(-0.15)}
     assert "trait_minus_this" not in rows["mean", "trait, both"]
