@@ -146,9 +146,10 @@ class HashedEncoder(nn.Module):
             weights += shares
         device = self.table.device
         index = torch.tensor(rows, dtype=torch.long, device=device)
-        # at least float32 around the table: in bfloat16 one rounding more would decide which of two texts is nearer
+        # at least float32 from the table on: in bfloat16 one rounding more would decide which of two texts is nearer, and
+        # CUDA has no such gradient of the shares
         share = torch.tensor(weights, dtype=torch.promote_types(self.table.dtype, torch.float32), device=device)
         share = share * self.idf[index] * self.gain[index].to(share).exp()
         bags = torch.tensor(starts, dtype=torch.long, device=device)
-        vectors = F.embedding_bag(index, self.table, bags, per_sample_weights=share.to(self.table), mode="sum")
-        return F.normalize(vectors.to(share), dim=-1)
+        vectors = F.embedding_bag(index, self.table.to(share.dtype), bags, per_sample_weights=share, mode="sum")
+        return F.normalize(vectors, dim=-1)

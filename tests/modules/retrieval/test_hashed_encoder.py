@@ -66,7 +66,14 @@ def test_fitting_is_deterministic_and_needs_two_texts():
         first.fit(TEXTS[:1])
 
 
-def test_16_bit_weights_give_vectors_in_float32():
+def test_16_bit_weights_give_vectors_in_float32(monkeypatch):
+    bag, summed = torch.nn.functional.embedding_bag, []
+
+    def watched(index, table, *rest, **named):
+        summed.extend([table.dtype, named["per_sample_weights"].dtype])
+        return bag(index, table, *rest, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "embedding_bag", watched)
     encoder = HashedEncoder(rows=512, width=8)
     encoder.fit(["a red apple", "a green pear", "one blue river"])
     texts = ["red pear", "blue apple", ""]
@@ -77,3 +84,4 @@ def test_16_bit_weights_give_vectors_in_float32():
     torch.testing.assert_close(vectors.norm(dim=1), torch.tensor([1.0, 1.0, 0.0]), atol=1e-6, rtol=0)
     vectors.sum().backward()
     assert encoder.table.grad.dtype == torch.bfloat16
+    assert set(summed) == {torch.float32}  # CUDA has no gradient of bfloat16 shares
