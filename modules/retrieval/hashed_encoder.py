@@ -146,8 +146,8 @@ class HashedEncoder(nn.Module):
             weights += shares
         device = self.table.device
         index = torch.tensor(rows, dtype=torch.long, device=device)
-        # at least float32 from the table on: in bfloat16 one rounding more would decide which of two texts is nearer, and
-        # CUDA has no such gradient of the shares
+        # at least float32 from the table on: in bfloat16 one rounding more would decide which of two texts is nearer,
+        # and CUDA has no such gradient of the shares
         share = torch.tensor(weights, dtype=torch.promote_types(self.table.dtype, torch.float32), device=device)
         share = share * self.idf[index] * self.gain[index].to(share).exp()
         bags = torch.tensor(starts, dtype=torch.long, device=device)
