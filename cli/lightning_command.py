@@ -204,6 +204,15 @@ class SaccadeCLI(LightningCLI):
             super().instantiate_classes()
         except _REFUSALS as error:
             self._fail(error)
+        ours = type(self.datamodule).__module__.startswith("saccade.datamodules")
+        if ours and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            self._fail(
+                ValueError(
+                    "--trainer.overfit_batches: Lightning would have to make the loaders of"
+                    f" {type(self.datamodule).__name__} anew, and they make their own batches; give it little data"
+                    " instead, as with --trainer.limit_train_batches or settings of the data"
+                )
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run folder as its root."""

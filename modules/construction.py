@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -103,6 +104,26 @@ def check_tokenizer_survives(config: PretrainedConfig, tokenizer: PreTrainedToke
         raise ValueError(
             f"config: beside a {config.model_type} model, AutoTokenizer changes the data's tokenizer; use another"
             " model_type, such as qwen3, or the tokenizer of a trained model of that type"
+        )
+
+
+def check_batch(module: nn.Module, batch: Any, needed: str, data: str) -> None:
+    """Refuse the batches of another module's data, before a step fails on them.
+
+    Args:
+        module: That would read them.
+        batch: The batch.
+        needed: What it must have.
+        data: A datamodule of the package whose batches do.
+
+    Raises:
+        ValueError: The batch is no mapping with that entry.
+    """
+    if not isinstance(batch, Mapping) or needed not in batch:
+        given = ", ".join(map(str, batch)) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise ValueError(
+            f"data: {type(module).__name__} needs batches with {needed!r}, as saccade.datamodules.{data} gives, but"
+            f" these have {given or 'nothing'}; set data to it"
         )
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from saccade.modules.construction import model_from_config
+from saccade.modules.construction import check_batch, model_from_config
 from saccade.modules.export import merged_state_dict, write_pretrained
 from saccade.modules.lora import LoraSettings, attach_lora
 from saccade.modules.optimization import Schedule, adamw, warmup_schedule
@@ -71,6 +71,8 @@ class GenerativeModule(LightningModule):
     checkpoint_key: ClassVar[str]
     """Our entry in a checkpoint."""
     auto_class: ClassVar[Any] = AutoModelForCausalLM
+    reads: ClassVar[tuple[str, str]] = ("input_ids", "TextCorpus")
+    """What batches must have, and a datamodule of the package that gives it."""
     """What of transformers builds and loads the model."""
 
     def __init__(
@@ -180,6 +182,11 @@ class GenerativeModule(LightningModule):
         """
         if self._trainer is not None:
             self.setup(stage="")
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuse the batches of another module's data."""
+        check_batch(self, batch, *self.reads)
+        return batch
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss per token of a batch (see `token_losses`)."""

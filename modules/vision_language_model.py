@@ -91,6 +91,7 @@ class VisionLanguageModel(GenerativeModule):
     _dropout: VideoTokenDropout | None
     checkpoint_key: ClassVar[str] = "saccade_vision_language_model"
     auto_class: ClassVar[Any] = AutoModelForImageTextToText
+    reads: ClassVar[tuple[str, str]] = ("labels", "VideoCaptions")
 
     def __init__(
         self,

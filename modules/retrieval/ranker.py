@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from saccade.modules.construction import check_batch
 from saccade.modules.optimization import Schedule, adamw, warmup_schedule
 
 
@@ -93,6 +94,11 @@ class Ranker(pl.LightningModule):
         collections = getattr(getattr(self.trainer, "datamodule", None), "collections", None)
         if not self.prepared and collections is not None:
             self.prepare(*collections())
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Refuse the batches of another module's data."""
+        check_batch(self, batch, "query", "ChunkPool")
+        return batch
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Compute and log the loss of a batch."""

@@ -146,3 +146,39 @@ def test_the_weights_of_another_model_are_counted_and_not_listed():
         " such as weight; 1 have other shapes, such as 1.weight. Take a checkpoint of this configuration, or give"
         " the one that it was trained with."
     )
+
+
+FOREIGN = {
+    "LanguageModel": (
+        {"config": {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+                    "num_attention_heads": 1, "vocab_size": 300}},
+        "'input_ids', as saccade.datamodules.TextCorpus gives, but these have task, query_id, query; set data to it",
+        {"class_path": "saccade.datamodules.ChunkPool",
+         "init_args": {"sources": ["asyncio", "email"], "target": "logging", "chunk_size": 16}},
+    ),
+    "Retriever": (
+        {"rows": 512, "width": 8},
+        "'query', as saccade.datamodules.ChunkPool gives, but these have input_ids",
+        {"class_path": "saccade.datamodules.VideoCaptions",
+         "init_args": {"frames": 4, "max_digits": 1, "scenes": 16, "validation_scenes": 1, "test_scenes": 0}},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", FOREIGN)
+def test_the_data_of_another_module_is_refused(saccade, toy, model):
+    arguments, expected, data = FOREIGN[model]
+    settings = {"model": {"class_path": f"saccade.modules.{model}", "init_args": arguments}, "data": data}
+    (toy / "mixed.yaml").write_text(yaml.safe_dump(settings | {"trainer": {"max_steps": 1, "accelerator": "cpu"}}))
+    run = saccade("fit", "--config", "mixed.yaml")
+    assert run.status == 2, run.text
+    assert f"data: {model} needs batches with {expected}" in run.err.rstrip().splitlines()[-1]
+    assert run.new_folders == []
+
+
+def test_loaders_that_lightning_cannot_make_anew(saccade, toy):
+    (toy / "words.txt").write_text("a few words to learn from\n" * 90)
+    run = saccade("fit", "--config", "lm/tiny.yaml", "--data.paths=['words.txt']", "--trainer.overfit_batches=2")
+    assert run.status == 2
+    assert "--trainer.overfit_batches: Lightning would have to make the loaders of TextCorpus anew" in run.err
+    assert run.new_folders == []
