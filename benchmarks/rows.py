@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from saccade.inference.checks import leads_nowhere
 from saccade.inference.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,7 +34,7 @@ def existing(text: str) -> str:
 
 def model_place(text: str) -> str:
     """A model of the command line: a folder that must be there, or a name of the Hugging Face hub (one slash)."""
-    return text if text.count("/") < 2 else existing(text)
+    return existing(text) if leads_nowhere(text) else text
 
 
 def row(

@@ -9,6 +9,19 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from saccade.callbacks.run_folder import run_folder
 
 
+def unusable_loss(trainer: Trainer) -> float | None:
+    """Say with what loss a training diverged.
+
+    Args:
+        trainer: When the fit has ended.
+
+    Returns:
+        The last logged `train_loss` where it is no finite number; None where it is one, or where none was logged.
+    """
+    loss = trainer.callback_metrics.get("train_loss")
+    return None if loss is None or bool(loss.isfinite()) else float(loss)
+
+
 class ModelExport(Callback):
     """Write the trained model into the run folder when a fit ends, by the module's own `save_pretrained`.
 
@@ -28,9 +41,8 @@ class ModelExport(Callback):
         save: Any = getattr(pl_module, "save_pretrained", None)
         if save is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        loss = trainer.callback_metrics.get("train_loss")
-        if loss is not None and not bool(loss.isfinite()):
-            rank_zero_info(f"saccade: the model is not exported, its last train_loss is {float(loss)}")
+        if (loss := unusable_loss(trainer)) is not None:
+            rank_zero_info(f"saccade: the model is not exported, its last train_loss is {loss}")
             return
         target: Path = run_folder(trainer) / self.folder
         save(target)

@@ -180,3 +180,7 @@ class PromptCollector(Callback):
     ) -> None:
         """Collects the prompts of a batch."""
         self._pool.add(batch)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets prompts that were there for a look only."""
+        self._pool.clear()

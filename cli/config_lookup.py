@@ -1,11 +1,11 @@
 """``--config lm/demo.yaml``: a file of the user's, else one of those that come with saccade."""
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 import saccade.configs
 from saccade.cli.errors import UsageError
+from saccade.cli.suggestions import hint
 
 
 def packaged_configs() -> dict[str, Path]:
@@ -36,9 +36,9 @@ def find_config(name: str) -> str:
     packaged = packaged_configs()
     if name in packaged:
         return str(packaged[name])
-    near = difflib.get_close_matches(name, packaged, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise UsageError(f"--config {name}: no such file, and none of the packaged ones ({', '.join(packaged)}){hint}")
+    raise UsageError(
+        f"--config {name}: no such file, and none of the packaged ones ({', '.join(packaged)}){hint(name, packaged)}"
+    )
 
 
 def resolve_config_arguments(arguments: Sequence[str]) -> list[str]:

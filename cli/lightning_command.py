@@ -22,6 +22,7 @@ import saccade.callbacks
 import saccade.datamodules
 import saccade.inference
 import saccade.modules
+from saccade.callbacks.export import unusable_loss
 from saccade.cli.checkpoint_settings import check_checkpoint, differences, read_settings
 from saccade.cli.config_lookup import resolve_config_arguments
 from saccade.cli.errors import WRONG_WEIGHTS, UsageError, one_line, raised_by_us
@@ -202,17 +203,15 @@ class SaccadeCLI(LightningCLI):
         """Build model, data and trainer; what a constructor refuses is one line."""
         try:
             super().instantiate_classes()
-        except _REFUSALS as error:
-            self._fail(error)
-        ours = type(self.datamodule).__module__.startswith("saccade.datamodules")
-        if ours and self.trainer.overfit_batches:  # type: ignore[attr-defined]
-            self._fail(
-                ValueError(
+            ours = type(self.datamodule).__module__.startswith("saccade.datamodules")
+            if ours and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+                raise ValueError(
                     "--trainer.overfit_batches: Lightning would have to make the loaders of"
                     f" {type(self.datamodule).__name__} anew, and they make their own batches; give it little data"
                     " instead, as with --trainer.limit_train_batches or settings of the data"
                 )
-            )
+        except _REFUSALS as error:
+            self._fail(error)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the trainer with the run folder as its root."""
@@ -265,10 +264,9 @@ class SaccadeCLI(LightningCLI):
                 self._fail(error)
             self._discard()
             raise
-        loss = self.trainer.callback_metrics.get("train_loss")
-        if subcommand == "fit" and loss is not None and not bool(loss.isfinite()):
+        if subcommand == "fit" and (loss := unusable_loss(self.trainer)) is not None:
             raise UsageError(
-                f"the training ended with a train_loss of {float(loss)}: lower the learning rate, or set"
+                f"the training ended with a train_loss of {loss}: lower the learning rate, or set"
                 f" trainer.gradient_clip_val; what there is lies in {self.run_folder}, and `latest` is as it was"
             )
         # a trial run and one without a step leave nothing that `latest` could lead to

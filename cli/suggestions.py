@@ -3,8 +3,9 @@
 import difflib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import import_module
+from typing import Any
 
 _PACKAGES = ("modules", "datamodules", "callbacks", "inference")
 _SETTING = re.compile(r"(Option '(\w+)' is not accepted)")
@@ -24,19 +25,29 @@ def with_suggestions(text: str) -> str:
         The message with "did you mean ...?" behind a setting that no class has, and with a plain sentence in place of
         the parser's three about a class that does not exist.
     """
-    text = _SETTING.sub(lambda found: found[1] + _near(found[2], _settings()), text)
-    return _CLASS.sub(lambda found: f"there is no class {found[1]}" + _near(found[1], _classes()), text)
+    text = _SETTING.sub(lambda found: found[1] + hint(found[2], _settings()), text)
+    return _CLASS.sub(lambda found: f"there is no class {found[1]}" + hint(found[1], dict(_exported())), text)
 
 
-def _near(word: str, known: Iterator[str]) -> str:
+def hint(word: str, known: Iterable[str]) -> str:
+    """Ask whether the nearest of all known words was meant.
+
+    Args:
+        word: What was given.
+        known: What there is.
+
+    Returns:
+        "; did you mean ...?", or nothing where no word is near.
+    """
     near = difflib.get_close_matches(word, sorted(set(known)), 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
-def _classes() -> Iterator[str]:
+def _exported() -> Iterator[tuple[str, Any]]:
+    """Names that a configuration can use without their module, and what they name."""
     for package in _PACKAGES:
-        names: list[str] = import_module(f"saccade.{package}").__all__
-        yield from names
+        module = import_module(f"saccade.{package}")
+        yield from ((name, getattr(module, name)) for name in module.__all__)
 
 
 def _settings() -> Iterator[str]:
@@ -44,9 +55,6 @@ def _settings() -> Iterator[str]:
     from lightning.pytorch import Trainer
 
     yield from inspect.signature(Trainer).parameters
-    for package in _PACKAGES:
-        module = import_module(f"saccade.{package}")
-        for name in module.__all__:
-            value = getattr(module, name)
-            if inspect.isclass(value):
-                yield from inspect.signature(value).parameters
+    for _, value in _exported():
+        if inspect.isclass(value):
+            yield from inspect.signature(value).parameters

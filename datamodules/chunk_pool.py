@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -20,7 +20,7 @@ from saccade.datamodules.retrieval_batches import PairBatches, QueryBatches, Sel
 from saccade.datamodules.retrieval_files import Pair, RetrievalTask
 from saccade.datamodules.retrieval_negatives import hard_negatives
 from saccade.datamodules.retrieval_sources import Chunks, read_source, without_shared
-from saccade.datamodules.retrieval_targets import Signal, Target, open_target
+from saccade.datamodules.retrieval_targets import Signal, Target, check_signal, open_target
 
 _LAYOUT = 1  # of the manifest; raise it when its meaning changes
 
@@ -130,8 +130,7 @@ class ChunkPool(LightningDataModule):
                 raise ValueError(f"{name}: must be at least {least}, but is {value}; raise it")
         if not 0 < dev_fraction < 1:
             raise ValueError(f"dev_fraction: must lie between 0 and 1, but is {dev_fraction}; 0.1 to 0.2 are usual")
-        if signal not in get_args(Signal):
-            raise ValueError(f"signal: must be fewshot, pseudo, both or loto, but is {signal!r}; choose one")
+        check_signal(signal)
         if shared_queries not in ("refuse", "drop"):
             raise ValueError(f"shared_queries: must be refuse or drop, but is {shared_queries!r}; choose one")
         self.sources = list(SOURCES) if sources is None else sources

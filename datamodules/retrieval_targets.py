@@ -45,6 +45,20 @@ class Target:
     documents: frozenset[str] = field(repr=False)
 
 
+def check_signal(signal: str) -> None:
+    """Refuse a signal that there is not.
+
+    Args:
+        signal: A setting.
+
+    Raises:
+        ValueError: The line has all that there are.
+    """
+    *names, last = get_args(Signal)
+    if signal not in (*names, last):
+        raise ValueError(f"signal: must be {', '.join(names)} or {last}, but is {signal!r}; choose one")
+
+
 def is_path(setting: str) -> bool:
     """Say whether a setting names a folder or file; what has no slash, dot or tilde is a package's name.
 
@@ -91,8 +105,7 @@ def open_target(
     Raises:
         ValueError: A setting is impossible, a file is broken, or a target has not enough queries.
     """
-    if signal not in get_args(Signal):
-        raise ValueError(f"signal: must be fewshot, pseudo, both or loto, but is {signal!r}")
+    check_signal(signal)
     if bool(other_targets) != (signal == "loto"):
         given = ", ".join(other_targets) if other_targets else "none"
         raise ValueError(f"other_targets: must be given with signal=loto and only there, but is {given}; change either")

@@ -62,11 +62,16 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
+def leads_nowhere(place: str) -> bool:
+    """Whether a text is a path to nothing; one with at most one slash may name a model of the Hugging Face hub."""
+    return place.count("/") > 1 and not Path(place).exists()
+
+
 def check_place(name: str, place: str) -> None:
-    """Refuses a path that leads nowhere; a text with at most one slash may name a model of the Hugging Face hub.
+    """Refuses a path that leads nowhere (see ``leads_nowhere``).
 
     Raises:
         ValueError: Names the setting and the path.
     """
-    if place.count("/") > 1 and not Path(place).exists():
+    if leads_nowhere(place):
         raise ValueError(f"{name}: there is no {place}; name a folder that is there, or run first what writes it.")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import math
 import os
 import tempfile
 from pathlib import Path
@@ -18,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from saccade.modules.construction import check_batch, model_from_config
 from saccade.modules.export import merged_state_dict, write_pretrained
 from saccade.modules.lora import LoraSettings, attach_lora
-from saccade.modules.optimization import Schedule, adamw, warmup_schedule
+from saccade.modules.optimization import Schedule, adamw, check_optimization, warmup_schedule
 
 
 class Perplexity(MeanMetric):
@@ -71,9 +70,9 @@ class GenerativeModule(LightningModule):
     checkpoint_key: ClassVar[str]
     """Our entry in a checkpoint."""
     auto_class: ClassVar[Any] = AutoModelForCausalLM
+    """What of transformers builds and loads the model."""
     reads: ClassVar[tuple[str, str]] = ("input_ids", "TextCorpus")
     """What batches must have, and a datamodule of the package that gives it."""
-    """What of transformers builds and loads the model."""
 
     def __init__(
         self,
@@ -94,15 +93,9 @@ class GenerativeModule(LightningModule):
             raise ValueError("path, config: give exactly one, path to go on from a model or config for a new one")
         if isinstance(lora, dict):  # as a checkpoint holds it
             lora = LoraSettings(**lora)
-        for name, value in (("warmup_fraction", warmup_fraction), ("final_fraction", final_fraction)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}: must lie between 0 and 1, but is {value}")
-        if not 0 < learning_rate < math.inf:
-            raise ValueError(f"learning_rate: must be above 0, but is {learning_rate}")
-        if not 0 <= weight_decay < math.inf:
-            raise ValueError(f"weight_decay: must be at least 0, but is {weight_decay}")
-        if schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule: must be 'cosine' or 'constant', but is {schedule!r}")
+        check_optimization(
+            learning_rate, weight_decay, schedule, warmup_fraction=warmup_fraction, final_fraction=final_fraction
+        )
         self.save_hyperparameters()  # those of the subclass: Lightning walks up to the first caller
         # plain values only, so that a checkpoint loads with weights_only=True
         self.hparams["lora"] = None if lora is None else dataclasses.asdict(lora)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -10,6 +10,29 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
 Schedule = Literal["cosine", "constant"]
+
+
+def check_optimization(learning_rate: float, weight_decay: float, schedule: str, **fractions: float) -> None:
+    """Refuse settings of which no optimizer or schedule can be made.
+
+    Args:
+        learning_rate: Peak learning rate.
+        weight_decay: Decoupled weight decay per unit of learning rate.
+        schedule: What comes after the warm-up.
+        fractions: Shares of the run or of the rate, by the names of their settings.
+
+    Raises:
+        ValueError: Names the setting and its value.
+    """
+    for name, value in fractions.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}: must lie between 0 and 1, but is {value}")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"learning_rate: must be above 0, but is {learning_rate}")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay: must be at least 0, but is {weight_decay}")
+    if schedule not in get_args(Schedule):
+        raise ValueError(f"schedule: must be 'cosine' or 'constant', but is {schedule!r}")
 
 
 def adamw(model: nn.Module, learning_rate: float, weight_decay: float, betas: tuple[float, float]) -> AdamW:

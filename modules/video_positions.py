@@ -29,11 +29,11 @@ def shared_positions(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, T
         all as the model would make them. Empty where clips or sequences are laid out differently, for another family,
         for left padding, and where `inputs` have positions already.
     """
-    part: Any = next((part for part in model.modules() if isinstance(part, Qwen2_5_VLModel)), None)
     types, mask, grids = (inputs.get(name) for name in ("mm_token_type_ids", "attention_mask", "video_grid_thw"))
-    if part is None or types is None or mask is None or grids is None or "position_ids" in inputs:
+    if types is None or mask is None or grids is None or "position_ids" in inputs:
         return {}
-    if "pixel_values" in inputs or len(grids) != len(types):
+    part: Any = next((part for part in model.modules() if isinstance(part, Qwen2_5_VLModel)), None)
+    if part is None or "pixel_values" in inputs or len(grids) != len(types):
         return {}
     longest = mask.sum(1).argmax()[None]
     row = types.index_select(0, longest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from saccade.modules.construction import check_batch
-from saccade.modules.optimization import Schedule, adamw, warmup_schedule
+from saccade.modules.optimization import Schedule, adamw, check_optimization, warmup_schedule
 
 
 class Ranker(pl.LightningModule):
@@ -42,14 +41,7 @@ class Ranker(pl.LightningModule):
         warmup_fraction: float = 0.0,
     ) -> None:
         super().__init__()
-        if not 0 < learning_rate < math.inf:
-            raise ValueError(f"learning_rate: must be above 0, but is {learning_rate}")
-        if not 0 <= weight_decay < math.inf:
-            raise ValueError(f"weight_decay: must be at least 0, but is {weight_decay}")
-        if schedule not in ("cosine", "constant"):
-            raise ValueError(f"schedule: must be 'cosine' or 'constant', but is {schedule!r}")
-        if not 0 <= warmup_fraction <= 1:
-            raise ValueError(f"warmup_fraction: must lie between 0 and 1, but is {warmup_fraction}")
+        check_optimization(learning_rate, weight_decay, schedule, warmup_fraction=warmup_fraction)
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.schedule: Schedule = schedule
         self.warmup_fraction = warmup_fraction

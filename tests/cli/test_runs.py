@@ -155,22 +155,18 @@ def test_module_without_val_loss_and_export(saccade):
     assert not (run.folder / "model").exists()
 
 
-def test_interrupt_keeps_the_last_state(saccade):
-    run = saccade("fit", "--config", "toy.yaml", "--model.fail=interrupt")
-    assert run.status == 130
-    assert "saccade: interrupted" in run.err
+@pytest.mark.parametrize(
+    ("fail", "status", "told"),
+    [("interrupt", 130, "saccade: interrupted"), ("terminated", 143, "saccade: terminated; what there is lies in")],
+)
+def test_a_fit_that_is_stopped_keeps_the_last_state(saccade, fail, status, told):
+    run = saccade("fit", "--config", "toy.yaml", f"--model.fail={fail}")
+    assert run.status == status
+    assert told in run.err
     assert "Traceback" not in run.text
     assert (run.folder / "checkpoints" / "last.ckpt").is_file()
     resumed = saccade("fit", "--config", "toy.yaml", "--ckpt_path", "last")
     assert resumed.status == 0, resumed.text
-
-
-def test_a_terminated_fit_keeps_the_last_state(saccade):
-    run = saccade("fit", "--config", "toy.yaml", "--model.fail=terminated")
-    assert run.status == 143
-    assert "saccade: terminated; what there is lies in" in run.err
-    assert "Traceback" not in run.text
-    assert (run.folder / "checkpoints" / "last.ckpt").is_file()
 
 
 def test_a_fit_that_diverged_says_so(saccade, toy):
