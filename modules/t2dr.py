@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.datamodules.multimodal_batch import MODALITIES, Modality, MultimodalBatch
@@ -31,6 +32,8 @@ class LossWeights:
         scorer: How badly the scorer expected the errors of the modalities' own results.
         filling: Filled positions should be those of the complete sample.
         alignment: A clip's guessed shared features should be its own among those of the batch.
+        complete: The same terms, task, unimodal and scorer, once more on the complete sample.
+        agreement: The prediction should be that from the complete sample, which knows more than the label's noise.
 
     Raises:
         ValueError: A weight is negative.
@@ -40,6 +43,8 @@ class LossWeights:
     scorer: float = 0.1
     filling: float = 0.5
     alignment: float = 0.1
+    complete: float = 0.5
+    agreement: float = 0.5
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -218,32 +223,54 @@ class T2DR(MultimodalModule):
         return (hidden * share).sum(1) / share.sum(1).clamp(min=1e-6)
 
     def losses(self, batch: MultimodalBatch) -> dict[str, Tensor]:
-        """Compute the weighted terms: task, unimodal, scorer, filling and alignment."""
+        """Compute the weighted terms: task, unimodal, scorer, complete, agreement, filling and alignment."""
         label, complete, weights = self.labels(batch), batch.complete, self.loss_weights
         first_stage = self.stages == "two" and self._progress() < _STAGE
         if first_stage and complete is not None:
             batch = with_absent_restored(batch, complete)
         sequences = self.encode(batch)
         fused = self.fuse(sequences, batch, fills=not first_stage)
-        terms = {"task": self.task_loss(fused.value, label).mean()}
-        if not self.second_tier:
-            return terms
-        errors = self.task_loss(fused.results, label[:, None])
-        counted = 0.5 + 0.5 * batch.present.to(errors.dtype)
-        terms["unimodal"] = weights.unimodal * (errors * counted).mean()
-        terms["scorer"] = weights.scorer * self.cas.loss(fused.expected, errors)
-        if complete is not None and self.sfp.learns:
-            with torch.set_grad_enabled(weights.alignment > 0):
+        terms = self._judged(fused, label, batch)
+        if complete is not None:
+            with torch.set_grad_enabled(weights.complete > 0 or weights.alignment > 0):
                 target = self.encode(complete)
-            guesses = fused.guesses
-            terms["filling"] = weights.filling * filling_loss(guesses, sequences, target)
-            terms["alignment"] = weights.alignment * self.sfp.alignment(guesses, target)
-        if first_stage:
+            if weights.complete > 0 or weights.agreement > 0:
+                whole = self.fuse(target, complete)
+                terms["complete"] = weights.complete * sum(self._judged(whole, label, complete).values())
+                terms["agreement"] = weights.agreement * self.disagreement(fused.value, whole.value)
+            if self.second_tier and self.sfp.learns:
+                terms["filling"] = weights.filling * filling_loss(fused.guesses, sequences, target)
+                terms["alignment"] = weights.alignment * self.sfp.alignment(fused.guesses, target)
+        if first_stage and self.second_tier:
             # the first tier alone, judged by the modalities' own results; the others stay in the graph for DDP
             own = self.task_loss(fused.results.mean(1), label).mean()
             terms = {name: term if name == "unimodal" else term * 0 for name, term in terms.items()}
             terms["task"] = terms["task"] + own
         return terms
+
+    def _judged(self, fused: Fused, label: Tensor, batch: MultimodalBatch) -> dict[str, Tensor]:
+        """What the labels say of a view: task and, with a second tier, unimodal and scorer."""
+        terms = {"task": self.task_loss(fused.value, label).mean()}
+        if self.second_tier:
+            errors = self.task_loss(fused.results, label[:, None])
+            counted = 0.5 + 0.5 * batch.present.to(errors.dtype)
+            terms["unimodal"] = self.loss_weights.unimodal * (errors * counted).mean()
+            terms["scorer"] = self.loss_weights.scorer * self.cas.loss(fused.expected, errors)
+        return terms
+
+    def disagreement(self, value: Tensor, whole: Tensor) -> Tensor:
+        """How far predictions are from those of the complete samples, which are a fixed target (ours).
+
+        Args:
+            value: From samples with missing parts [B], or logits [B, C].
+            whole: From the same samples before anything was taken away.
+
+        Returns:
+            Mean absolute difference, or mean cross-entropy with the complete samples' probabilities in nats; a scalar.
+        """
+        if self.task == "regression":
+            return (value - whole.detach()).abs().mean()
+        return F.cross_entropy(value, whole.detach().softmax(-1))
 
     def _progress(self) -> float:
         trainer = self._trainer

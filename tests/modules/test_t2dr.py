@@ -1,5 +1,6 @@
 """T2DR: every switch trains, nothing leaks, checkpoints and text encoders work."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -41,7 +42,10 @@ ARMS = {
     "no first tier": {"first_tier": False},
     "no second tier": {"second_tier": False},
     "two stages": {"stages": "two"},
-    "task only": {"loss_weights": LossWeights(0, 0, 0, 0)},
+    "no alignment": {"loss_weights": LossWeights(alignment=0)},
+    "no complete view": {"loss_weights": LossWeights(complete=0, agreement=0)},
+    "agreement alone": {"loss_weights": LossWeights(0, 0, 0, 0, complete=0)},
+    "task only": {"loss_weights": LossWeights(0, 0, 0, 0, 0, 0)},
 }
 
 
@@ -105,6 +109,25 @@ def test_same_seed_same_losses(data):
     traces = [steps(built(T2DR(**SMALL, seed=5), data), data, 20) for _ in range(2)]
     assert traces[0] == traces[1]
     assert steps(built(T2DR(**SMALL, seed=6), data), data, 20) != traces[0]
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_the_complete_sample_is_a_fixed_target_that_is_judged_too(task):
+    data = tiny_data(task=task)
+    module = built(T2DR(**SMALL, loss_weights=LossWeights(alignment=0, complete=0.25, agreement=0.5)), data).eval()
+    batch = with_missing(first_batch(data), 0.5, ("audio",))
+    terms = module.losses(batch)
+    value, whole = module(batch).value, module(batch.complete).value.detach()
+    told = (value - whole).abs().mean()
+    if task == "classification":
+        told = -(whole.softmax(-1) * value.log_softmax(-1)).sum(-1).mean()
+    assert torch.allclose(terms["agreement"], 0.5 * told, atol=1e-6)
+    judged = sum(module.losses(dataclasses.replace(batch.complete, complete=None)).values())
+    assert torch.allclose(terms["complete"], 0.25 * judged, atol=1e-6)
+    # a target that moved would have a gradient of its own
+    wanted = torch.autograd.grad(0.5 * told, list(module.head.parameters()))
+    found = torch.autograd.grad(terms["agreement"], list(module.head.parameters()))
+    assert all(torch.allclose(one, two, atol=1e-6) for one, two in zip(found, wanted, strict=True))
 
 
 def test_two_stages_train_the_first_tier_alone_at_first(data):
