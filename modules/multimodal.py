@@ -292,6 +292,20 @@ class MultimodalModule(LightningModule, ABC):
         wanted = label.expand(value.shape[:-1])
         return F.cross_entropy(value.flatten(0, -2), wanted.flatten(), reduction="none").view(wanted.shape)
 
+    def disagreement(self, value: Tensor, whole: Tensor) -> Tensor:
+        """How far predictions are from those of the complete samples, which are a fixed target (ours).
+
+        Args:
+            value: From samples with missing parts [B], or logits [B, C].
+            whole: From the same samples before anything was taken away.
+
+        Returns:
+            Mean absolute difference, or mean cross-entropy with the complete samples' probabilities in nats; a scalar.
+        """
+        if self.task == "regression":
+            return (value - whole.detach()).abs().mean()
+        return F.cross_entropy(value, whole.detach().softmax(-1))
+
     @staticmethod
     def labels(batch: MultimodalBatch) -> Tensor:
         """The labels of a batch [B].

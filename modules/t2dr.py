@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.datamodules.multimodal_batch import MODALITIES, Modality, MultimodalBatch
@@ -236,7 +235,9 @@ class T2DR(MultimodalModule):
                 target = self.encode(complete)
             if weights.complete > 0 or weights.agreement > 0:
                 whole = self.fuse(target, complete)
-                terms["complete"] = weights.complete * sum(self._judged(whole, label, complete).values())
+                terms["complete"] = (
+                    weights.complete * torch.stack(list(self._judged(whole, label, complete).values())).sum()
+                )
                 terms["agreement"] = weights.agreement * self.disagreement(fused.value, whole.value)
             if self.second_tier and self.sfp.learns:
                 terms["filling"] = weights.filling * filling_loss(fused.guesses, sequences, target)
@@ -257,20 +258,6 @@ class T2DR(MultimodalModule):
             terms["unimodal"] = self.loss_weights.unimodal * (errors * counted).mean()
             terms["scorer"] = self.loss_weights.scorer * self.cas.loss(fused.expected, errors)
         return terms
-
-    def disagreement(self, value: Tensor, whole: Tensor) -> Tensor:
-        """How far predictions are from those of the complete samples, which are a fixed target (ours).
-
-        Args:
-            value: From samples with missing parts [B], or logits [B, C].
-            whole: From the same samples before anything was taken away.
-
-        Returns:
-            Mean absolute difference, or mean cross-entropy with the complete samples' probabilities in nats; a scalar.
-        """
-        if self.task == "regression":
-            return (value - whole.detach()).abs().mean()
-        return F.cross_entropy(value, whole.detach().softmax(-1))
 
     def _progress(self) -> float:
         trainer = self._trainer
