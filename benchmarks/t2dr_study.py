@@ -316,7 +316,7 @@ def figure(results: list[dict[str, Any]], data: str) -> Figure:
     points.sort(key=lambda item: item[1], reverse=lower_is_better)
     drawing = Figure(figsize=(8, 0.34 * len(points) + 1.4), layout="constrained")
     axes = drawing.subplots()
-    widest = sorted(abs(point[1]) for point in points)[-2] * 1.6
+    widest = sorted(abs(point[1]) for point in points)[-2:][0] * 1.6  # the farthest of several is written aside
     for place, (_, mean, low, high) in enumerate(points):
         worse = low > 0 if lower_is_better else high < 0
         colour = "#4477aa" if worse else "#ccbb44"

@@ -9,6 +9,8 @@ from typing import Any
 
 _PACKAGES = ("modules", "datamodules", "callbacks", "inference")
 _SETTING = re.compile(r"(Option '(\w+)' is not accepted)")
+_ARGUMENT = re.compile(r"(unrecognized arguments: --([\w-]+)(?=[ .=]|$)[^;]*)")
+_OPTIONS = ("config", "print_config", "ckpt_path", "seed_everything", "name", "model", "data", "trainer", "runs_folder")
 _CLASS = re.compile(
     r"Expected a path but (\S+) either not accessible or invalid; Expected a dot import path string: \1;"
     r" Given value: \1"
@@ -22,25 +24,27 @@ def with_suggestions(text: str) -> str:
         text: The message in one line.
 
     Returns:
-        The message with "did you mean ...?" behind a setting that no class has, and with a plain sentence in place of
-        the parser's three about a class that does not exist.
+        The message with "did you mean ...?" behind a setting that no class has or an option that there is not, and
+        with a plain sentence in place of the parser's three about a class that does not exist.
     """
+    text = _ARGUMENT.sub(lambda found: found[1] + hint(found[2], _OPTIONS, "--"), text)
     text = _SETTING.sub(lambda found: found[1] + hint(found[2], _settings()), text)
     return _CLASS.sub(lambda found: f"there is no class {found[1]}" + hint(found[1], dict(_exported())), text)
 
 
-def hint(word: str, known: Iterable[str]) -> str:
+def hint(word: str, known: Iterable[str], before: str = "") -> str:
     """Ask whether the nearest of all known words was meant.
 
     Args:
         word: What was given.
         known: What there is.
+        before: What is written in front of such words.
 
     Returns:
         "; did you mean ...?", or nothing where no word is near.
     """
     near = difflib.get_close_matches(word, sorted(set(known)), 1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {before}{near[0]}?" if near else ""
 
 
 def _exported() -> Iterator[tuple[str, Any]]:

@@ -14,6 +14,7 @@ MISTAKES = {
     "unknown class": (["--model", "NoSuchModel"], "there is no class NoSuchModel"),
     "misspelt class": (["--model", "LanguageModl"], "there is no class LanguageModl; did you mean LanguageModel?"),
     "unknown option": (["--no_such_option=1"], "no_such_option"),
+    "misspelt option": (["--modl.width=3"], "unrecognized arguments: --modl.width=3; did you mean --model?"),
     "missing file": (["--config", "nowhere.yaml"], "nowhere.yaml"),
     "misspelt packaged file": (["--config", "lm/tniy.yaml"], "did you mean lm/tiny.yaml"),
     "impossible trainer": (["--trainer.max_epochs=-7"], "max_epochs"),
