@@ -41,7 +41,7 @@ COSTLY = ("T2DR", "late fusion, zero fill", "cross-modal transformer", "TFR-Net-
 
 
 def trained(folder: str, generator: SyntheticSentiment) -> tuple[T2DR, MultimodalSentiment, MissingDataEvaluation]:
-    """A T2DR as the demo trains it, tested."""
+    """A T2DR as the demo trains it, for 25 epochs and tested."""
     seed_everything(1111, verbose=False)
     data, module = MultimodalSentiment(generator=generator), ARMS["T2DR"]()
     logger = CSVLogger(folder, name="", version="logs")

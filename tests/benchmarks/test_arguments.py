@@ -37,7 +37,7 @@ def test_a_study_of_t2dr_does_not_mix_its_runs(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
         importlib.import_module("benchmarks.t2dr_study").main()
     assert end.value.code == 2
-    assert "12 epochs and generator seed None, not 25 and 1; name another file" in capsys.readouterr().err
+    assert "12 epochs and generator seed None, not 25 and 3; name another file" in capsys.readouterr().err
 
 
 def test_a_study_of_digits_needs_their_file(monkeypatch, capsys):
