@@ -3,6 +3,7 @@
 import re
 import traceback
 from argparse import ArgumentError
+from collections.abc import Iterable
 
 from saccade.cli.suggestions import with_suggestions
 
@@ -25,11 +26,12 @@ WRONG_WEIGHTS = "Error(s) in loading state_dict for"
 """How torch begins to say that a checkpoint is another model's."""
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     """Say in one line what went wrong.
 
     Args:
         error: What was raised.
+        options: Of the command, without their dashes; a misspelt one is compared with them.
 
     Returns:
         The message without line breaks and without the parser's repetitions; the error's type where it has no
@@ -39,7 +41,7 @@ def one_line(error: BaseException) -> str:
     if text.startswith(WRONG_WEIGHTS):
         return _wrong_weights(text)
     if isinstance(error, ArgumentError) or "Parser key" in text or "Does not validate against" in text:
-        text = with_suggestions(_without_repetitions(text))
+        text = with_suggestions(_without_repetitions(text), options)
     text = " ".join(text.split())
     if not text:
         return type(error).__name__

@@ -45,6 +45,9 @@ _TERMINATED = 143  # as a shell says it of a process that SIGTERM ended
 # arguments of one subcommand's method; without them a saved config serves the other subcommands too
 _OF_ONE_CALL = ("ckpt_path", "verbose", "weights_only", "return_predictions", "config")
 
+# what a misspelt option is compared with; what stands behind a dot is a setting and has its own suggestion
+_OPTIONS = ("config", "print_config", "ckpt_path", "seed_everything", "name", "runs_folder", "model", "data", "trainer")
+
 # what constructors raise over their arguments
 _REFUSALS = (
     ArgumentError,
@@ -106,7 +109,7 @@ class SaccadeCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, TypeError, ValueError, OSError) as error:
-            raise UsageError(one_line(error)) from error
+            raise UsageError(one_line(error, _OPTIONS)) from error
         for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
             value = self._settings().trainer.get(name)
             if isinstance(value, (int, float)) and value <= 0:  # Lightning divides by it later

@@ -1,6 +1,7 @@
 """``saccade search-layers``: find the sub-layers that a model's own draft skips."""
 
 from collections.abc import Sequence
+from inspect import signature
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
@@ -28,7 +29,7 @@ def run(arguments: Sequence[str]) -> None:
     try:
         settings = parser.parse_args(resolve_config_arguments(arguments))
     except (ArgumentError, OSError, TypeError, ValueError) as error:
-        raise UsageError(one_line(error)) from error
+        raise UsageError(one_line(error, ("config", *signature(search_layers_of).parameters))) from error
     chosen = settings.as_dict()
     chosen.pop("config", None)
     try:

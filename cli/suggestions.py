@@ -10,24 +10,24 @@ from typing import Any
 _PACKAGES = ("modules", "datamodules", "callbacks", "inference")
 _SETTING = re.compile(r"(Option '(\w+)' is not accepted)")
 _ARGUMENT = re.compile(r"(unrecognized arguments: --([\w-]+)(?=[ .=]|$)[^;]*)")
-_OPTIONS = ("config", "print_config", "ckpt_path", "seed_everything", "name", "model", "data", "trainer", "runs_folder")
 _CLASS = re.compile(
     r"Expected a path but (\S+) either not accessible or invalid; Expected a dot import path string: \1;"
     r" Given value: \1"
 )
 
 
-def with_suggestions(text: str) -> str:
+def with_suggestions(text: str, options: Iterable[str] = ()) -> str:
     """Add to a parser's message what a misspelt word of it is near to.
 
     Args:
         text: The message in one line.
+        options: Of the command, without their dashes.
 
     Returns:
         The message with "did you mean ...?" behind a setting that no class has or an option that there is not, and
         with a plain sentence in place of the parser's three about a class that does not exist.
     """
-    text = _ARGUMENT.sub(lambda found: found[1] + hint(found[2], _OPTIONS, "--"), text)
+    text = _ARGUMENT.sub(lambda found: found[1] + hint(found[2], options, "--"), text)
     text = _SETTING.sub(lambda found: found[1] + hint(found[2], _settings()), text)
     return _CLASS.sub(lambda found: f"there is no class {found[1]}" + hint(found[1], dict(_exported())), text)
 

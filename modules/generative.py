@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 import tempfile
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -44,7 +45,7 @@ class TrainingDropout(Protocol):
         ...
 
 
-class GenerativeModule(LightningModule):
+class GenerativeModule(LightningModule, ABC):
     """A Hugging Face model that predicts the next token, in training: optimizer, schedule, checkpoints, export.
 
     A subclass builds `model` from its data (`build_for`) and says what is predicted (`token_losses`).
@@ -117,6 +118,7 @@ class GenerativeModule(LightningModule):
         self.test_loss = MeanMetric()
         self.test_perplexity = Perplexity()
 
+    @abstractmethod
     def build_for(self, datamodule: Any) -> None:
         """Build `model` for a datamodule's data.
 
@@ -126,8 +128,8 @@ class GenerativeModule(LightningModule):
         Raises:
             ValueError: The model cannot be built, or cannot read the data.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def token_losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Compute the loss of every predicted token.
 
@@ -137,7 +139,6 @@ class GenerativeModule(LightningModule):
         Returns:
             Losses in nats [B, P], and weights of the same shape: 0 where a token does not count.
         """
-        raise NotImplementedError
 
     @property
     def is_built(self) -> bool:

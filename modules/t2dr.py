@@ -230,16 +230,18 @@ class T2DR(MultimodalModule):
         sequences = self.encode(batch)
         fused = self.fuse(sequences, batch, fills=not first_stage)
         terms = self._judged(fused, label, batch)
-        if complete is not None:
+        judges = weights.complete > 0 or weights.agreement > 0
+        learns = self.second_tier and self.sfp.learns
+        if complete is not None and (judges or learns):
             with torch.set_grad_enabled(weights.complete > 0 or weights.alignment > 0):
                 target = self.encode(complete)
-            if weights.complete > 0 or weights.agreement > 0:
+            if judges:
                 whole = self.fuse(target, complete)
                 terms["complete"] = (
                     weights.complete * torch.stack(list(self._judged(whole, label, complete).values())).sum()
                 )
                 terms["agreement"] = weights.agreement * self.disagreement(fused.value, whole.value)
-            if self.second_tier and self.sfp.learns:
+            if learns:
                 terms["filling"] = weights.filling * filling_loss(fused.guesses, sequences, target)
                 terms["alignment"] = weights.alignment * self.sfp.alignment(fused.guesses, target)
         if first_stage and self.second_tier:

@@ -32,7 +32,7 @@ def test_mistakes_are_one_line(inside, capsys):
     for arguments, expected in (
         (["--model", "no/such/folder"], "no/such/folder"),
         ([], "model"),
-        (["--model", MODEL, "--trails=3"], "trails"),
+        (["--model", MODEL, "--trails=3"], "--trails=3; did you mean --trials?"),
         (["--model", MODEL, *QUICK, "--trials=0"], "trials must be at least 1"),
     ):
         assert main(["search-layers", *arguments]) == 2
