@@ -8,20 +8,17 @@ from torch import Tensor, nn
 from saccade.modules.layers.perceptron import mlp
 
 _LIMIT = 5.0  # of the logarithm of an expected error
-_SIGNS = 3  # what `_signs` tells of a result
 
 
 class CAS(nn.Module):
     """Capability-aware scorer: a result for each modality, and weights of the modalities that sum to 1.
 
     Name and purpose are those of T2DR (Findings of ACL 2025); the formula is ours. A small network for each modality
-    gives its own result y_m. A common network expects an error e_m of that result. It reads the vector, the observed
-    share, whether the modality is there at all, how sure the result is, and how far it is from that of the other
-    modalities. The expectation learns by log e_m + error / e_m, which is least where e_m is the mean error of such
-    vectors.
-
-    The weights are those of independent measurements, one over the variance, normalised: 1 / e_m^2 for absolute errors,
-    which grow with the deviation, and 1 / e_m for cross-entropies, which grow with its square.
+    gives its own result y_m. A common network reads the vector, the observed share, and whether it is there at all, and
+    expects an error e_m of that result. The expectation learns by log e_m + error / e_m, which is least where e_m is
+    the mean error of such vectors. The weights are those of independent measurements, one over the variance,
+    normalised: 1 / e_m^2 for absolute errors, which grow with the deviation, and 1 / e_m for cross-entropies, which
+    grow with its square.
 
     Args:
         width: Features of a vector.
@@ -44,9 +41,9 @@ class CAS(nn.Module):
         self.results = nn.ModuleList(mlp(width, width, outputs) for _ in range(modalities))
         if uniform:
             return
-        self.power = 2.0 if outputs == 1 else 1.0  # of the expected error in the variance
+        self.power = 2.0 if outputs == 1 else 1.0  # of an expected error, to make it a variance
         self.identity = nn.Parameter(0.02 * torch.randn(modalities, width))
-        self.expect = mlp(2 * width + 2 + _SIGNS, width, 1)
+        self.expect = mlp(2 * width + 2, width, 1)
         self.bias = nn.Parameter(torch.zeros(modalities))
 
     def forward(self, vectors: Tensor, observed: Tensor, present: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,8 +61,8 @@ class CAS(nn.Module):
         if self.uniform:
             return results, torch.full_like(observed, 1 / vectors.shape[1]), torch.zeros_like(observed)
         known = torch.stack([observed, present.to(observed.dtype)], -1).to(vectors.dtype)
-        # what the scorer learns must not bend what it reads
-        read = torch.cat([vectors.detach(), self.identity.expand_as(vectors), known, _signs(results.detach())], -1)
+        # what the scorer learns must not bend the vectors that it reads
+        read = torch.cat([vectors.detach(), self.identity.expand_as(vectors), known], -1)
         expected = (self.expect(read).squeeze(-1) + self.bias).clamp(-_LIMIT, _LIMIT)
         cap = torch.where(present | ~present.any(-1, keepdim=True), 1.0, self.filled_weight).to(expected.dtype)
         weights = (-self.power * expected).softmax(-1) * cap
@@ -85,20 +82,3 @@ class CAS(nn.Module):
         if self.uniform:
             return errors.sum() * 0
         return (expected + errors.detach() * (-expected).exp()).mean()
-
-
-def _signs(results: Tensor) -> Tensor:
-    """How sure a result is, and how far from the mean of the other modalities [B, 3, outputs] -> [B, 3, 3].
-
-    Of a value: itself, its size (unsure results stay near the middle), and the distance. Of logits, in nats: their
-    entropy, the logarithm of the largest probability, and the cross-entropy with the others' mean probabilities.
-    """
-    others = max(1, results.shape[1] - 1)
-    if results.shape[-1] == 1:
-        mean = (results.sum(1, keepdim=True) - results) / others
-        return torch.cat([results, results.abs(), (results - mean).abs()], -1)
-    logs = results.log_softmax(-1)
-    chances = logs.exp()
-    mean = (chances.sum(1, keepdim=True) - chances) / others
-    signs = [-(chances * logs).sum(-1), logs.amax(-1), -(chances * (mean + 1e-6).log()).sum(-1)]
-    return torch.stack(signs, -1)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from saccade.modules.layers import CAS, cas
+from saccade.modules.layers import CAS
 
 SUBSETS = [kept for size in (1, 2, 3) for kept in itertools.combinations(range(3), size)]
 
@@ -27,63 +27,24 @@ def test_weights_sum_to_one_and_favour_what_is_there(outputs, kept):
     assert bool(torch.isfinite(expected).all())
 
 
-def trained(layer, vectors, seen, steps=300, rate=3e-2):
-    """The scorer after it has seen errors `seen(results)` of what it says of `vectors`; weights and expected errors."""
-    present = torch.ones(vectors.shape[:2], dtype=torch.bool)
-    optimizer = torch.optim.Adam(layer.parameters(), rate)
-    for _ in range(steps):
-        results, weights, expected = layer(vectors, present.float(), present)
-        loss = layer.loss(expected, seen(results.detach()))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return weights.detach(), expected.detach()
-
-
 @pytest.mark.parametrize(("outputs", "power"), [(1, 2), (5, 1)])
 def test_expected_errors_become_the_mean_errors(outputs, power):
     """The scoring rule is least at the truth; weights are one over the variance, which a cross-entropy is already."""
     torch.manual_seed(0)
-    errors = torch.tensor([0.25, 1.0, 0.5])
-    weights, expected = trained(CAS(8, outputs), torch.zeros(64, 3, 8), lambda results: errors * torch.rand(64, 3) * 2)
+    layer, errors = CAS(8, outputs), torch.tensor([0.25, 1.0, 0.5])
+    present = torch.ones(64, 3, dtype=torch.bool)
+    optimizer = torch.optim.Adam(layer.parameters(), 3e-2)
+    for _ in range(300):
+        vectors = torch.zeros(64, 3, 8)
+        _, weights, expected = layer(vectors, present.float(), present)
+        seen = errors * torch.rand(64, 3) * 2
+        loss = layer.loss(expected, seen)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
     assert torch.allclose(expected.exp().mean(0), errors, rtol=0.15)
     precision = errors**-power
     assert torch.allclose(weights.mean(0), precision / precision.sum(), atol=0.08)
-
-
-@pytest.mark.parametrize("outputs", [1, 5])
-def test_a_result_far_from_the_others_can_be_doubted(outputs, monkeypatch):
-    """Errors that only a comparison with the other modalities' results tells, on vectors that were never seen."""
-    told = told_of_odd_ones(outputs)
-    assert told > 0.7
-    monkeypatch.setattr(cas, "_signs", lambda results: results.new_zeros(*results.shape[:2], 3))
-    assert told_of_odd_ones(outputs) < told - 0.2
-
-
-def told_of_odd_ones(outputs):
-    """Correlation of expected errors with errors that are a result's distance from the others'."""
-    torch.manual_seed(0)
-    layer = CAS(8, outputs)
-    for own in layer.results:
-        own.load_state_dict(layer.results[0].state_dict())
-        own.requires_grad_(False)
-
-    def drawn():
-        # all modalities have the same vector, but one of them another one
-        vectors = torch.randn(256, 1, 8).repeat(1, 3, 1) * 3
-        vectors[torch.nn.functional.one_hot(torch.randint(3, (256,)), 3).bool()] = torch.randn(256, 8) * 3
-        return vectors
-
-    def away(results):
-        spoken = results if outputs == 1 else results.softmax(-1)
-        others = (spoken.sum(1, keepdim=True) - spoken) / 2
-        return (spoken - others).abs().sum(-1) + 0.05
-
-    trained(layer, drawn(), away, steps=400, rate=1e-2)
-    present = torch.ones(256, 3, dtype=torch.bool)
-    with torch.no_grad():
-        results, _, expected = layer(drawn(), present.float(), present)
-    return float(torch.corrcoef(torch.stack([expected.exp().flatten(), away(results).flatten()]))[0, 1])
 
 
 def test_uniform_scorer_says_nothing():
