@@ -201,7 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("synthetic", "digits"), default="synthetic")
     parser.add_argument("--features", default=None, help="file that python -m benchmarks.spoken_digits wrote")
-    parser.add_argument("--arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM", help="default: all")
     parser.add_argument("--seeds", type=int, nargs="*", default=[1111, 1112, 1113, 1114, 1115])
     parser.add_argument("--generator_seed", type=int, default=3, help="of the synthetic data")
     parser.add_argument("--mask_seeds", type=positive, default=5)
@@ -224,6 +224,8 @@ def main() -> None:
                 f"--raw: {raw} has runs of {found[0]} epochs and generator seed {found[1]}, not {wanted[0]} and"
                 f" {wanted[1]}; name another file"
             )
+    if "T2DR" not in {item["arm"] for item in earlier} | set(() if chosen.read else chosen.arms):
+        parser.error(f"--arms: T2DR must be among them, or in {raw}; every arm is compared with it")
     if not chosen.read:
         done = {(item["arm"], item["seed"]) for item in earlier}
         jobs = [
@@ -241,7 +243,10 @@ def main() -> None:
                 print(f"{count}/{len(jobs)} {seconds:.0f} s {result['arm']} {result['seed']}", flush=True)
     results = _lines(raw)
     replace(study_rows(results, chosen.data))
-    figure(results, chosen.data).savefig(IMAGES / f"t2dr_study_{chosen.data}.png", dpi=130)
+    if drawing := figure(results, chosen.data):
+        drawing.savefig(IMAGES / f"t2dr_study_{chosen.data}.png", dpi=130)
+    else:
+        print("no figure: an interval needs two seeds of T2DR and of another arm")
 
 
 def study_rows(results: list[dict[str, Any]], data: str) -> list[dict[str, Any]]:
@@ -301,8 +306,8 @@ def _metric(results: list[dict[str, Any]]) -> tuple[str, str]:
     return ("mae", "label units") if "mae" in results[0]["groups"]["intra"] else ("accuracy", "share")
 
 
-def figure(results: list[dict[str, Any]], data: str) -> Figure:
-    """Every arm's difference to T2DR on the mean of the tests A, B and C, with its interval."""
+def figure(results: list[dict[str, Any]], data: str) -> Figure | None:
+    """Every arm's difference to T2DR on the mean of the tests A, B and C, with its interval; None without a pair."""
     by_arm, (metric, _) = _by_arm(results), _metric(results)
     lower_is_better = metric == "mae"
     points = []
@@ -313,6 +318,8 @@ def figure(results: list[dict[str, Any]], data: str) -> Figure:
         theirs = [score(runs[seed], "mean of A, B, C", metric) for seed in seeds]
         ours = [score(by_arm["T2DR"][seed], "mean of A, B, C", metric) for seed in seeds]
         points.append((arm, *paired(theirs, ours)))
+    if not points:
+        return None
     points.sort(key=lambda item: item[1], reverse=lower_is_better)
     drawing = Figure(figsize=(8, 0.34 * len(points) + 1.4), layout="constrained")
     axes = drawing.subplots()

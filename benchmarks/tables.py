@@ -310,13 +310,14 @@ def t2dr_study(data: str = "synthetic", brief: bool = False) -> str:
         means = " | ".join(f"{found[group]['mean']:.3f}" for group in GROUPS)
         gains = " | ".join(_gain(found[group], sign) for group in ("mean of A, B, C", "intra", "inter"))
         lines.append(f"| {arm} | {means} | {gains} |")
-    first = rows[0]
+    first, shown = rows[0], [row for found in by_arm.values() for row in found.values()]
     what = STUDIED[data].format(**first)
+    devices = "; ".join(dict.fromkeys(name for row in shown for name in row["device"].split("; ")))
+    torches = ", ".join(dict.fromkeys(row["versions"]["torch"] for row in shown))
     lines += [
         "",
         f"{what}, mean of {first['runs']} training seeds by {first['mask_seeds']} mask seeds, width 32,"
-        f" {first['epochs']} epochs; {first['device']}, torch {first['versions']['torch']}; commit"
-        f" {commits_of([first])}.",
+        f" {first['epochs']} epochs; {devices}, torch {torches}; commit {commits_of(shown)}.",
     ]
     return "\n".join(lines)
 
