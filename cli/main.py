@@ -1,6 +1,5 @@
 """The ``saccade`` command: chooses the subcommand, tells errors in one line. Imports nothing heavy by itself."""
 
-import difflib
 import importlib
 import importlib.metadata
 import os
@@ -27,7 +26,7 @@ _COMMANDS = {
 _HELP = """\
 usage: saccade [--help] [--version] COMMAND [options] [--debug]
 
-Train language models with Lightning, and decode them fast.
+Train models that live with missing or scarce data, and decode language and vision-language models fast.
 
 commands:
 {commands}
@@ -61,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 0, 2 after a mistake that the user can mend, 130 after Ctrl-C, 143 after SIGTERM.
     """
     from saccade.cli.errors import UsageError
+    from saccade.cli.suggestions import hint
 
     # Threads that spin for long while they wait fight for a shared machine's cores. With two other jobs on two cores,
     # training the demo's model took 2.4 times longer without this; alone on the machine it takes a sixth longer with
@@ -78,9 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         if command not in _COMMANDS:
-            near = difflib.get_close_matches(command, _COMMANDS, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"the commands are {', '.join(_COMMANDS)}"
-            raise UsageError(f"unknown command '{command}'; {hint}")
+            near = hint(command, _COMMANDS) or f"; the commands are {', '.join(_COMMANDS)}"
+            raise UsageError(f"unknown command '{command}'{near}")
         module = importlib.import_module(_COMMANDS[command][1])
         module.run(arguments if command in _TRAINING else arguments[1:])
     except UsageError as error:

@@ -117,7 +117,7 @@ def test_somebody_elses_bug_keeps_its_trace(saccade):
 def test_unknown_command(saccade):
     run = saccade("vaildate")
     assert run.status == 2
-    assert run.err == "saccade: error: unknown command 'vaildate'; did you mean 'validate'?\n"
+    assert run.err == "saccade: error: unknown command 'vaildate'; did you mean validate?\n"
 
 
 def test_one_line():
