@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--data", choices=("synthetic", "digits"), default="synthetic")
     parser.add_argument("--features", default=None, help="file that python -m benchmarks.spoken_digits wrote")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM", help="default: all")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[1111, 1112, 1113, 1114, 1115])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1111, 1112, 1113, 1114, 1115])
     parser.add_argument("--generator_seed", type=int, default=3, help="of the synthetic data")
     parser.add_argument("--mask_seeds", type=positive, default=5)
     parser.add_argument("--epochs", type=positive, help="25, for digits 12")

@@ -140,9 +140,9 @@ def main() -> None:
     """Runs what is missing, writes raw results and rows, prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=existing, required=True, help="holds the collections in BEIR's layout")
-    parser.add_argument("--targets", nargs="*", default=list(TARGETS))
-    parser.add_argument("--methods", nargs="*", default=list(METHODS))
-    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--workers", type=positive, default=2)
     parser.add_argument("--raw", default="trait_study_raw.jsonl", help="every run, one a line; a stopped study goes on")
     chosen = parser.parse_args()

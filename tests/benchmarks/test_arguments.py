@@ -81,3 +81,20 @@ def test_what_is_not_there_is_told_at_once(name, argument, monkeypatch, capsys):
         importlib.import_module(f"benchmarks.{name}").main()
     assert end.value.code == 2
     assert f"argument {argument}: there is no runs/nobody/latest/model; name one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("t2dr_study", ["--seeds"], "argument --seeds: expected at least one argument"),
+        ("trait_study", ["--seeds"], "argument --seeds: expected at least one argument"),
+        ("trait_study", ["--targets", "crann"], "argument --targets: invalid choice: 'crann'"),
+        ("trait_study", ["--methods", "traits"], "argument --methods: invalid choice: 'traits'"),
+    ],
+)
+def test_what_is_not_there_is_not_studied(name, arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert end.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
