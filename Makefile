@@ -9,7 +9,7 @@ DEMO_THREADS ?= 1
 
 BIN := $(VENV)/bin
 SACCADE := $(BIN)/saccade
-PACKAGES := modules datamodules callbacks inference cli configs
+PACKAGES := common retrieval datamodules inference modules callbacks cli configs
 SOURCES := $(PACKAGES) benchmarks tests
 MYPY_PACKAGES := $(foreach package,$(PACKAGES),-p saccade.$(package))
 

@@ -7,7 +7,7 @@ shift
 ours=("saccade Autoregressive")
 peers=("transformers generate" "static cache")
 
-measure() { python3 -m benchmarks.decode --model "$model" --device cuda --engine graph "$@"; }
+measure() { python3 -m benchmarks.decoding.decode --model "$model" --device cuda --engine graph "$@"; }
 
 for case in "${@:-7B 0.5B 32B 7B-32k 7B-batch-16}"; do
   for name in $case; do

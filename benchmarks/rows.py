@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from saccade.inference.checks import leads_nowhere
-from saccade.inference.provenance import provenance
+from saccade.common.checks import leads_nowhere
+from saccade.common.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 IDENTITY = ("benchmark", "case", "method", "metric", "device")

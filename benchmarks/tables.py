@@ -39,7 +39,7 @@ def _by_method(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]
 
 
 def decode_cpu(sampled: bool) -> str:
-    """A table of :mod:`benchmarks.decode` on a processor for each case that samples, or for each greedy one."""
+    """A table of :mod:`benchmarks.decoding.decode` on a processor for each case that samples, or for each greedy one."""
     rows = [
         row
         for row in read("decode")
@@ -48,7 +48,7 @@ def decode_cpu(sampled: bool) -> str:
         and not row["device"].startswith("NVIDIA")
     ]
     if not rows:
-        return "No rows yet: run `python -m benchmarks.decode`."
+        return "No rows yet: run `python -m benchmarks.decoding.decode`."
     cases = dict.fromkeys(row["case"] for row in rows)
     return "\n\n".join(_decoding_case([row for row in rows if row["case"] == case]) for case in cases)
 
@@ -84,7 +84,7 @@ def _decoding_case(rows: list[dict[str, Any]]) -> str:
 
 
 def decode_gpu() -> str:
-    """Milliseconds a token of :mod:`benchmarks.decode` on a GPU beside what the memory allows."""
+    """Milliseconds a token of :mod:`benchmarks.decoding.decode` on a GPU beside what the memory allows."""
     rows = [
         row
         for row in read("decode")
@@ -117,10 +117,10 @@ def decode_gpu() -> str:
 
 
 def layer_skip() -> str:
-    """What self-speculation gains on a model trained for it, from :mod:`benchmarks.layer_skip`."""
+    """What self-speculation gains on a model trained for it, from :mod:`benchmarks.decoding.layer_skip`."""
     rows = [row for row in read("layer_skip") if row["metric"] == "speedup" and "E" in row]
     if not rows:
-        return "No rows yet: run `python -m benchmarks.layer_skip`."
+        return "No rows yet: run `python -m benchmarks.decoding.layer_skip`."
     lines = [
         "| trained | temperature | draft | speed-up (median, spread) | E/(Kc+v) | E | K | c | v | distinct 4-grams |",
         "| --- |" + " --- |" * 9,
@@ -144,7 +144,7 @@ def layer_skip() -> str:
 
 
 def video_acceptance() -> str:
-    """What pruning and relaxed rules do to acceptance, from :mod:`benchmarks.video_acceptance`."""
+    """What pruning and relaxed rules do to acceptance, from :mod:`benchmarks.video.acceptance`."""
     rows = read("video_acceptance")
     if not rows:
         return "No rows yet: run `benchmarks/video_rows.sh`."
@@ -199,7 +199,7 @@ def _video_origin(rows: list[dict[str, Any]]) -> str:
 
 
 def video_speed() -> str:
-    """What SpecVLM and LVSpec gain at true size, from :mod:`benchmarks.video_speed`; a table for each case."""
+    """What SpecVLM and LVSpec gain at true size, from :mod:`benchmarks.video.speed`; a table for each case."""
     rows = read("video_speed")
     if not rows:
         return "No rows yet: run `benchmarks/video_rows.sh`."
@@ -234,7 +234,7 @@ def _speed_case(rows: list[dict[str, Any]]) -> str:
 
 
 def video_brief() -> str:
-    """What decoding gains at the shapes of :mod:`benchmarks.video_speed`, a line for each shape, the fastest first.
+    """What decoding gains at the shapes of :mod:`benchmarks.video.speed`, a line for each shape, the fastest first.
 
     A way that was measured more than once at a shape stands there with its last measurement.
     """
@@ -269,10 +269,10 @@ def video_brief() -> str:
 
 
 def video_relevance() -> str:
-    """How well LVSpec's relevance finds words about what is seen, from :mod:`benchmarks.video_relevance`."""
+    """How well LVSpec's relevance finds words about what is seen, from :mod:`benchmarks.video.relevance`."""
     rows = [row for row in read("video_relevance") if row["score_at"] == "judge"]
     if not rows:
-        return "No rows yet: run `python -m benchmarks.video_relevance`."
+        return "No rows yet: run `python -m benchmarks.video.relevance`."
     lines = [
         "| layer | content over function words | facts over function words | facts over the rest |",
         "| --- |" + " --- |" * 3,
@@ -291,10 +291,10 @@ STUDIED = {
 
 
 def t2dr_study(data: str = "synthetic", brief: bool = False) -> str:
-    """The arms of :mod:`benchmarks.t2dr_study` on one kind of data; briefly, T2DR and the baselines only."""
+    """The arms of :mod:`benchmarks.t2dr.study` on one kind of data; briefly, T2DR and the baselines only."""
     rows = [row for row in read("t2dr_study") if row["case"].startswith(f"{data}, ")]
     if not rows:
-        return "No rows yet: run `python -m benchmarks.t2dr_study`."
+        return "No rows yet: run `python -m benchmarks.t2dr.study`."
     by_arm: dict[str, dict[str, dict[str, Any]]] = {}
     for row in rows:
         by_arm.setdefault(row["method"], {})[row["case"].split(", 5 ")[0].removeprefix(f"{data}, ")] = row
@@ -331,10 +331,10 @@ def _gain(row: dict[str, Any], sign: int) -> str:
 
 
 def t2dr_cost() -> str:
-    """Training speed and memory of T2DR and its baselines, from :mod:`benchmarks.t2dr_checks`."""
+    """Training speed and memory of T2DR and its baselines, from :mod:`benchmarks.t2dr.checks`."""
     rows = [row for row in read("t2dr_checks") if row["metric"] in ("training_samples_per_second", "peak_memory")]
     if not rows:
-        return "No rows yet: run `python -m benchmarks.t2dr_checks`."
+        return "No rows yet: run `python -m benchmarks.t2dr.checks`."
     found = _by_method(rows)
     lines = ["| model | samples/s (median, spread) | peak memory |", "| --- | --- | --- |"]
     for model, both in found.items():
@@ -350,10 +350,10 @@ def t2dr_cost() -> str:
 
 
 def trait_worlds() -> str:
-    """What choosing chunks gains over chance in synthetic worlds, from :mod:`benchmarks.trait_worlds`."""
+    """What choosing chunks gains over chance in synthetic worlds, from :mod:`benchmarks.trait.worlds`."""
     rows = [row for row in read("trait_worlds") if row["metric"] == "true_gain"]
     if not rows:
-        return "No rows yet: run `python -m benchmarks.trait_worlds`."
+        return "No rows yet: run `python -m benchmarks.trait.worlds`."
     lines = [
         "| sources | selection | true gain (mean; least to most) | over random | better than random |",
         "| --- | --- | --- | --- | --- |",
@@ -372,10 +372,10 @@ def trait_worlds() -> str:
 
 
 def trait_study() -> str:
-    """What each selection makes of judged collections, from :mod:`benchmarks.trait_study`."""
+    """What each selection makes of judged collections, from :mod:`benchmarks.trait.study`."""
     rows = read("trait_study")
     if not rows:
-        return "No rows yet: run `python -m benchmarks.trait_study`."
+        return "No rows yet: run `python -m benchmarks.trait.study`."
     targets = list(dict.fromkeys(row["case"].split(",")[0] for row in rows))
     lines = [
         "| selection | " + " | ".join(targets) + " | Trait, both signals, is better by (95 %) |",
@@ -396,10 +396,10 @@ def trait_study() -> str:
 
 
 def trait_throughput() -> str:
-    """How fast Trait trains, measures and chooses, from :mod:`benchmarks.trait_throughput`."""
+    """How fast Trait trains, measures and chooses, from :mod:`benchmarks.trait.throughput`."""
     rows = read("trait_throughput")
     if not rows:
-        return "No rows yet: run `python -m benchmarks.trait_throughput`."
+        return "No rows yet: run `python -m benchmarks.trait.throughput`."
     lines = [
         "| model | trained pairs/s (median, spread) | measured pairs/s (median, spread) | time in the surrogate |",
         "| --- | --- | --- | --- |",
@@ -418,10 +418,10 @@ def trait_throughput() -> str:
 
 
 def vector_search() -> str:
-    """How fast an index is built and searched, from :mod:`benchmarks.vector_search`; a table for each machine."""
+    """How fast an index is built and searched, from :mod:`benchmarks.trait.vector_search`; a table for each machine."""
     rows = read("vector_search")
     if not rows:
-        return "No rows yet: run `python -m benchmarks.vector_search`."
+        return "No rows yet: run `python -m benchmarks.trait.vector_search`."
     return _each_case(rows, _search_case)
 
 

@@ -58,7 +58,7 @@ skips() { # NAME LABEL SETTINGS
   shift 2
   packages=$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')
   step "$name" fit --config lm/deep.yaml --data.paths "['$packages/**/*.py']" --name "$name" "$@" &&
-    step "layer_skip-$name" python3 -m benchmarks.layer_skip --model "runs/$name/latest/model" --label "$label" \
+    step "layer_skip-$name" python3 -m benchmarks.decoding.layer_skip --model "runs/$name/latest/model" --label "$label" \
       --temperatures 0 0.65 0.68 0.7 --trials 120 --finalists 8 --runs 3
 }
 

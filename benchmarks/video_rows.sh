@@ -16,10 +16,10 @@ for name in $cases; do
 done
 
 speed() {
-  python3 -m benchmarks.video_speed --target "$target" --draft "$draft" --prompts "${PROMPTS:-2}" --runs "${RUNS:-2}" \
+  python3 -m benchmarks.video.speed --target "$target" --draft "$draft" --prompts "${PROMPTS:-2}" --runs "${RUNS:-2}" \
     --peer-runs "${PEER_RUNS:-1}" --clips ${CLIPS:-128x112 512x112} --target-shape "$1" --draft-shape "$2"
 }
-study() { python3 -m benchmarks.video_acceptance --target "$target" --draft "$draft" --videos 100 --frames 32 "$@"; }
+study() { python3 -m benchmarks.video.acceptance --target "$target" --draft "$draft" --videos 100 --frames 32 "$@"; }
 
 measure() {
   case $1 in

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from saccade.callbacks.run_folder import run_folder
-from saccade.inference.provenance import write_text
+from saccade.common.files import write_text
 
 KEY = "key"
 """Column by which samples are told apart."""

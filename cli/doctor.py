@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from saccade.cli.errors import UsageError
-from saccade.inference.provenance import device_names, git_state, versions
+from saccade.common.provenance import device_names, git_state, versions
 
 
 @dataclass(frozen=True)

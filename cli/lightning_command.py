@@ -34,7 +34,8 @@ from saccade.cli.run_folders import (
     find_checkpoint,
     point_latest_at,
 )
-from saccade.inference.provenance import provenance, write_json, write_text
+from saccade.common.files import write_json, write_text
+from saccade.common.provenance import provenance
 
 # ranks that Lightning starts run the same command again and learn from these what the first one decided
 _RUN_FOLDER = "SACCADE_RUN_FOLDER"

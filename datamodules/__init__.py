@@ -1,10 +1,8 @@
 """LightningDataModules: text, multimodal data with protocols that take data away, chunks of retrieval pairs."""
 
-from saccade.datamodules.chunk_pool import ChunkPool
-from saccade.datamodules.missing_data import Condition, MissingProtocol
-from saccade.datamodules.multimodal_batch import Modality, MultimodalBatch
-from saccade.datamodules.multimodal_sentiment import MultimodalSentiment
-from saccade.datamodules.protocols import (
+from saccade.datamodules.multimodal.batch import Modality, MultimodalBatch
+from saccade.datamodules.multimodal.missing.base import Condition, MissingProtocol
+from saccade.datamodules.multimodal.missing.protocols import (
     CiderMissing,
     FixedModalityMissing,
     FrameDrop,
@@ -16,9 +14,11 @@ from saccade.datamodules.protocols import (
     RateTriples,
     TwoTierMissing,
 )
-from saccade.datamodules.synthetic_sentiment import SyntheticSentiment
-from saccade.datamodules.text_corpus import TextCorpus
-from saccade.datamodules.video_captions import VideoCaptions
+from saccade.datamodules.multimodal.sentiment import MultimodalSentiment
+from saccade.datamodules.multimodal.synthetic import SyntheticSentiment
+from saccade.datamodules.retrieval.chunk_pool import ChunkPool
+from saccade.datamodules.text.corpus import TextCorpus
+from saccade.datamodules.video.captions import VideoCaptions
 
 __all__ = [
     "ChunkPool",

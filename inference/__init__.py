@@ -1,14 +1,14 @@
 """Decoders for Hugging Face language models: one object, three doors, lossless where it says so."""
 
-from saccade.inference.decoder import Decoder, Generation
+from saccade.inference.decoder import Decoder, GenerationOutput
 from saccade.inference.decoders.assisted import AssistedDecoding
 from saccade.inference.decoders.autoregressive import Autoregressive
 from saccade.inference.decoders.lvspec import LVSpec
 from saccade.inference.decoders.prompt_lookup import PromptLookup
 from saccade.inference.decoders.self_speculative import SelfSpeculative
 from saccade.inference.decoders.specvlm import SpecVLM
+from saccade.inference.engine.config import EngineConfig
 from saccade.inference.engine.session import Session
-from saccade.inference.engine.settings import Engine
 from saccade.inference.sampling import Sampling
 from saccade.inference.statistics import DecodingStats
 from saccade.inference.trees import TokenTree
@@ -18,8 +18,8 @@ __all__ = [
     "Autoregressive",
     "Decoder",
     "DecodingStats",
-    "Engine",
-    "Generation",
+    "EngineConfig",
+    "GenerationOutput",
     "LVSpec",
     "PromptLookup",
     "Sampling",

@@ -11,22 +11,33 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from saccade.inference import compat, compat_vision
 from saccade.inference.drafting.drafter import Drafter, NoDraft, Run
-from saccade.inference.engine.graphs import Floor
+from saccade.inference.engine.config import EngineConfig, EngineKind
 from saccade.inference.engine.observation import Observation
+from saccade.inference.engine.pool import EnginePool
 from saccade.inference.engine.session import Session
-from saccade.inference.engine.settings import Engine, EngineKind
-from saccade.inference.relaxation.rule import AuditEntry
+from saccade.inference.huggingface.generation_config import (
+    generation_settings,
+    refuse_other_positions,
+    refuse_unknown_inputs,
+    refuse_unsupported_generation,
+)
+from saccade.inference.huggingface.models import is_sharded
+from saccade.inference.huggingface.sublayer_skip import SublayerSkip
+from saccade.inference.huggingface.vision import known_inputs
+from saccade.inference.huggingface.visual_prompts import read_visual_prompts
 from saccade.inference.request import Request
+from saccade.inference.row_tracker import RowTracker
 from saccade.inference.sampling import Sampling
-from saccade.inference.statistics import DecodingStats, Tally
-from saccade.inference.verification import Draft, Verdict, verify_greedy, verify_sampling
-from saccade.inference.visual_prompts import read_visual_prompts
+from saccade.inference.statistics import DecodingStats
+from saccade.inference.verification.draft import Draft, Verdict
+from saccade.inference.verification.greedy import verify_greedy
+from saccade.inference.verification.rejection_sampling import verify_sampling
+from saccade.inference.verification.relaxed.rule import AuditEntry
 
 
 @dataclass
-class Generation:
+class GenerationOutput:
     """What a decoder returns.
 
     Args:
@@ -49,7 +60,7 @@ class Generation:
 class Decoder(ABC):
     """Turns prompts into tokens with some Hugging Face causal language model.
 
-    One object, three doors: ``decoder.generate(model, **inputs)`` returns a :class:`Generation`;
+    One object, three doors: ``decoder.generate(model, **inputs)`` returns a :class:`GenerationOutput`;
     ``model.generate(**inputs, custom_generate=decoder)`` returns what ``model.generate`` returns; in YAML it is a
     ``class_path`` with ``init_args``. Settings are fixed at construction; a call leaves nothing behind on the model.
     """
@@ -57,7 +68,7 @@ class Decoder(ABC):
     lossless: ClassVar[bool] = True
     """Whether greedy output equals the target's own and sampled output has the target's distribution."""
 
-    engine: Engine | EngineKind = "auto"
+    engine: EngineConfig | EngineKind = "auto"
     """How forwards run, how long prompts are read, how much the cache holds; each decoder's setting."""
 
     @property
@@ -66,18 +77,18 @@ class Decoder(ABC):
         return 0
 
     @property
-    def floor(self) -> Floor:
+    def floor(self) -> EnginePool:
         """What the decoder keeps from call to call for its engine; ``floor.clear()`` frees it."""
         if "_floor" not in vars(self):
-            vars(self)["_floor"] = Floor(Engine.of(self.engine))
-        floor: Floor = vars(self)["_floor"]
+            vars(self)["_floor"] = EnginePool(EngineConfig.of(self.engine))
+        floor: EnginePool = vars(self)["_floor"]
         return floor
 
     @abstractmethod
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
         """A fresh proposer for one generation."""
 
-    def skipped(self, model: nn.Module) -> compat.SublayerSkip | None:
+    def skipped(self, model: nn.Module) -> SublayerSkip | None:
         """Sub-layers of the target that drafting leaves out; most decoders leave out none."""
         return None
 
@@ -105,7 +116,7 @@ class Decoder(ABC):
         streamer: Any = None,
         synced: bool = False,
         **visual: Tensor,
-    ) -> Generation:
+    ) -> GenerationOutput:
         """Continues every prompt of a batch.
 
         Args:
@@ -137,14 +148,14 @@ class Decoder(ABC):
             if len(request.prompts) != 1:
                 raise ValueError(f"streamer needs a batch of 1, got {len(request.prompts)}: use stream() for batches.")
             streamer.put(input_ids.cpu())
-        tally = Tally(request)
+        tally = RowTracker(request)
         for round_tokens in self._rounds(model, request, sampling, synced, tally):
             if streamer is not None and round_tokens[0]:
                 streamer.put(torch.tensor(round_tokens[0]))
         if streamer is not None:
             streamer.end()
         sequences = request.sequences(tally.tokens).to(input_ids.device)
-        return Generation(sequences, tally.tokens, tally.pooled, tally.rows, tally.audit)
+        return GenerationOutput(sequences, tally.tokens, tally.pooled, tally.rows, tally.audit)
 
     def stream(
         self,
@@ -174,7 +185,7 @@ class Decoder(ABC):
             The new tokens of every row since the last round.
         """
         request = Request.read(model, input_ids, attention_mask, max_new_tokens, max_length, eos_token_id, None, visual)
-        yield from self._rounds(model, request, sampling, False, Tally(request))
+        yield from self._rounds(model, request, sampling, False, RowTracker(request))
 
     def __call__(
         self,
@@ -185,7 +196,7 @@ class Decoder(ABC):
         generation_config: Any = None,
         synced_gpus: bool = False,
         **model_kwargs: Any,
-    ) -> Tensor | Generation:
+    ) -> Tensor | GenerationOutput:
         """The door for ``model.generate(**inputs, custom_generate=decoder)``; transformers calls it.
 
         Seeds come from torch's global generator, as ``torch.manual_seed`` users expect. Streaming does not reach a
@@ -194,13 +205,13 @@ class Decoder(ABC):
         Raises:
             ValueError: A generation setting that would be ignored (beams, penalties, ...), named.
         """
-        compat.refuse_unsupported_generation(generation_config, logits_processor, stopping_criteria)
-        compat.refuse_unknown_inputs(
+        refuse_unsupported_generation(generation_config, logits_processor, stopping_criteria)
+        refuse_unknown_inputs(
             (name for name, value in model_kwargs.items() if value is not None),
-            compat_vision.known_inputs(model),
+            known_inputs(model),
         )
-        compat.refuse_other_positions(model_kwargs.get("position_ids"), model_kwargs.get("attention_mask"))
-        visual = {name: model_kwargs.get(name) for name in compat_vision.known_inputs(model)}
+        refuse_other_positions(model_kwargs.get("position_ids"), model_kwargs.get("attention_mask"))
+        visual = {name: model_kwargs.get(name) for name in known_inputs(model)}
         sampling = None
         if getattr(generation_config, "do_sample", False):
             sampling = Sampling(
@@ -208,7 +219,7 @@ class Decoder(ABC):
                 top_k=generation_config.top_k or 0,
                 top_p=1.0 if generation_config.top_p is None else generation_config.top_p,
             )
-        settings = compat.generation_settings(model, generation_config)
+        settings = generation_settings(model, generation_config)
         out = self.generate(
             model,
             input_ids,
@@ -218,7 +229,7 @@ class Decoder(ABC):
             eos_token_id=settings["eos"],
             pad_token_id=settings["pad"],
             # transformers keeps synced_gpus to itself when the decoding is custom
-            synced=synced_gpus or compat.is_sharded(model),
+            synced=synced_gpus or is_sharded(model),
             **{name: value for name, value in visual.items() if value is not None},
         )
         return out if getattr(generation_config, "return_dict_in_generate", False) else out.sequences
@@ -229,7 +240,7 @@ class Decoder(ABC):
             session.drain()
 
     def _rounds(
-        self, model: nn.Module, request: Request, sampling: Sampling | None, synced: bool, tally: Tally
+        self, model: nn.Module, request: Request, sampling: Sampling | None, synced: bool, tally: RowTracker
     ) -> Iterator[list[list[int]]]:
         if sampling is not None and not isinstance(sampling, Sampling):
             raise ValueError(f"sampling must be a Sampling, or None for greedy, got {sampling!r}.")

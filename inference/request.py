@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saccade.inference import compat, compat_vision
-from saccade.inference.checks import check_count
+from saccade.common.checks import check_count
+from saccade.inference.huggingface.generation_config import generation_settings
+from saccade.inference.huggingface.models import check_supported, text_config
+from saccade.inference.huggingface.vision import visual_inputs, visual_token_kinds
 
 DEFAULT_NEW_TOKENS = 20  # transformers' own default
 
@@ -57,14 +59,14 @@ class Request:
         Raises:
             ValueError: Names what is wrong, with its value.
         """
-        compat.check_supported(model)
-        config = compat.text_config(model)
+        check_supported(model)
+        config = text_config(model)
         if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int32, torch.int64):
             kind = input_ids.dtype if isinstance(input_ids, Tensor) else type(input_ids).__name__
             raise ValueError(f"input_ids must be an integer tensor of shape [batch, length], got {kind}.")
         if input_ids.ndim != 2 or len(input_ids) == 0:
             raise ValueError(f"input_ids must have the shape [batch, length], got {tuple(input_ids.shape)}.")
-        seen = compat_vision.visual_inputs(model, visual or {})
+        seen = visual_inputs(model, visual or {})
         prompts, padding = _split_padding(input_ids, attention_mask)
         for row, prompt in enumerate(prompts):
             if not prompt:
@@ -83,7 +85,7 @@ class Request:
                 f"a prompt of {longest} tokens and {limit} new ones need {longest + limit} positions, the model has "
                 f"{context}: shorten the prompt or lower max_new_tokens."
             )
-        settings = compat.generation_settings(model)
+        settings = generation_settings(model)
         known = config.vocab_size
         eos = settings["eos"] if eos_token_id is None else _token_ids("eos_token_id", eos_token_id, known)
         pad = settings["pad"]
@@ -119,7 +121,7 @@ def _token_ids(name: str, given: Any, known: int) -> tuple[int, ...]:
 
 
 def _check_placeholders(model: nn.Module, prompts: Sequence[Sequence[int]], visual: Mapping[str, Tensor]) -> None:
-    kinds = compat_vision.visual_token_kinds(model)
+    kinds = visual_token_kinds(model)
     ids = set(kinds)
     for row, prompt in enumerate(prompts):
         for token in ids & set(prompt):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saccade.inference.checks import check_count, check_number
-from saccade.inference.engine.transfer import to_device
+from saccade.common.checks import check_count, check_number
+from saccade.common.transfer import to_device
 
 NO_DISTRIBUTION = "the model's logits hold NaN or no finite value: check its weights and its precision."
 

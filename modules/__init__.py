@@ -1,15 +1,15 @@
 """LightningModules: what `saccade fit` trains."""
 
-from saccade.modules.baselines import CrossmodalTransformer, LateFusion, LNLNLike, TFRNetLike
-from saccade.modules.language_model import LanguageModel
+from saccade.modules.language.model import LanguageModel
+from saccade.modules.language.sublayer_dropout import SublayerDropout
+from saccade.modules.language.video_dropout import VideoTokenDropout
+from saccade.modules.language.vision_model import VisionLanguageModel
 from saccade.modules.lora import LoraSettings
-from saccade.modules.multimodal import MultimodalModule, Optimization
-from saccade.modules.reranker import Reranker
-from saccade.modules.retriever import Retriever
-from saccade.modules.sublayer_dropout import SublayerDropout
-from saccade.modules.t2dr import T2DR, LossWeights
-from saccade.modules.video_dropout import VideoTokenDropout
-from saccade.modules.vision_language_model import VisionLanguageModel
+from saccade.modules.multimodal.base import MultimodalModule, Optimization
+from saccade.modules.multimodal.baselines import CrossmodalTransformer, LateFusion, LNLNLike, TFRNetLike
+from saccade.modules.multimodal.t2dr import T2DR, LossWeights
+from saccade.modules.retrieval.reranker import Reranker
+from saccade.modules.retrieval.retriever import Retriever
 
 __all__ = [
     "T2DR",

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from torch import nn
 from transformers import PreTrainedModel
 
-from saccade.inference.checks import check_count, check_model, check_share
+from saccade.common.checks import check_count, check_model, check_share
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.draft_model import DraftModelDrafter
+from saccade.inference.drafting.draft_session import DraftSession
 from saccade.inference.drafting.drafter import Drafter
-from saccade.inference.drafting.follower import Follower
 from saccade.inference.drafting.loading import draft_for
-from saccade.inference.engine.settings import Engine, EngineKind
+from saccade.inference.engine.config import EngineConfig, EngineKind
 from saccade.inference.request import Request
 
 
@@ -26,7 +26,7 @@ class AssistedDecoding(Decoder):
             or a loaded model.
         draft_length: Most drafted tokens in a round.
         confidence_threshold: Drafting stops behind a token whose probability is below this; 0 never stops early.
-        engine: How forwards of both models run: a kind's name, or all settings (:class:`saccade.inference.Engine`).
+        engine: How forwards of both models run: a kind's name, or all settings (:class:`saccade.inference.EngineConfig`).
 
     Raises:
         ValueError: A setting outside its range, a draft that cannot be loaded, or of another vocabulary.
@@ -35,11 +35,11 @@ class AssistedDecoding(Decoder):
     draft_model: str | PreTrainedModel
     draft_length: int = 5
     confidence_threshold: float = 0.4
-    engine: Engine | EngineKind = "auto"
+    engine: EngineConfig | EngineKind = "auto"
     _loaded: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        Engine.of(self.engine)  # refuses wrong settings
+        EngineConfig.of(self.engine)  # refuses wrong settings
         check_count("draft_length", self.draft_length)
         check_share("confidence_threshold", self.confidence_threshold)
         check_model("draft_model", self.draft_model)
@@ -52,5 +52,5 @@ class AssistedDecoding(Decoder):
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
         """Drafts with the small model, on a cache of its own."""
         draft = draft_for(self.draft_model, model, request, self._loaded)
-        follower = Follower(draft, request.max_new_tokens + self.width, request.prompts, self.floor)
+        follower = DraftSession(draft, request.max_new_tokens + self.width, request.prompts, self.floor)
         return DraftModelDrafter(follower, self.draft_length, self.confidence_threshold)

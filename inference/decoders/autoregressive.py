@@ -8,7 +8,7 @@ from torch import nn
 
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.drafter import Drafter, NoDraft
-from saccade.inference.engine.settings import Engine, EngineKind
+from saccade.inference.engine.config import EngineConfig, EngineKind
 from saccade.inference.request import Request
 
 
@@ -20,16 +20,16 @@ class Autoregressive(Decoder):
     0
 
     Args:
-        engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.Engine`).
+        engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.EngineConfig`).
 
     Raises:
         ValueError: A setting of the engine outside its range.
     """
 
-    engine: Engine | EngineKind = "auto"
+    engine: EngineConfig | EngineKind = "auto"
 
     def __post_init__(self) -> None:
-        Engine.of(self.engine)  # refuses wrong settings
+        EngineConfig.of(self.engine)  # refuses wrong settings
 
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
         """Proposes nothing."""

@@ -9,19 +9,24 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from saccade.inference import compat, compat_vision
-from saccade.inference.checks import check_count, check_model
+from saccade.common.checks import check_count, check_model
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.draft_model import DraftModelDrafter
+from saccade.inference.drafting.draft_session import DraftSession
 from saccade.inference.drafting.drafter import Drafter, Run
-from saccade.inference.drafting.follower import Follower
 from saccade.inference.drafting.loading import draft_for
-from saccade.inference.drafting.video_draft import pruned_video
-from saccade.inference.drafting.video_pruning import VideoSelector
-from saccade.inference.drafting.video_selectors import make_selector
+from saccade.inference.engine.config import EngineConfig, EngineKind
 from saccade.inference.engine.observation import Observation
-from saccade.inference.engine.settings import Engine, EngineKind
-from saccade.inference.relaxation import (
+from saccade.inference.huggingface.models import text_config
+from saccade.inference.huggingface.vision import special_token_ids
+from saccade.inference.huggingface.visual_prompts import PositionRule
+from saccade.inference.reduction.draft_prompt import pruned_video
+from saccade.inference.reduction.selector import VideoSelector
+from saccade.inference.reduction.selectors import make_selector
+from saccade.inference.request import Request
+from saccade.inference.verification.draft import Draft, Verdict
+from saccade.inference.verification.greedy import greedy_choices, verify_greedy
+from saccade.inference.verification.relaxed import (
     Judged,
     RelaxedRule,
     VisualRelaxation,
@@ -30,9 +35,6 @@ from saccade.inference.relaxation import (
     top_entropy,
     visual_relevance,
 )
-from saccade.inference.request import Request
-from saccade.inference.verification import Draft, Verdict, greedy_choices, verify_greedy
-from saccade.inference.visual_prompts import PositionRule
 
 ScoredAt = Literal["judge", "draft", "max"]
 _LOOKS_BACK = 64  # emitted tokens that a rule is shown
@@ -44,7 +46,7 @@ class LVSpec(Decoder):
 
     Not lossless. How visual a place is, is measured by the target itself: the cosine of its hidden state to the most
     similar states of the video's tokens, which the prefill has made. ``stats.relaxed`` counts the emitted tokens that
-    are not the target's own choice, ``Generation.audit`` says why each stands. The relaxed rules that LVSpec is
+    are not the target's own choice, ``GenerationOutput.audit`` says why each stands. The relaxed rules that LVSpec is
     compared with take its place through ``rule``. What the paper leaves open (its code is not public) is a setting; the
     defaults are ours.
 
@@ -52,7 +54,7 @@ class LVSpec(Decoder):
         draft_model: A smaller model of the target's family: a path or hub id, loaded at the first use in the target's
             precision and on its device, or a loaded model. ``None``: the target drafts for itself on the pruned video.
         draft_length: Drafted tokens of a round, a chain.
-        rule: Which tokens stand: :class:`saccade.inference.relaxation.VisualRelaxation` (the default, LVSpec's own),
+        rule: Which tokens stand: :class:`saccade.inference.verification.relaxed.VisualRelaxation` (the default, LVSpec's own),
             ``RandomRelaxation``, ``FLy``, ``FLyPlus`` or ``Strict``.
         neighbours: Video tokens whose cosines are averaged, the most similar ones (N of the paper).
         layer: Decoder layer whose states are compared, from 0, negative from the end, before the final norm;
@@ -62,7 +64,7 @@ class LVSpec(Decoder):
         prune_ratio: Share of the video tokens that the draft does not read, 0 to 1.
         selector: Which tokens it keeps, as in :class:`saccade.inference.SpecVLM`.
         positions: Rotary positions of the draft after pruning, as there.
-        engine: How forwards of both models run: a kind's name, or all settings (:class:`saccade.inference.Engine`).
+        engine: How forwards of both models run: a kind's name, or all settings (:class:`saccade.inference.EngineConfig`).
 
     Raises:
         ValueError: A setting outside its range, a draft that cannot be loaded or is of another family, a prompt
@@ -80,12 +82,12 @@ class LVSpec(Decoder):
     prune_ratio: float = 0.9
     selector: VideoSelector | str = "uniform"
     positions: PositionRule = "original"
-    engine: Engine | EngineKind = "auto"
+    engine: EngineConfig | EngineKind = "auto"
     _loaded: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
     _rule: RelaxedRule = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        Engine.of(self.engine)  # refuses wrong settings
+        EngineConfig.of(self.engine)  # refuses wrong settings
         if self.draft_model is not None:
             check_model("draft_model", self.draft_model)
         make_selector(self.selector, self.prune_ratio)
@@ -97,7 +99,7 @@ class LVSpec(Decoder):
         if isinstance(self.layer, str) and self.layer != "norm":
             raise ValueError(f"layer must be an index or norm, got {self.layer!r}.")
         if self.rule is not None and not isinstance(self.rule, RelaxedRule):
-            raise ValueError(f"rule must be a rule of saccade.inference.relaxation, got {self.rule!r}.")
+            raise ValueError(f"rule must be a rule of saccade.inference.verification.relaxed, got {self.rule!r}.")
         self._rule = VisualRelaxation() if self.rule is None else self.rule
 
     @property
@@ -107,7 +109,7 @@ class LVSpec(Decoder):
 
     def observation(self, model: nn.Module) -> Observation:
         """States of video tokens and of judged ones where the rule looks at them, attention where the selector does."""
-        layers = compat.text_config(model).num_hidden_layers
+        layers = text_config(model).num_hidden_layers
         if isinstance(self.layer, int) and not -layers <= self.layer < layers:
             raise ValueError(
                 f"layer is {self.layer}, but the model has {layers} layers: count from 0, or from the end."
@@ -121,7 +123,7 @@ class LVSpec(Decoder):
         video = pruned_video(self, model, request, self.selector, self.prune_ratio, self.positions, shared)
         draft = model if self.draft_model is None else draft_for(self.draft_model, model, request, self._loaded)
         extra = request.max_new_tokens + self.width
-        return DraftModelDrafter(Follower(draft, extra, request.prompts, self.floor, video), self.draft_length)
+        return DraftModelDrafter(DraftSession(draft, extra, request.prompts, self.floor, video), self.draft_length)
 
     def verify(self, logits: Tensor, draft: Draft, run: Run) -> list[Verdict]:
         """Judges by the relaxed rule; the first token, behind the prompt, is the target's own.
@@ -132,7 +134,7 @@ class LVSpec(Decoder):
         if run.sampling is not None:
             raise ValueError(f"{type(self).__name__} decodes greedily: leave temperature and sampling out.")
         if not run.memory:
-            guarded = run.eos | compat_vision.special_token_ids(run.session.model)
+            guarded = run.eos | special_token_ids(run.session.model)
             noted = run.session.noted
             noted.visual_states = [directions(states) for states in noted.visual_states]  # once for all rounds
             run.memory = [(self._rule.begin(row, guarded), len(text)) for row, text in enumerate(run.texts)]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from saccade.inference.checks import check_count
+from saccade.common.checks import check_count
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.drafting.ngram import NgramDrafter
-from saccade.inference.engine.settings import Engine, EngineKind
+from saccade.inference.engine.config import EngineConfig, EngineKind
 from saccade.inference.request import Request
 
 
@@ -23,7 +23,7 @@ class PromptLookup(Decoder):
     Args:
         max_ngram: Longest n-gram that is looked up; shorter ones follow when it does not occur.
         draft_length: Most drafted tokens in a round.
-        engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.Engine`).
+        engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.EngineConfig`).
 
     Raises:
         ValueError: A setting below 1.
@@ -31,10 +31,10 @@ class PromptLookup(Decoder):
 
     max_ngram: int = 3
     draft_length: int = 8
-    engine: Engine | EngineKind = "auto"
+    engine: EngineConfig | EngineKind = "auto"
 
     def __post_init__(self) -> None:
-        Engine.of(self.engine)  # refuses wrong settings
+        EngineConfig.of(self.engine)  # refuses wrong settings
         for name in ("max_ngram", "draft_length"):
             check_count(name, getattr(self, name))
 

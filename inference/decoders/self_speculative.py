@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from saccade.inference import compat
-from saccade.inference.checks import check_count, check_share, check_switch
+from saccade.common.checks import check_count, check_share, check_switch
 from saccade.inference.decoder import Decoder
 from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.drafting.layer_skip import LayerSkipDrafter, ThresholdController
-from saccade.inference.engine.settings import Engine, EngineKind
+from saccade.inference.drafting.skip_sets import check_skip_set, read_skip_file, spread_skip_set
+from saccade.inference.engine.config import EngineConfig, EngineKind
+from saccade.inference.huggingface.sublayer_skip import SublayerSkip, decoder_layers
 from saccade.inference.request import Request
-from saccade.inference.skip_sets import check_skip_set, read_skip_file, spread_skip_set
 
 
 @dataclass
@@ -37,7 +37,7 @@ class SelfSpeculative(Decoder):
         epsilon: Step of the threshold.
         carry: Begin a call with the threshold that the last call ended with, as the authors' code does; the running
             acceptance starts at 0. False: every call begins with ``gamma``.
-        engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.Engine`).
+        engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.EngineConfig`).
 
     Raises:
         ValueError: A setting outside its range, a skip file of another model, or layers that the model lacks.
@@ -52,11 +52,11 @@ class SelfSpeculative(Decoder):
     beta2: float = 0.9
     epsilon: float = 0.01
     carry: bool = True
-    engine: Engine | EngineKind = "auto"
+    engine: EngineConfig | EngineKind = "auto"
     _carried: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        Engine.of(self.engine)  # refuses wrong settings
+        EngineConfig.of(self.engine)  # refuses wrong settings
         check_count("draft_length", self.draft_length)
         for name in ("gamma", "alpha", "beta1", "beta2", "epsilon"):
             check_share(name, getattr(self, name))
@@ -75,12 +75,12 @@ class SelfSpeculative(Decoder):
         if isinstance(self.skip, dict):
             return {kind: list(self.skip.get(kind, [])) for kind in ("attention", "mlp")}
         if self.skip == "auto":
-            return spread_skip_set(len(compat.decoder_layers(model)))
+            return spread_skip_set(len(decoder_layers(model)))
         return read_skip_file(self.skip, model)
 
-    def skipped(self, model: nn.Module) -> compat.SublayerSkip:
+    def skipped(self, model: nn.Module) -> SublayerSkip:
         """The switch that turns the target into its own draft."""
-        return compat.SublayerSkip(model, **self.skip_set(model))
+        return SublayerSkip(model, **self.skip_set(model))
 
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
         """Drafts on the target's session, with one threshold for each row."""

@@ -8,20 +8,20 @@ from typing import get_args
 from torch import nn
 from transformers import PreTrainedModel
 
-from saccade.inference.checks import check_model
+from saccade.common.checks import check_model
 from saccade.inference.decoder import Decoder
+from saccade.inference.drafting.draft_session import DraftSession
 from saccade.inference.drafting.draft_tree import DraftTreeDrafter
 from saccade.inference.drafting.drafter import Drafter
-from saccade.inference.drafting.follower import Follower
 from saccade.inference.drafting.loading import draft_for
 from saccade.inference.drafting.static_trees import StaticTree
-from saccade.inference.drafting.video_draft import pruned_video
-from saccade.inference.drafting.video_pruning import VideoSelector
-from saccade.inference.drafting.video_selectors import make_selector
+from saccade.inference.engine.config import EngineConfig, EngineKind
 from saccade.inference.engine.observation import Observation
-from saccade.inference.engine.settings import Engine, EngineKind
+from saccade.inference.huggingface.visual_prompts import PositionRule
+from saccade.inference.reduction.draft_prompt import pruned_video
+from saccade.inference.reduction.selector import VideoSelector
+from saccade.inference.reduction.selectors import make_selector
 from saccade.inference.request import Request
-from saccade.inference.visual_prompts import PositionRule
 
 
 @dataclass
@@ -37,13 +37,13 @@ class SpecVLM(Decoder):
             weights and the video features it has already made.
         prune_ratio: Share of the video tokens that the draft does not read, 0 to 1.
         selector: Which tokens it keeps: ``two_stage``, ``uniform`` (needs no attention), ``attention``, ``random``,
-            ``window``, ``none``, ... (:data:`saccade.inference.drafting.video_selectors.SELECTORS`), or a selector
+            ``window``, ``none``, ... (:data:`saccade.inference.reduction.selectors.SELECTORS`), or a selector
             with settings of its own, whose ratio then counts.
         tree: ``default`` (25 nodes, 5 deep), ``chain`` (5 nodes), or the nodes as paths of child ranks, for example
             ``[[0], [1], [0, 0]]``.
         positions: Rotary positions of the draft after pruning: ``original`` keeps those of the whole prompt (ours),
             ``compact`` counts what is left (the authors' code).
-        engine: How forwards of both models run: a kind's name, or all settings (:class:`saccade.inference.Engine`).
+        engine: How forwards of both models run: a kind's name, or all settings (:class:`saccade.inference.EngineConfig`).
 
     Raises:
         ValueError: A setting outside its range, a draft that cannot be loaded or is of another family, a prompt
@@ -55,12 +55,12 @@ class SpecVLM(Decoder):
     selector: VideoSelector | str = "two_stage"
     tree: str | list[list[int]] = "default"
     positions: PositionRule = "original"
-    engine: Engine | EngineKind = "auto"
+    engine: EngineConfig | EngineKind = "auto"
     _loaded: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
     _shape: StaticTree = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        Engine.of(self.engine)  # refuses wrong settings
+        EngineConfig.of(self.engine)  # refuses wrong settings
         if self.draft_model is not None:
             check_model("draft_model", self.draft_model)
         make_selector(self.selector, self.prune_ratio)
@@ -88,4 +88,4 @@ class SpecVLM(Decoder):
         video = pruned_video(self, model, request, self.selector, self.prune_ratio, self.positions, shared)
         draft = model if self.draft_model is None else draft_for(self.draft_model, model, request, self._loaded)
         extra = request.max_new_tokens + self.width
-        return DraftTreeDrafter(Follower(draft, extra, request.prompts, self.floor, video), self._shape)
+        return DraftTreeDrafter(DraftSession(draft, extra, request.prompts, self.floor, video), self._shape)

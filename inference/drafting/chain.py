@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from saccade.common.transfer import to_device
 from saccade.inference.drafting.drafter import Drafter, NoDraft, Run
-from saccade.inference.engine.transfer import to_device
-from saccade.inference.verification import Draft
+from saccade.inference.verification.draft import Draft
 
 
 def confidence(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from saccade.inference.drafting.chain import ChainDrafter
+from saccade.inference.drafting.draft_session import DraftSession, SessionDrafter
 from saccade.inference.drafting.drafter import Run
-from saccade.inference.drafting.follower import Follower, FollowingDrafter
 
 
-class DraftModelDrafter(FollowingDrafter, ChainDrafter):
+class DraftModelDrafter(SessionDrafter, ChainDrafter):
     """Continues the texts with the draft model; its cache keeps what verification accepted.
 
     Args:
@@ -18,7 +18,7 @@ class DraftModelDrafter(FollowingDrafter, ChainDrafter):
         threshold: Confidence below which drafting stops; 0 never stops.
     """
 
-    def __init__(self, follower: Follower, length: int, threshold: float = 0.0) -> None:
+    def __init__(self, follower: DraftSession, length: int, threshold: float = 0.0) -> None:
         ChainDrafter.__init__(self, length)
         self.follower = follower
         self.threshold = threshold

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from saccade.inference.drafting.draft_session import DraftSession, SessionDrafter
 from saccade.inference.drafting.drafter import NoDraft, Run
-from saccade.inference.drafting.follower import Follower, FollowingDrafter
 from saccade.inference.drafting.static_trees import StaticTree
-from saccade.inference.verification import Draft
+from saccade.inference.verification.draft import Draft
 
 
-class DraftTreeDrafter(FollowingDrafter):
+class DraftTreeDrafter(SessionDrafter):
     """Tries the best tokens of the draft model behind each other in a tree.
 
     Tokens are picked, not drawn, so that strict sampling takes each for a certain proposal. A forward for each level
@@ -24,7 +24,7 @@ class DraftTreeDrafter(FollowingDrafter):
         tree: The shape.
     """
 
-    def __init__(self, follower: Follower, tree: StaticTree) -> None:
+    def __init__(self, follower: DraftSession, tree: StaticTree) -> None:
         self.follower, self.tree = follower, tree
 
     def draft(self, run: Run, limits: Sequence[int]) -> Draft:

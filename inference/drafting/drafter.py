@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from saccade.inference.engine.session import Session
+from saccade.inference.huggingface.visual_prompts import VisualPrompt
 from saccade.inference.sampling import Sampling
-from saccade.inference.verification import Draft, Verdict
-from saccade.inference.visual_prompts import VisualPrompt
+from saccade.inference.verification.draft import Draft, Verdict
 
 
 @dataclass

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saccade.inference.drafting.chain import ChainDrafter
 from saccade.inference.drafting.drafter import Run
-from saccade.inference.verification import Draft, Verdict
+from saccade.inference.verification.draft import Draft, Verdict
 
 
 @dataclass

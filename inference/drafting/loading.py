@@ -6,8 +6,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from saccade.inference import compat, compat_vision
-from saccade.inference.checks import check_place
+from saccade.common.checks import check_place
+from saccade.inference.huggingface.models import device_of, precision_of, text_config
+from saccade.inference.huggingface.vision import visual_token_ids
 from saccade.inference.request import Request
 
 
@@ -25,19 +26,19 @@ def draft_for(given: nn.Module | str, model: nn.Module, request: Request, loaded
             context is too short.
     """
     draft = _load(given, model, loaded) if isinstance(given, str) else given
-    theirs, ours = compat.text_config(draft).vocab_size, compat.text_config(model).vocab_size
+    theirs, ours = text_config(draft).vocab_size, text_config(model).vocab_size
     if theirs != ours:
         raise ValueError(
             f"the draft's vocabulary has {theirs} ids, the target's {ours}: use a draft with the same tokenizer."
         )
     if request.visual:
         kind, wanted = (getattr(item.config, "model_type", "") for item in (draft, model))
-        if kind != wanted or compat_vision.visual_token_ids(draft) != compat_vision.visual_token_ids(model):
+        if kind != wanted or visual_token_ids(draft) != visual_token_ids(model):
             raise ValueError(
                 f"the draft is a {kind} model, the target {wanted}, and they read videos differently: use a draft of "
                 "the target's family."
             )
-    context = getattr(compat.text_config(draft), "max_position_embeddings", None)
+    context = getattr(text_config(draft), "max_position_embeddings", None)
     needed = request.positions
     if context is not None and needed > context:
         raise ValueError(
@@ -48,11 +49,11 @@ def draft_for(given: nn.Module | str, model: nn.Module, request: Request, loaded
 
 
 def _load(path: str, model: nn.Module, loaded: dict[str, nn.Module]) -> nn.Module:
-    device, dtype = compat.device_of(model), compat.precision_of(model)
+    device, dtype = device_of(model), precision_of(model)
     key = f"{path} {device} {dtype}"
     if key not in loaded:
         check_place("draft_model", path)
-        loader = AutoModelForImageTextToText if compat_vision.visual_token_ids(model) else AutoModelForCausalLM
+        loader = AutoModelForImageTextToText if visual_token_ids(model) else AutoModelForCausalLM
         try:
             draft: nn.Module = loader.from_pretrained(path, dtype=dtype)
         except (OSError, ValueError, SafetensorError) as error:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from saccade.inference.drafting.drafter import Drafter, Run
-from saccade.inference.verification import Draft, Verdict
+from saccade.inference.verification.draft import Draft, Verdict
 
 
 class NgramIndex:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from saccade.common.transfer import to_device
 from saccade.inference.engine.captured import Captured
-from saccade.inference.engine.transfer import to_device
 
 
 class KVCache:

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.inference import compat
 from saccade.inference.engine.attention import decode_attention
 from saccade.inference.engine.cache import KVCache
+from saccade.inference.huggingface.models import language_part, text_config
+from saccade.inference.huggingface.sublayer_skip import decoder_layers
 
 
 def reference_linear(
@@ -129,8 +130,8 @@ class FusedStep:
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model
-        self.layers: list[Any] = list(compat.decoder_layers(model))
-        part = compat.language_part(model)
+        self.layers: list[Any] = list(decoder_layers(model))
+        part = language_part(model)
         self.base: Any = part.get_submodule("model") if part is model else part
         self.norms = hasattr(self.layers[0].self_attn, "q_norm")
         self.axes = hasattr(self.base.rotary_emb, "mrope_section")
@@ -271,12 +272,12 @@ def why_not_fused(model: nn.Module) -> str:
     captured graph as they are.
     """
     name = type(model).__name__
-    if name not in _KNOWN_MODELS or type(compat.language_part(model)).__name__ not in _KNOWN_PARTS | {name}:
+    if name not in _KNOWN_MODELS or type(language_part(model)).__name__ not in _KNOWN_PARTS | {name}:
         return f"{name} is not one of the model classes that are known"
-    config = compat.text_config(model)
+    config = text_config(model)
     if config.hidden_act not in ("silu", "swish"):
         return f"its activation is {config.hidden_act}"
-    part = compat.language_part(model)
+    part = language_part(model)
     beside = [] if part is model else [("lm_head", model.get_submodule("lm_head"))]
     weights = [*part.parameters(), *(weight for _, module in beside for weight in module.parameters())]
     if len({(weight.device, weight.dtype) for weight in weights}) > 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,15 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saccade.inference import compat
 from saccade.inference.engine.cache import KVCache
-from saccade.inference.engine.captured import Captured
 from saccade.inference.engine.fused import FusedStep, why_not_fused
-from saccade.inference.engine.settings import Engine
+from saccade.inference.engine.hf_attention import device_step
+from saccade.inference.engine.hf_cache import session_cache
+from saccade.inference.huggingface.models import last_position, text_config
+from saccade.inference.huggingface.sublayer_skip import SublayerSkip, layer_output
 from saccade.inference.trees import MAX_NODES, TokenTree
 
 Attached = Callable[[bool], AbstractContextManager[None]]
+
+
 """Hands a model to its session for the time of a forward; true leaves the skipped sub-layers out."""
+
 
 _WARM_UPS = 2  # runs before a capture: kernels are compiled and libraries set up outside of it
 
@@ -73,15 +77,15 @@ class GraphEngine:
         model: nn.Module,
         batch: int,
         capacity: int,
-        skip: compat.SublayerSkip | None,
+        skip: SublayerSkip | None,
         observed: int | str | None = None,
     ) -> None:
-        config = compat.text_config(model)
+        config = text_config(model)
         self.model: Any = model
         self.batch, self.capacity, self.skip, self.observed = batch, capacity, skip, observed
         self.storage = KVCache(config.num_hidden_layers, capacity + MAX_NODES, captured=True)
-        self.cache = compat.session_cache(self.storage, config.num_hidden_layers)
-        self._last_position = compat.last_position(model)
+        self.cache = session_cache(self.storage, config.num_hidden_layers)
+        self._last_position = last_position(model)
         reason = why_not_fused(model)
         self._fused = None if reason else FusedStep(model)
         if reason:
@@ -98,7 +102,7 @@ class GraphEngine:
         model: nn.Module,
         batch: int,
         capacity: int,
-        skip: compat.SublayerSkip | None,
+        skip: SublayerSkip | None,
         observed: int | str | None = None,
     ) -> bool:
         """Whether this engine's buffers and graphs serve another call."""
@@ -168,8 +172,8 @@ class GraphEngine:
         if self._fused is not None:
             attention, mlp = _sets(self.skip) if skipped else (frozenset(), frozenset())
             return self._fused(step.tokens, positions, lengths, ancestors, self.storage, attention, mlp, self.observed)
-        device_side = compat.device_step(lengths, ancestors)
-        noted = compat.layer_output(self.model, self.observed)
+        device_side = device_step(lengths, ancestors)
+        noted = layer_output(self.model, self.observed)
         with attached(skipped), self.storage.on_device(lengths), device_side, noted as states:
             logits: Tensor = self.model(
                 input_ids=step.tokens,
@@ -204,88 +208,7 @@ class GraphEngine:
         return step.captured
 
 
-class Floor:
-    """Keeps the graph engines of a decoder from call to call, one for each model, and says which engine a call takes.
-
-    Args:
-        settings: Of the decoder.
-    """
-
-    def __init__(self, settings: Engine) -> None:
-        self.settings = settings
-        self.uncaptured = False  # tests set it: the graphs' steps on a processor, one by one
-        self._idle: list[GraphEngine] = []
-        self._refused: nn.Module | None = None
-        self._told = False
-        self._captured: dict[Hashable, Captured] = {}
-
-    def captured(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of tensors as a graph, where this floor's engine makes graphs; else the function itself.
-
-        Args:
-            key: Names the function and all that it depends on beside its tensors.
-            function: See :class:`saccade.inference.engine.captured.Captured`.
-        """
-        if self.settings.kind == "eager":
-            return function
-        if key not in self._captured:
-            self._captured[key] = Captured(function)
-        return self._captured[key]
-
-    def lease(
-        self,
-        model: nn.Module,
-        batch: int,
-        capacity: int,
-        skip: compat.SublayerSkip | None,
-        synced: bool,
-        observed: int | str | None = None,
-    ) -> GraphEngine | None:
-        """An engine for one call, or ``None`` where steps run eagerly."""
-        kind = self.settings.kind
-        if kind == "eager" or self._refused is model:
-            return None
-        device = compat.device_of(model)
-        reason = ""
-        if device.type != "cuda" and not self.uncaptured:
-            reason = f"CUDA graphs need a CUDA device and the model is on {device.type}"
-        elif synced:
-            reason = "sharded weights are gathered anew for every step"
-        elif len({weight.device for weight in model.parameters()}) > 1:
-            reason = "the model lies on several devices"
-        if reason and kind == "graph":
-            self._tell(reason)
-        if reason or (kind == "auto" and why_not_fused(model)):
-            return None
-        for index, engine in enumerate(self._idle):
-            if engine.fits(model, batch, capacity, skip, observed):
-                return self._idle.pop(index)
-        # an idle engine of this model that does not fit would only hold memory
-        self._idle = [engine for engine in self._idle if engine.model is not model]
-        grain = max(256, capacity // 8)
-        return GraphEngine(model, batch, -(-capacity // grain) * grain, skip, observed)
-
-    def refuse(self, model: nn.Module, error: NotCapturedError) -> None:
-        """Remembers that a model's steps cannot be captured, and says so."""
-        self._refused = model
-        self._tell(f"a step of {type(model).__name__} cannot be captured ({error})")
-
-    def _tell(self, reason: str) -> None:
-        if not self._told:
-            warnings.warn(f"engine: {reason}, so steps run eagerly instead of as graphs.", stacklevel=2)
-            self._told = True
-
-    def give_back(self, engine: GraphEngine) -> None:
-        """Keeps an engine for the next call."""
-        self._idle.append(engine)
-
-    def clear(self) -> None:
-        """Frees the buffers and graphs."""
-        self._idle.clear()
-        self._captured.clear()
-
-
-def _sets(skip: compat.SublayerSkip | None) -> tuple[frozenset[int], frozenset[int]]:
+def _sets(skip: SublayerSkip | None) -> tuple[frozenset[int], frozenset[int]]:
     return (frozenset(), frozenset()) if skip is None else (skip.attention, skip.mlp)
 
 

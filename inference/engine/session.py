@@ -9,15 +9,26 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from saccade.inference import compat
+from saccade.common.transfer import to_device
 from saccade.inference.engine.cache import KVCache
-from saccade.inference.engine.graphs import Floor, GraphEngine, NotCapturedError
+from saccade.inference.engine.config import EngineConfig
+from saccade.inference.engine.graphs import GraphEngine, NotCapturedError
+from saccade.inference.engine.hf_attention import SessionAttention
+from saccade.inference.engine.hf_cache import session_cache
 from saccade.inference.engine.observation import Noted, Observation, VisualAttention
-from saccade.inference.engine.settings import Engine
-from saccade.inference.engine.synchronise import Gate
-from saccade.inference.engine.transfer import to_device
+from saccade.inference.engine.pool import EnginePool
+from saccade.inference.engine.rank_agreement import RankAgreement
+from saccade.inference.huggingface.models import (
+    cache_bytes,
+    check_supported,
+    device_of,
+    free_bytes,
+    last_position,
+    text_config,
+)
+from saccade.inference.huggingface.sublayer_skip import SublayerSkip, layer_output
+from saccade.inference.huggingface.visual_prompts import VisualPrompt
 from saccade.inference.trees import TokenTree
-from saccade.inference.visual_prompts import VisualPrompt
 
 
 class Session:
@@ -45,18 +56,18 @@ class Session:
         model: nn.Module,
         capacity: int,
         *,
-        skip: compat.SublayerSkip | None = None,
+        skip: SublayerSkip | None = None,
         synced: bool = False,
-        floor: Floor | None = None,
+        floor: EnginePool | None = None,
         observation: Observation | None = None,
     ) -> None:
-        compat.check_supported(model)
+        check_supported(model)
         self.model = model
         self.skip = skip
-        self.device = compat.device_of(model)
-        config = compat.text_config(model)
+        self.device = device_of(model)
+        config = text_config(model)
         layers = config.num_hidden_layers
-        self.floor = floor or Floor(Engine())
+        self.floor = floor or EnginePool(EngineConfig())
         wanted = self.floor.settings.capacity
         if wanted is not None and wanted < capacity:
             raise ValueError(
@@ -65,9 +76,9 @@ class Session:
             )
         capacity = capacity if wanted is None else wanted
         self._engine: GraphEngine | None = None
-        self._last_position = compat.last_position(model)
+        self._last_position = last_position(model)
         self.storage = KVCache(layers, capacity)
-        self.cache = compat.session_cache(self.storage, layers)
+        self.cache = session_cache(self.storage, layers)
         self.lengths: list[int] = []
         self.offsets: list[int] = []
         self.observation = observation or Observation()
@@ -75,7 +86,7 @@ class Session:
         self.target_forwards = 0
         self.draft_forwards = 0
         self._closed = False
-        self._attention = compat.SessionAttention(model)
+        self._attention = SessionAttention(model)
         self.gate = self._make_gate() if synced else None
         # Sharded weights are gathered into tensors that training uses again: those must not be inference tensors.
         self._grad_free = torch.no_grad if synced else torch.inference_mode
@@ -154,8 +165,8 @@ class Session:
         if self._engine is not None:
             self.storage, self.cache = self._engine.storage, self._engine.cache
         if not self.storage.bytes:
-            needed = compat.cache_bytes(self.model, batch, self.storage.capacity)
-            free = compat.free_bytes(self.device)
+            needed = cache_bytes(self.model, batch, self.storage.capacity)
+            free = free_bytes(self.device)
             if free is not None and needed > free:
                 raise ValueError(
                     f"the cache of {batch} x {self.storage.capacity} tokens needs {needed:,} bytes, but {free:,} are "
@@ -268,7 +279,7 @@ class Session:
         layer = self.observation.layer
 
         def run() -> Tensor:
-            with self._attached(skipped), compat.layer_output(self.model, layer) as taken:
+            with self._attached(skipped), layer_output(self.model, layer) as taken:
                 logits: Tensor = self.model(
                     **read,
                     attention_mask=mask,
@@ -302,7 +313,7 @@ class Session:
             else:
                 yield
 
-    def _make_gate(self) -> Gate:
+    def _make_gate(self) -> RankAgreement:
         def dummy(skipped: bool) -> None:
             token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             with self._attached(skipped):
@@ -311,7 +322,7 @@ class Session:
         kinds = {"target": lambda: dummy(False)}
         if self.skip is not None:
             kinds["draft"] = lambda: dummy(True)
-        return Gate(kinds, self.device)
+        return RankAgreement(kinds, self.device)
 
 
 def _visual_piece(visual: Sequence[VisualPrompt], start: int, stop: int) -> tuple[dict[str, Tensor], Tensor]:

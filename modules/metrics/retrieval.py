@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from saccade.modules.metrics.sums import SumMetric
-from saccade.modules.retrieval.measures import METRICS, Qrels, Run, check_metrics, measure
+from saccade.retrieval.measures import METRICS, Qrels, Run, check_metrics, measure
 
 
 class RetrievalMeasures(SumMetric):
-    """Means over queries of trec_eval's measures; see `saccade.modules.retrieval.measures.measure`.
+    """Means over queries of trec_eval's measures; see `saccade.retrieval.measures.measure`.
 
     The states are sums over queries, so any number of ranks that measure different queries gives what one process
     gives. A query that two ranks measure counts twice: hand each to one rank.

@@ -1,1 +1,1 @@
-"""First stage, vector index and measures of retrieval."""
+"""Rankers: bi-encoders and cross-encoders, their features, mined negatives, export."""

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saccade.modules.retrieval.faiss_bridge import faiss_module
-from saccade.modules.retrieval.vector_index import VectorIndex
-from saccade.modules.retrieval.vectors import Encode
+from saccade.retrieval.faiss_bridge import faiss_module
+from saccade.retrieval.vector_index import VectorIndex
+from saccade.retrieval.vectors import Encode
 
 _DEPTH = 50  # documents of the index that negatives are drawn from, as BM25's are
 _AT_ONCE = 256

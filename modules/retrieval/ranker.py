@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from saccade.modules.construction import check_batch
+from saccade.modules.language.construction import check_batch
 from saccade.modules.optimization import Schedule, adamw, check_optimization, warmup_schedule
 
 

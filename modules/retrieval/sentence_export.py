@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from saccade.modules.export import merged_state_dict, written_folder
+from saccade.modules.language.export import merged_state_dict, written_folder
 from saccade.modules.retrieval import hashed_encoder, hashed_sentences
 from saccade.modules.retrieval.hashed_encoder import HashedEncoder
 from saccade.modules.retrieval.hashed_sentences import HashedSentences

@@ -35,7 +35,7 @@ def test_a_study_of_t2dr_does_not_mix_its_runs(monkeypatch, capsys, tmp_path):
     raw.write_text('{"arm": "T2DR", "seed": 1111, "epochs": 12, "generator_seed": null}\n')
     monkeypatch.setattr(sys, "argv", ["t2dr_study", "--raw", str(raw)])
     with pytest.raises(SystemExit) as end:
-        importlib.import_module("benchmarks.t2dr_study").main()
+        importlib.import_module("benchmarks.t2dr.study").main()
     assert end.value.code == 2
     assert "12 epochs and generator seed None, not 25 and 3; name another file" in capsys.readouterr().err
 
@@ -43,7 +43,7 @@ def test_a_study_of_t2dr_does_not_mix_its_runs(monkeypatch, capsys, tmp_path):
 def test_a_study_of_digits_needs_their_file(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["t2dr_study", "--data", "digits"])
     with pytest.raises(SystemExit) as end:
-        importlib.import_module("benchmarks.t2dr_study").main()
+        importlib.import_module("benchmarks.t2dr.study").main()
     assert end.value.code == 2
     assert "--features: None is no file; write it with" in capsys.readouterr().err
 
@@ -59,7 +59,7 @@ def test_a_study_of_digits_needs_their_file(monkeypatch, capsys):
 def test_decoding_that_cannot_be_measured(given, wanted, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["decode", "--model", "nowhere", *given])
     with pytest.raises(SystemExit) as end:
-        importlib.import_module("benchmarks.decode").main()
+        importlib.import_module("benchmarks.decoding.decode").main()
     assert end.value.code == 2
     assert wanted in capsys.readouterr().err
 

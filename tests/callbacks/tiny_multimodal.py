@@ -8,8 +8,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from saccade.datamodules.missing_data import Condition, MissingProtocol
-from saccade.datamodules.multimodal_batch import MODALITIES, Modality, MultimodalBatch
+from saccade.datamodules.multimodal.batch import MODALITIES, Modality, MultimodalBatch
+from saccade.datamodules.multimodal.missing.base import Condition, MissingProtocol
 
 WIDTHS = {"text": 4, "audio": 3, "vision": 2}
 

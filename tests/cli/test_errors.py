@@ -128,7 +128,7 @@ def test_one_line():
 
 
 def test_raised_by_us():
-    from saccade.inference.provenance import write_json
+    from saccade.common.files import write_json
 
     with pytest.raises(ValueError, match="cannot write") as ours:
         write_json("/dev/null/x.json", {})

@@ -43,7 +43,7 @@ class ToyModel(LightningModule):
         if self.fail == "terminated" and self.global_step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         if self.fail == "ours":
-            from saccade.inference.provenance import write_json
+            from saccade.common.files import write_json
 
             write_json("x.json", object())
         if self.fail == "theirs":

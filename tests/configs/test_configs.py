@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertModel
 from saccade.cli.config_lookup import packaged_configs
 from saccade.cli.main import main
 from saccade.datamodules import SyntheticSentiment
-from saccade.inference.skip_sets import write_skip_file
+from saccade.inference.drafting.skip_sets import write_skip_file
 from tests.support.trained import QUICK
 
 CONFIGS = packaged_configs()

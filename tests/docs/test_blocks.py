@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM
 
 from saccade.cli.main import main
 from saccade.inference import Autoregressive, Decoder
-from saccade.inference.skip_sets import write_skip_file
+from saccade.inference.drafting.skip_sets import write_skip_file
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 from tests.support.models import prompts, tiny_model
 from tests.support.trained import QUICK

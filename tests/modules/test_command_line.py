@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from saccade.datamodules import TextCorpus
 from saccade.modules import LanguageModel, LoraSettings
-from tests.modules.tiny import CONFIG, corpus
+from tests.modules.language.tiny import CONFIG, corpus
 
 
 def _cli(arguments: list[str], **settings: Any) -> LightningCLI:

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from saccade.modules.construction import complete_config, model_from_config
+from saccade.modules.language.construction import complete_config, model_from_config
 from saccade.modules.lora import LoraSettings, attach_lora, merged_weight
-from tests.modules.tiny import CONFIG
+from tests.modules.language.tiny import CONFIG
 
 
 @pytest.mark.parametrize(

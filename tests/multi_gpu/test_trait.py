@@ -94,7 +94,7 @@ SCRIPT = """
 import sys
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from saccade.callbacks.trait_weights import forget, place_weights
+from saccade.callbacks.trait.weights import forget, place_weights
 
 
 class Tiny(LightningModule):

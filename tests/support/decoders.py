@@ -20,7 +20,7 @@ from saccade.inference import (
 from saccade.inference.drafting.drafter import Drafter, Run
 from saccade.inference.request import Request
 from saccade.inference.trees import TokenTree
-from saccade.inference.verification import Draft
+from saccade.inference.verification.draft import Draft
 from tests.support.models import copy_layers
 
 HALF = {"attention": [1, 2], "mlp": [1]}

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from saccade.inference import Decoder, Session, TokenTree
-from saccade.inference.compat import language_part
 from saccade.inference.drafting.drafter import Drafter, Run
-from saccade.inference.drafting.video_pruning import VideoSelector, VideoView
-from saccade.inference.drafting.video_selectors import make_selector
+from saccade.inference.huggingface.models import language_part
+from saccade.inference.reduction.selector import VideoSelector, VideoView
+from saccade.inference.reduction.selectors import make_selector
 from saccade.inference.request import Request
-from saccade.inference.verification import Draft, Verdict
+from saccade.inference.verification.draft import Draft, Verdict
 from tests.support.video_models import VIDEO, VideoPrompts, tiny_video_model
 
 WITHIN = 1e-6  # transformers' norms round to float32

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from saccade.inference import Generation, LVSpec
-from saccade.inference.relaxation import (
+from saccade.inference import GenerationOutput, LVSpec
+from saccade.inference.verification.relaxed import (
     FLy,
     FLyPlus,
     Judged,
@@ -74,7 +74,7 @@ def uncaptured(decoder: LVSpec) -> LVSpec:
     return decoder
 
 
-def decode(decoder: LVSpec, family: str, prompts: VideoPrompts, new: int = NEW, **settings: Any) -> Generation:
+def decode(decoder: LVSpec, family: str, prompts: VideoPrompts, new: int = NEW, **settings: Any) -> GenerationOutput:
     return decoder.generate(video_model(family), **asked(prompts), max_new_tokens=new, **settings)
 
 
@@ -207,7 +207,7 @@ def test_layers_and_places_are_not_the_same() -> None:
 def test_places_above_the_threshold_are_strict(family: str) -> None:
     prompts = video_prompts(family, rows=3, seed=5)
 
-    def run(threshold: float, pst_window: int) -> Generation:
+    def run(threshold: float, pst_window: int) -> GenerationOutput:
         rule = VisualRelaxation(selection="threshold", threshold=threshold, pst_window=pst_window)
         return decode(LVSpec(draft_length=6, rule=rule, prune_ratio=0.7), family, prompts)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saccade.inference import Autoregressive, SelfSpeculative
-from saccade.inference.skip_sets import spread_skip_set, write_skip_file
+from saccade.inference.drafting.skip_sets import spread_skip_set, write_skip_file
 from tests.support.models import prompts, tiny_model
 
 

@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWar
 from saccade.inference import Sampling, SpecVLM, TokenTree
 from saccade.inference.drafting.drafter import Run
 from saccade.inference.drafting.static_trees import StaticTree
-from saccade.inference.drafting.video_selectors import SELECTORS
-from saccade.inference.verification import Draft, Verdict
-from tests.inference.test_sampling_law import deviation
+from saccade.inference.reduction.selectors import SELECTORS
+from saccade.inference.verification.draft import Draft, Verdict
+from tests.inference.verification.test_sampling_law import deviation
 from tests.support.video_checks import (
     Keeping,
     Stock,

@@ -7,9 +7,10 @@ import torch
 
 from saccade.inference import Sampling
 from saccade.inference.engine.captured import Captured
-from saccade.inference.engine.graphs import Floor
-from saccade.inference.engine.settings import Engine
-from saccade.inference.verification import Draft, verify_sampling
+from saccade.inference.engine.config import EngineConfig
+from saccade.inference.engine.pool import EnginePool
+from saccade.inference.verification.draft import Draft
+from saccade.inference.verification.rejection_sampling import verify_sampling
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -26,10 +27,10 @@ def test_a_floor_keeps_one_for_each_key_and_none_where_steps_run_eagerly():
     def function(a: torch.Tensor) -> torch.Tensor:
         return a
 
-    floor = Floor(Engine("graph"))
+    floor = EnginePool(EngineConfig("graph"))
     assert floor.captured(("draft", 1.0), function) is floor.captured(("draft", 1.0), function)
     assert floor.captured(("draft", 1.0), function) is not floor.captured(("draft", 0.5), function)
-    assert Floor(Engine("eager")).captured("draft", function) is function
+    assert EnginePool(EngineConfig("eager")).captured("draft", function) is function
 
 
 @pytest.mark.gpu
@@ -38,7 +39,7 @@ def test_a_floor_keeps_one_for_each_key_and_none_where_steps_run_eagerly():
 @pytest.mark.parametrize("top_p", [1.0, 0.8])
 def test_a_captured_judgement_is_the_judgement(picked, top_p):
     draw = torch.Generator().manual_seed(0)
-    floor, sampling = Floor(Engine("graph")), Sampling(temperature=0.7, top_p=top_p)
+    floor, sampling = EnginePool(EngineConfig("graph")), Sampling(temperature=0.7, top_p=top_p)
     for _ in range(5):  # captured, then replayed on other numbers
         logits = torch.randn(2, 4, 50, generator=draw).cuda()
         proposals = torch.randn(2, 3, 50, generator=draw).softmax(-1).cuda()

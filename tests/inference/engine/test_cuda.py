@@ -7,11 +7,11 @@ import torch
 
 from saccade.inference import Autoregressive, LVSpec, Sampling, SelfSpeculative, SpecVLM
 from saccade.inference.engine import fused
+from saccade.inference.engine.config import EngineConfig
 from saccade.inference.engine.fused import FusedStep
-from saccade.inference.engine.graphs import Floor
-from saccade.inference.engine.settings import Engine
-from saccade.inference.relaxation import VisualRelaxation
-from tests.inference.test_lossless import LENGTHS, TOLERANCE, rows_that_left
+from saccade.inference.engine.pool import EnginePool
+from saccade.inference.verification.relaxed import VisualRelaxation
+from tests.inference.loop.test_lossless import LENGTHS, TOLERANCE, rows_that_left
 from tests.support.decoders import DECODERS
 from tests.support.models import prompts, tiny_model
 from tests.support.video_models import FAMILIES, tiny_video_model, video_prompts
@@ -143,7 +143,7 @@ def test_fused_steps_through_interpreted_kernels(monkeypatch):
     if DEVICE != "cpu":
         pytest.skip("the kernels are compiled here, see above")
     model = tiny_model("qwen3", dtype=torch.float32, layers=2)
-    floor = Floor(Engine("graph"))
+    floor = EnginePool(EngineConfig("graph"))
     floor.uncaptured = True
     decoder = Autoregressive()
     vars(decoder)["_floor"] = floor

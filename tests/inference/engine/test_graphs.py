@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from saccade.inference import Autoregressive, Engine, Sampling, SelfSpeculative, Session
-from saccade.inference.compat import SublayerSkip
+from saccade.inference import Autoregressive, EngineConfig, Sampling, SelfSpeculative, Session
 from saccade.inference.engine.fused import why_not_fused
-from saccade.inference.engine.graphs import Floor, GraphEngine, NotCapturedError
+from saccade.inference.engine.graphs import GraphEngine, NotCapturedError
+from saccade.inference.engine.pool import EnginePool
+from saccade.inference.huggingface.sublayer_skip import SublayerSkip
 from saccade.inference.trees import TokenTree
 from tests.support.decoders import DECODERS, ProposingTrees
 from tests.support.models import copy_layers, prompts, tiny_model
@@ -68,7 +69,7 @@ def test_logits_are_those_of_the_modules(fused, skipped):
     """The draft of Draft & Verify is no matter of the text, so its logits are compared themselves."""
     model = tiny_model("qwen3", residual=0.5)
     skip = SublayerSkip(model, [1], [0, 2])
-    floor = Floor(Engine("graph"))
+    floor = EnginePool(EngineConfig("graph"))
     floor.uncaptured = True
     tree = TokenTree((-1, 0, 0, 1, 3))
     tokens = torch.tensor([[5, 6, 7, 8, 9], [1, 2, 3, 4, 0]])
@@ -163,7 +164,7 @@ def test_what_each_kind_takes_where_graphs_can_be_captured(kind, fused, graphs):
     model = tiny_model("llama")
     if not fused:
         model.model.layers[0].mlp.register_forward_hook(lambda *_: None)
-    floor = Floor(Engine(kind))
+    floor = EnginePool(EngineConfig(kind))
     floor.uncaptured = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -188,7 +189,7 @@ def test_prompts_read_in_pieces_are_the_same_prompts(architecture, chunk):
     model = tiny_model(architecture, residual=0.3, near_ties=True)
     batch = prompts(model, LENGTHS)
     right = Autoregressive().generate(model, **batch, max_new_tokens=20)
-    pieces = Autoregressive(engine=Engine(prefill_chunk=chunk)).generate(model, **batch, max_new_tokens=20)
+    pieces = Autoregressive(engine=EngineConfig(prefill_chunk=chunk)).generate(model, **batch, max_new_tokens=20)
     assert pieces.tokens == right.tokens
     assert pieces.stats.target_forwards == right.stats.target_forwards + -(-max(LENGTHS) // chunk) - 1
 
@@ -196,17 +197,17 @@ def test_prompts_read_in_pieces_are_the_same_prompts(architecture, chunk):
 def test_capacity():
     model = tiny_model("llama")
     batch = prompts(model, [10])
-    out = Autoregressive(engine=Engine(capacity=64)).generate(model, **batch, max_new_tokens=5)
+    out = Autoregressive(engine=EngineConfig(capacity=64)).generate(model, **batch, max_new_tokens=5)
     assert out.stats.kv_cache_bytes == 2 * 3 * 64 * model.config.num_key_value_heads * model.config.head_dim * 8
     with pytest.raises(
         ValueError, match=r"engine.capacity is 12 tokens, but the longest text and its widest step need"
     ):
-        Autoregressive(engine=Engine(capacity=12)).generate(model, **batch, max_new_tokens=5)
+        Autoregressive(engine=EngineConfig(capacity=12)).generate(model, **batch, max_new_tokens=5)
 
 
 def test_a_cache_that_does_not_fit_is_refused_with_its_bytes(monkeypatch):
     model = tiny_model("llama")
-    monkeypatch.setattr("saccade.inference.compat.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("saccade.inference.huggingface.models.free_bytes", lambda device: 1000)
     with pytest.raises(ValueError, match=r"the cache of 1 x \d+ tokens needs [\d,]+ bytes, but 1,000 are free on cpu"):
         Autoregressive().generate(model, **prompts(model, [10]), max_new_tokens=5)
 
@@ -214,11 +215,11 @@ def test_a_cache_that_does_not_fit_is_refused_with_its_bytes(monkeypatch):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Engine("fast"), "engine.kind must be one of auto, eager, graph, got 'fast'"),
+        (lambda: EngineConfig("fast"), "engine.kind must be one of auto, eager, graph, got 'fast'"),
         (lambda: Autoregressive(engine="fast"), "engine.kind must be one of"),
         (lambda: Autoregressive(engine={"knd": "graph"}), "engine knows the settings capacity, kind, .*, got 'knd'"),
-        (lambda: Engine(prefill_chunk=0), "engine.prefill_chunk must be at least 1"),
-        (lambda: Engine(capacity=0), "engine.capacity must be at least 1"),
+        (lambda: EngineConfig(prefill_chunk=0), "engine.prefill_chunk must be at least 1"),
+        (lambda: EngineConfig(capacity=0), "engine.capacity must be at least 1"),
     ],
 )
 def test_wrong_settings_are_refused(make, message):
@@ -228,7 +229,7 @@ def test_wrong_settings_are_refused(make, message):
 
 def test_a_step_of_more_than_64_nodes_is_refused():
     model = tiny_model("llama")
-    floor = Floor(Engine("graph"))
+    floor = EnginePool(EngineConfig("graph"))
     floor.uncaptured = True
     with Session(model, 100, floor=floor) as session:
         session.prefill([[1, 2, 3]])

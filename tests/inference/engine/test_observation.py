@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from saccade.inference import Engine, Session, TokenTree
-from saccade.inference.compat import language_part
+from saccade.inference import EngineConfig, Session, TokenTree
 from saccade.inference.engine import observation
 from saccade.inference.engine.fused import why_not_fused
-from saccade.inference.engine.graphs import Floor
 from saccade.inference.engine.observation import Observation
-from saccade.inference.visual_prompts import VisualPrompt, read_visual_prompts
+from saccade.inference.engine.pool import EnginePool
+from saccade.inference.huggingface.models import language_part
+from saccade.inference.huggingface.visual_prompts import VisualPrompt, read_visual_prompts
 from tests.support.video_checks import Stock, asked_of_transformers, video_model
 from tests.support.video_models import FAMILIES, VIDEO, VideoPrompts, video_prompts
 
@@ -29,7 +29,7 @@ def read(model: PreTrainedModel, prompts: VideoPrompts) -> tuple[list[list[int]]
 
 def noted_scores(model: PreTrainedModel, prompts: VideoPrompts, chunk: int = 8192) -> list[Tensor]:
     texts, visual = read(model, prompts)
-    floor = Floor(Engine("eager", prefill_chunk=chunk))
+    floor = EnginePool(EngineConfig("eager", prefill_chunk=chunk))
     with Session(model, 64, floor=floor, observation=Observation(attention=True)) as session:
         session.prefill(texts, visual)
         return session.noted.scores
@@ -108,7 +108,7 @@ def test_states_are_those_of_the_layer_before_the_final_norm_or_behind_it(family
     states = {}
     assert why_not_fused(model) == ""
     for kind in ("eager", "graph"):
-        floor = Floor(Engine(kind, prefill_chunk=8192 if kind == "eager" else 5))
+        floor = EnginePool(EngineConfig(kind, prefill_chunk=8192 if kind == "eager" else 5))
         floor.uncaptured = True
         with Session(model, 64, floor=floor, observation=Observation(layer=layer)) as session:
             session.prefill(texts, visual)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torchmetrics import MetricCollection
 
 from saccade.modules.metrics.retrieval import RetrievalMeasures
-from saccade.modules.retrieval.measures import METRICS, measure, run_lines
+from saccade.retrieval.measures import METRICS, measure, run_lines
 
 ROOT = Path(__file__).parents[3]
 SHARES = (7, 0, 40)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saccade.datamodules.retrieval_files import Pair
+from saccade.datamodules.retrieval.files import Pair
 from saccade.modules.retrieval.hashed_encoder import HashedEncoder
 from saccade.modules.retrieval.mined_negatives import MinedNegatives
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModel, BertConfig, BertModel, BertTokenizerFast
 
 from saccade.modules.lora import LoraSettings
-from saccade.modules.retriever import Retriever
+from saccade.modules.retrieval.retriever import Retriever
 from tests.support.processes import environment
 
 TEXTS = ["apples and rivers", "the river runs past the trains of steam", "apples", "trains"]

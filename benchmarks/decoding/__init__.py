@@ -1,0 +1,1 @@
+"""Speed of decoders: one token at a time, speculation, layer skipping."""

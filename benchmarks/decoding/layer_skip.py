@@ -1,0 +1,277 @@
+"""What Draft & Verify gains on a model that was trained for it, and whether its cost model says so.
+
+    python -m benchmarks.decoding.layer_skip --model RUN/model --label "sub-layer dropout 0.7"
+
+Searches the skip set on held-out text of the embedded corpus, then continues other held-out prompts one token at a time
+and by self-speculation, in turn, on the same engine. A round of K drafted tokens that emits E costs K draft steps and
+one verification, so the cost model says ``E / (K c + v)`` with a draft step's and a verification's time over that of a
+token decoded by itself; the paper's ``E / (K c + 1)`` takes v as 1. Both are printed beside what the clock says.
+Greedily a small model repeats itself, which flatters any draft: ``--temperatures 0 0.7 1`` also samples, and the rows
+say which texts are degenerate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from benchmarks.decoding.decode import distinct_4, held_out_prompts
+from benchmarks.rows import model_place, positive, replace, row
+from benchmarks.video.rounds import play
+from saccade.callbacks import search_layers
+from saccade.callbacks.decoding.report import DEGENERATE_BELOW
+from saccade.cli.layer_search import held_out_files, prompts_of
+from saccade.common.timing import medians_in_turn
+from saccade.inference import Autoregressive, Decoder, Sampling, SelfSpeculative, Session
+from saccade.inference.drafting.drafter import Run
+from saccade.inference.request import Request
+from saccade.inference.statistics import DecodingStats
+
+SEED = 0
+LENGTHS = (2, 3, 4, 6)
+"""Draft lengths without a threshold; the adaptive threshold with up to 12 tokens is measured beside them."""
+Measured = tuple[dict[str, list[float]], dict[str, DecodingStats], dict[str, list[list[int]]]]
+
+
+@dataclass(frozen=True)
+class RoundTimes:
+    """Seconds by the decoder's own code on a text that stands still, medians of calls that took turns.
+
+    Args:
+        draft: A draft alone, the device waited for behind it.
+        whole: A round with that draft. The device is waited for once, so the verification is what is left of it.
+    """
+
+    draft: float
+    whole: float
+
+
+def round_times(
+    model: PreTrainedModel,
+    prompt: Tensor,
+    decoder: SelfSpeculative,
+    width: int,
+    temperature: float,
+    repeats: int = 40,
+) -> RoundTimes:
+    """Times rounds of a decoder.
+
+    Args:
+        model: The model on its device.
+        prompt: ``[1, length]`` ids before the steps.
+        decoder: Whose rounds are timed.
+        width: Drafted tokens of a round.
+        temperature: 0 chooses the best token, others draw.
+        repeats: Of which the median counts.
+    """
+    fixed = SelfSpeculative(
+        skip=decoder.skip_set(model), draft_length=width, gamma=0.0, adaptive=False, engine=decoder.engine
+    )
+    sampling = Sampling(temperature=temperature, seed=SEED) if temperature else None
+    request = Request.read(model, prompt, None, width + 1, None, (), None)
+    skip, floor, streams = fixed.skipped(model), fixed.floor, (sampling or Sampling(seed=SEED)).streams(1)
+    with Session(model, request.positions + width, skip=skip, floor=floor) as session:
+        session.prefill([prompt[0, :-1].tolist()])
+        run = Run(session, [prompt[0].tolist()], sampling, streams)
+        drafter = fixed.drafter(model, request)
+
+        def drafting() -> None:
+            drafter.draft(run, [width])
+
+        def a_round() -> None:
+            play(fixed, run, drafter.draft(run, [width]), [0])
+            session.truncate([prompt.shape[1] - 1])
+
+        return RoundTimes(*medians_in_turn([drafting, a_round], repeats, session.device))
+
+
+def decoded(
+    decoders: dict[str, Decoder], model: PreTrainedModel, prompts: list[Tensor], new: int, runs: int, temperature: float
+) -> Measured:
+    """Seconds for each token behind the first of every run, pooled counts and texts of the last run, by decoder."""
+    paces: dict[str, list[float]] = {name: [] for name in decoders}
+    counts: dict[str, DecodingStats] = {}
+    texts: dict[str, list[list[int]]] = {}
+    for attempt in track(range(runs + 1), description="runs (the first warms up)"):
+        for name, decoder in decoders.items():
+            made = [
+                decoder.generate(
+                    model,
+                    ids,
+                    max_new_tokens=new,
+                    eos_token_id=(),
+                    sampling=Sampling(temperature=temperature, seed=attempt * len(prompts) + at)
+                    if temperature
+                    else None,
+                )
+                for at, ids in enumerate(prompts)
+            ]
+            counts[name] = sum((item.stats for item in made[1:]), made[0].stats)
+            texts[name] = [item.tokens[0] for item in made]
+            if attempt:
+                paces[name].append(counts[name].time_per_output_token)
+    return paces, counts, texts
+
+
+def main() -> None:
+    """Searches, measures, prints a table and one line of JSON, writes the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=model_place, required=True, help="folder of the model, with its tokenizer")
+    parser.add_argument("--label", required=True, help="how it was trained, in words, for the rows")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, float32 elsewhere")
+    parser.add_argument("--engine", default="auto", choices=("auto", "eager", "graph"))
+    parser.add_argument("--trials", type=positive, default=200)
+    parser.add_argument("--finalists", type=positive, default=10)
+    parser.add_argument("--prompts", type=positive, default=16)
+    parser.add_argument("--prompt-length", type=positive, default=128)
+    parser.add_argument("--new-tokens", type=positive, default=128)
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0], help="0 is greedy; others sample")
+    parser.add_argument("--runs", type=positive, default=5)
+    chosen = parser.parse_args()
+    if not (Path(chosen.model) / "config.json").is_file():
+        raise SystemExit(f"--model: {chosen.model} holds no model; give the folder that a run exported, RUN/model")
+    torch.manual_seed(SEED)
+    device = torch.device(chosen.device)
+    dtype = getattr(torch, chosen.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
+    model = AutoModelForCausalLM.from_pretrained(chosen.model, dtype=dtype).eval().to(device)
+    tokenizer = AutoTokenizer.from_pretrained(chosen.model)
+    with tempfile.TemporaryDirectory() as folder:
+        found = search_layers(
+            model,
+            prompts_of(held_out_files(), tokenizer, 8, chosen.prompt_length),
+            Path(folder) / "skip_layers.json",
+            trials=chosen.trials,
+            finalists=chosen.finalists,
+            max_new_tokens=64,
+            seed=SEED,
+        )
+    skip = {"attention": list(found.skip.attention), "mlp": list(found.skip.mlp)}
+    length, new, kind = chosen.prompt_length, chosen.new_tokens, chosen.engine
+    texts, real = held_out_prompts(chosen.model, chosen.prompts, length, new)
+    prompts = [ids.to(device) for ids in texts]
+    decoders: dict[str, Decoder] = {"Autoregressive": Autoregressive(engine=kind)}
+    decoders["SelfSpeculative, up to 12, adaptive"] = SelfSpeculative(skip=skip, carry=False, engine=kind)
+    for width in LENGTHS:
+        decoders[f"SelfSpeculative, {width} drafted"] = SelfSpeculative(
+            skip=skip, draft_length=width, gamma=0.0, adaptive=False, carry=False, engine=kind
+        )
+    parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
+    real_distinct = distinct_4([real[start : start + new] for start in range(0, len(real), new)])
+    facts = {"skip": skip, "search_trials": found.trials, "matchness": found.matchness}
+    for temperature in chosen.temperatures:
+        case = (
+            f"{model.config.model_type} {model.config.num_hidden_layers} layers {parameters:.0f}M "
+            f"{str(dtype).removeprefix('torch.')}, trained on Python sources, {chosen.label}, batch 1, prompt "
+            f"{length}, {new} new tokens, {len(prompts)} held-out prompts"
+            + ("" if temperature == 0 else f", sampling at temperature {temperature:g}")
+        )
+        measured = decoded(decoders, model, prompts, new, chosen.runs, temperature)
+        made = rows_of(case, decoders, model, prompts, measured, real_distinct, temperature, facts)
+        replace(made)
+        report(made, case)
+
+
+def rows_of(
+    case: str,
+    decoders: dict[str, Decoder],
+    model: PreTrainedModel,
+    prompts: list[Tensor],
+    measured: Measured,
+    real_distinct: float,
+    temperature: float,
+    facts: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Two rows for each decoder: times as fast as one token at a time, and milliseconds a token."""
+    paces, counts, written = measured
+    token = median(paces["Autoregressive"])
+    made = []
+    for name, decoder in decoders.items():
+        distinct = distinct_4(written[name])
+        equal = sum(a == b for a, b in zip(written[name], written["Autoregressive"], strict=True))
+        extra: dict[str, Any] = {
+            "distinct_4": round(distinct, 4),
+            "distinct_4_real": round(real_distinct, 4),
+            "degenerate": distinct < DEGENERATE_BELOW * real_distinct,
+            "identical_rows": None if temperature else equal,
+            "rows": len(prompts),
+        }
+        if isinstance(decoder, SelfSpeculative):
+            extra |= facts | cost_model(model, prompts[0], decoder, counts[name], temperature, token)
+        gains = [base / pace for base, pace in zip(paces["Autoregressive"], paces[name], strict=True)]
+        made.append(row("layer_skip", case, name, "speedup", gains, "times Autoregressive", seed=SEED, extra=extra))
+        pace = [1e3 * seconds for seconds in paces[name]]
+        made.append(row("layer_skip", case, name, "ms_per_token", pace, "ms", seed=SEED, extra=extra))
+    return made
+
+
+def cost_model(
+    model: PreTrainedModel,
+    prompt: Tensor,
+    decoder: SelfSpeculative,
+    counts: DecodingStats,
+    temperature: float,
+    token: float,
+) -> dict[str, float]:
+    """What the cost model says of a decoder whose counts are known.
+
+    Args:
+        model: The model.
+        prompt: ``[1, length]`` ids.
+        decoder: The decoder.
+        counts: What it did.
+        temperature: 0 is greedy.
+        token: Seconds of a token of one-at-a-time decoding.
+
+    Returns:
+        ``E`` tokens and ``K`` drafted tokens of a round, costs ``c`` of a draft step and ``v`` of the rest of a round
+        over a token of one-at-a-time decoding, ``predicted`` ``E / (K c + v)``, and ``predicted_paper``
+        ``E / (K c' + 1)`` where c' is a draft step over that rest.
+    """
+    emitted, drafted = counts.mean_acceptance_length, counts.drafted / counts.verify_steps
+    width = max(1, round(drafted))
+    times = round_times(model, prompt, decoder, width, temperature)
+    c, v = times.draft / width / token, (times.whole - times.draft) / token
+    return {
+        "E": emitted,
+        "K": drafted,
+        "c": c,
+        "v": v,
+        "predicted": emitted / (drafted * c + v),
+        "predicted_paper": emitted / (drafted * c / v + 1),
+    }
+
+
+def report(made: list[dict[str, Any]], case: str) -> None:
+    """Prints the table, and all of it as one line of JSON."""
+    table = Table(title=case)
+    for column in ("method", "ms/token", "speed-up", "E/(Kc+v)", "E/(Kc'+1)", "E", "K", "c", "v", "distinct-4"):
+        table.add_column(column)
+    for gain, pace in zip(made[::2], made[1::2], strict=True):
+        numbers = [f"{gain[key]:.2f}" if key in gain else "" for key in ("predicted", "predicted_paper", *"EKcv")]
+        table.add_row(
+            gain["method"],
+            f"{pace['value']:.3f}",
+            f"{gain['value']:.2f} ({gain['spread']['min']:.2f} to {gain['spread']['max']:.2f})",
+            *numbers,
+            f"{gain['distinct_4']:.2f} (real {gain['distinct_4_real']:.2f})",
+        )
+    Console(width=170).print(table)
+    brief = {item["method"]: round(item["value"], 3) for item in made[::2]}
+    Console(soft_wrap=True, highlight=False).print(json.dumps({"case": case, **brief}), markup=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The study of T2DR and its baselines."""

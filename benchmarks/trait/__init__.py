@@ -1,0 +1,1 @@
+"""The study of training-data selection, and the speed of its parts."""

@@ -1,0 +1,1 @@
+"""Decoding from videos: acceptance, relevance, speed."""

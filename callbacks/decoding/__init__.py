@@ -1,0 +1,1 @@
+"""Decoders measured during validation: evaluation, totals over ranks, report."""

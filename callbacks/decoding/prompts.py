@@ -1,0 +1,186 @@
+"""Prompts of a validation: each decoded once, whatever the number of ranks."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from saccade.common.distributed import gather_integers
+from saccade.inference.huggingface.vision import VISUAL_INPUTS
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt and the real text it was taken from.
+
+    Args:
+        text: ``[length]`` token ids of the whole row, on the CPU.
+        length: Tokens at the start of ``text`` that are the prompt.
+        index: Place among the selected prompts, the same for every number of ranks; -1 before the selection.
+        visual: The row's images or videos, as the processor made them; empty for text.
+        item: The row's index in its part of the data, where batches say it; -1 elsewhere.
+    """
+
+    text: Tensor
+    length: int
+    index: int = -1
+    visual: dict[str, Tensor] = field(default_factory=dict)
+    item: int = -1
+
+    @property
+    def tokens(self) -> Tensor:
+        """``[length]`` token ids of the prompt."""
+        return self.text[: self.length]
+
+    @property
+    def key(self) -> int:
+        """64 bits that identify the whole row, its videos included; not negative."""
+        content = hashlib.blake2b(self.text.to(torch.int64).numpy().tobytes(), digest_size=8)
+        for name in sorted(self.visual):
+            content.update(self.visual[name].contiguous().view(torch.uint8).numpy().tobytes())
+        return int.from_bytes(content.digest(), "little") >> 1
+
+
+class PromptPool:
+    """Collects the prompts of validation batches and settles which rank decodes which.
+
+    A distributed sampler may repeat rows to give every rank the same number; decoding them twice would make totals
+    depend on the number of ranks. So rows are identified by a hash of their tokens, equal rows count once, and the
+    ``max_prompts`` smallest hashes are selected: a fixed, pseudo-random choice from all of the data that depends on
+    neither the order nor the number of ranks. A selected row belongs to the first of the ranks that have seen it.
+
+    Args:
+        prompt_length: Tokens taken from the start of each row, unless batches say themselves where an answer begins.
+        max_prompts: Most prompts over all ranks.
+    """
+
+    def __init__(self, prompt_length: int, max_prompts: int) -> None:
+        self.prompt_length, self.max_prompts = prompt_length, max_prompts
+        self._seen: dict[int, Prompt] = {}
+
+    def clear(self) -> None:
+        """Forgets everything collected."""
+        self._seen.clear()
+
+    def add(self, batch: Any) -> None:
+        """Takes the rows of one batch of this rank.
+
+        Args:
+            batch: A mapping with ``input_ids`` ``[rows, length]`` and maybe ``attention_mask`` (0 at padding on
+                either side). Rows without a token are left out. With ``prompt_length`` ``[rows]`` a row's prompt ends
+                there, whatever the pool's; ``item`` ``[rows]`` is kept; images and videos are, one for each row.
+
+        Raises:
+            ValueError: The batch has no ``input_ids`` of that shape, or not a video for each row.
+        """
+        ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+        if not isinstance(ids, Tensor) or ids.dim() != 2:
+            raise ValueError(
+                "decoding prompts come from batch['input_ids'] of shape [rows, length], and the validation batch has "
+                "none: let the datamodule yield dictionaries like saccade.datamodules.TextCorpus does."
+            )
+        mask = batch.get("attention_mask")
+        mask = None if mask is None else mask.bool().cpu()
+        visual = rows_of_visual(batch, len(ids))
+        lengths, items = batch.get("prompt_length"), batch.get("item")
+        for row, text in enumerate(ids.detach().cpu()):
+            kept = text if mask is None else text[mask[row]]
+            if len(kept):
+                length = self.prompt_length if lengths is None else int(lengths[row])
+                item = -1 if items is None else int(items[row])
+                prompt = Prompt(kept.clone(), min(length, len(kept)), -1, visual[row], item)
+                self._seen[prompt.key] = prompt
+        if len(self._seen) > self.max_prompts:  # what is not among this rank's smallest is not among all ranks' either
+            self._seen = {key: self._seen[key] for key in sorted(self._seen)[: self.max_prompts]}
+
+    def own(self) -> list[Prompt]:
+        """What this rank has collected, at most ``max_prompts``, in the order of the selection."""
+        return [replace(self._seen[key], index=place) for place, key in enumerate(sorted(self._seen))]
+
+    def share(self, device: torch.device) -> tuple[list[Prompt], int]:
+        """Settles the selection. Every rank must call it.
+
+        Args:
+            device: Device of this rank, for the exchange.
+
+        Returns:
+            The prompts this rank decodes (maybe none), in order, and the number selected over all ranks.
+        """
+        ranks, own = gather_integers(sorted(self._seen), self.max_prompts, device)
+        owner: dict[int, int] = {}
+        for rank, keys in enumerate(ranks):
+            for key in keys:
+                owner.setdefault(key, rank)
+        selected = sorted(owner)[: self.max_prompts]
+        share = [replace(self._seen[key], index=place) for place, key in enumerate(selected) if owner[key] == own]
+        return share, len(selected)
+
+
+def rows_of_visual(batch: Mapping[str, Any], rows: int) -> list[dict[str, Tensor]]:
+    """The images or videos of every row of a batch, on the CPU.
+
+    Args:
+        batch: With one image or one video for each row, or none at all.
+        rows: Its rows.
+
+    Raises:
+        ValueError: Another number of videos than rows.
+    """
+    parts: list[dict[str, Tensor]] = [{} for _ in range(rows)]
+    for name in VISUAL_INPUTS:
+        value = batch.get(name)
+        if value is None:
+            continue
+        grid = batch.get({"pixel_values_videos": "video_grid_thw", "pixel_values": "image_grid_thw"}.get(name, ""))
+        sizes = [1] * len(value) if grid is None else grid.prod(-1).tolist()  # patches of all videos lie in one row
+        if len(sizes) != rows:
+            raise ValueError(
+                f"{name} holds {len(sizes)} images or videos for {rows} prompts: decoding takes one for each."
+            )
+        for part, piece in zip(parts, value.detach().cpu().split(sizes), strict=True):
+            part[name] = piece.clone()
+    return parts
+
+
+def joined_visual(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Tensor]:
+    """The images or videos of several prompts as one batch on a device."""
+    return {name: torch.cat([prompt.visual[name] for prompt in prompts]).to(device) for name in prompts[0].visual}
+
+
+class PromptCollector(Callback):
+    """A callback that has collected prompts when a validation is over; what it does with them, a subclass says.
+
+    Args:
+        prompt_length: Tokens taken from the start of each validation row.
+        max_prompts: Most prompts of a validation, over all ranks.
+    """
+
+    def __init__(self, prompt_length: int, max_prompts: int) -> None:
+        super().__init__()
+        self._pool = PromptPool(prompt_length, max_prompts)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts collecting prompts."""
+        self._pool.clear()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Collects the prompts of a batch."""
+        self._pool.add(batch)
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forgets prompts that were there for a look only."""
+        self._pool.clear()

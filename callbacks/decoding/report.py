@@ -1,0 +1,294 @@
+"""Rows, table and figure of a decoding evaluation."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from saccade.callbacks.decoding.totals import DecodingTotals
+from saccade.common.files import write_json
+from saccade.common.progress import console
+from saccade.common.provenance import provenance
+from saccade.common.records import plain
+from saccade.inference import Decoder
+
+DEGENERATE_BELOW = 0.7
+
+
+"""Generated text with less than this share of the real text's distinct 4-grams repeats itself: its acceptance is
+flattered, and its row supports no claim."""
+
+
+_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
+
+
+def rows(
+    decoders: Mapping[str, Decoder],
+    totals: Mapping[str, DecodingTotals],
+    *,
+    baseline: str | None,
+    context: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """One self-contained record for each decoder.
+
+    Args:
+        decoders: Decoders by name.
+        totals: Their totals over all ranks.
+        baseline: Name of the row that speed-ups are measured against; ``None`` when there is none.
+        context: What is the same for all rows: prompts, limits, ranks; ``greedy`` says whether rows can be compared
+            token for token.
+
+    Returns:
+        The rows of ``decoding.json``, in the order of ``decoders``.
+    """
+    seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
+    origin = provenance(None if seed is None else int(seed))
+    reference = totals[baseline].stats.tokens_per_second if baseline is not None else 0.0
+    records = []
+    for name, decoder in decoders.items():
+        total = totals[name]
+        stats = total.stats
+        agreement = None
+        if baseline is not None and context["greedy"]:
+            differing = stats.requests - total.counts["identical_rows"]
+            agreement = {
+                "identical_rows": total.counts["identical_rows"],
+                "differing_rows": differing,
+                "differing_tokens": total.counts["differing_tokens"],
+                # of the differing rows of a lossless decoder, those that part where the target's top two nearly tie
+                "near_tie_rows": total.counts["near_tie_rows"] if decoder.lossless else None,
+            }
+        real, generated = total.real_distinct_4, total.distinct_4
+        records.append(
+            {
+                "name": name,
+                "decoder": type(decoder).__name__,
+                "lossless": decoder.lossless,
+                "baseline": name == baseline,
+                "settings": settings(decoder),
+                "speedup": stats.tokens_per_second / reference if reference > 0 else None,
+                "statistics": stats.to_dict()
+                | {"tokens_per_target_forward": stats.new_tokens / max(stats.target_forwards, 1)},
+                "per_request": total.request_means(),
+                "agreement": agreement,
+                "quality": {
+                    "distinct_4": generated,
+                    "distinct_4_real": real,
+                    "degenerate": None if generated is None or not real else generated < DEGENERATE_BELOW * real,
+                    "slot_accuracy": total.slot_accuracy,
+                    "retention": _ratio(total.slot_accuracy, totals[baseline].slot_accuracy if baseline else None),
+                },
+                **context,
+                **origin,
+            }
+        )
+    return records
+
+
+def settings(decoder: Decoder) -> dict[str, Any]:
+    """The settings of a decoder as plain values; a model is named by where it came from."""
+    return plain(decoder) if is_dataclass(decoder) else {}
+
+
+def logged(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a row that go to the logger, by their last name; what is not known is left out."""
+    values = {key: value for key, value in row["statistics"].items() if not isinstance(value, Mapping)}
+    values |= {"speedup": row["speedup"], **row["quality"], **(row["agreement"] or {})}
+    return {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def write(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Writes ``decoding.json`` and ``decoding.png``, each whole or not at all.
+
+    Args:
+        records: The rows.
+        folder: An existing folder.
+    """
+    write_json(folder / "decoding.json", list(records))
+    partial = folder / f".decoding.{os.getpid()}.png"
+    try:
+        figure(records).savefig(partial, dpi=150)
+        os.replace(partial, folder / "decoding.png")
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def show(records: Sequence[Mapping[str, Any]], trainer: Trainer | None = None) -> None:
+    """Prints the table, and below it what a reader must know before believing it."""
+    screen = console(trainer)
+    screen.print(table(records))
+    for note in notes(records):
+        screen.print(note, style="yellow", markup=False, highlight=False)
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> Table:
+    """The rows as a table for people."""
+    first = records[0]
+    greedy = "greedy" if first["greedy"] else "sampling"
+    grid = Table(
+        title=f"{first['prompts']} prompts of up to {first['prompt_length']} tokens, up to {first['max_new_tokens']} "
+        f"new, {greedy}, {first['dtype']}, {first['ranks']} process(es)",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    grid.add_column("decoder")
+    headings = [
+        "speed-\nup",
+        "tokens/\nsecond",
+        "target\nforwards",
+        "tokens/\nforward",
+        "drafts\nkept",
+        "same as\nbase",
+    ]
+    scored = first["quality"]["slot_accuracy"] is not None
+    headings += ["distinct\n4-grams", *["facts\nright"] * scored]
+    for heading in headings:
+        grid.add_column(heading, justify="right", no_wrap=True)
+    for row in records:
+        stats, quality = row["statistics"], row["quality"]
+        grid.add_row(
+            row["name"] + _loss(row),
+            "-" if row["speedup"] is None else f"{row['speedup']:.2f}x",
+            f"{stats['tokens_per_second']:.1f}",
+            f"{stats['target_forwards']}",
+            f"{stats['tokens_per_target_forward']:.2f}",
+            f"{stats['draft_acceptance_rate']:.1%}" if stats["drafted"] else "-",
+            _agreement(row),
+            ("* " if quality["degenerate"] else "") + _percent(quality["distinct_4"]),
+            *[_percent(quality["slot_accuracy"])] * scored,
+        )
+    grid.caption = f"distinct 4-grams of real text of the same length: {_percent(first['quality']['distinct_4_real'])}"
+    return grid
+
+
+def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One sentence for every row that must not be taken at face value."""
+    found = []
+    for row in records:
+        agreement = row["agreement"]
+        if row["lossless"] and agreement and agreement["differing_rows"]:
+            ties = agreement["near_tie_rows"]
+            found.append(
+                f"{row['name']}: {agreement['differing_rows']} of {row['statistics']['requests']} rows differ from the "
+                f"baseline, in {agreement['differing_tokens']} tokens; {ties} of them part where the target's two best "
+                f"logits tie within the rounding of {row['dtype']}."
+            )
+    for row in records:
+        if row["statistics"]["relaxed"]:
+            share = f"{row['statistics']['relaxed_share']:.1%}"
+            found.append(f"{row['name']}: {share} of its tokens are not the target's own choice where they stand.")
+    repeating = [row["name"] for row in records if row["quality"]["degenerate"]]
+    if repeating:
+        found.append(
+            f"* degenerate: {', '.join(repeating)} repeat themselves (under {DEGENERATE_BELOW:.0%} of the real text's "
+            "distinct 4-grams), which flatters every draft. Train longer, or sample."
+        )
+    return found
+
+
+def _loss(row: Mapping[str, Any]) -> str:
+    """What a decoder that is not lossless has changed, beside its speed-up."""
+    if row["lossless"]:
+        return ""
+    stats = row["statistics"]
+    return f" (lossy, {stats['relaxed_share']:.0%})" if stats["relaxed"] else " (lossy)"
+
+
+def _agreement(row: Mapping[str, Any]) -> str:
+    if row["agreement"] is None:
+        return "-"
+    return f"{row['agreement']['identical_rows']}/{row['statistics']['requests']}"
+
+
+def _ratio(value: float | None, reference: float | None) -> float | None:
+    return value / reference if value is not None and reference else None
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
+
+
+def figure(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Speed beside its cause: tokens per second against the baseline, and how many drafts a round had accepted.
+
+    Args:
+        records: The rows.
+
+    Returns:
+        A figure of two panels. Lossy decoders are hatched and marked.
+    """
+    height = max(3.4, 1.4 + 0.55 * len(records))
+    canvas = Figure(figsize=(11.5, height), layout="constrained")
+    left, right = canvas.subplots(1, 2, width_ratios=(1.25, 1.0))
+    colours = {row["name"]: _COLOURS[place % len(_COLOURS)] for place, row in enumerate(records)}
+    _speed_panel(left, records, colours)
+    _acceptance_panel(right, records, colours)
+    first = records[0]
+    canvas.suptitle(
+        f"{first['prompts']} prompts, up to {first['max_new_tokens']} new tokens, "
+        f"{'greedy' if first['greedy'] else 'sampling'}, {first['dtype']}, {first['ranks']} process(es)",
+        fontsize=10,
+        color="#444444",
+    )
+    return canvas
+
+
+def _speed_panel(axes: Any, records: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
+    relative = all(row["speedup"] is not None for row in records)
+    values = [row["speedup"] if relative else row["statistics"]["tokens_per_second"] for row in records]
+    background = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    for place, (row, value) in enumerate(zip(records, values, strict=True)):
+        hatch = None if row["lossless"] else "///"
+        axes.barh(place, value, color=colours[row["name"]], hatch=hatch, edgecolor="white", height=0.66)
+        speed = f"{row['statistics']['tokens_per_second']:.0f} tokens/s"
+        label = f"{value:.2f}x, {speed}" if relative else speed
+        axes.text(value + 0.015 * max(values), place, label, va="center", fontsize=9, bbox=background)
+    names = [row["name"] + ("" if row["lossless"] else " (lossy)") for row in records]
+    axes.set_yticks(range(len(records)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max([*values, 1e-9]) * 1.42)
+    axes.set_xlabel("speed-up over autoregressive" if relative else "tokens per second")
+    if relative:
+        axes.axvline(1.0, color="#444444", linewidth=0.8, linestyle="--", zorder=0)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _acceptance_panel(axes: Any, records: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
+    drafting = [row for row in records if row["statistics"]["drafted"]]
+    longest = 1
+    for row in drafting:
+        histogram = {int(key): count for key, count in row["statistics"]["acceptance_histogram"].items()}
+        rounds = sum(histogram.values())
+        longest = max(longest, *histogram)
+        accepted = range(max(histogram) + 1)
+        axes.plot(
+            accepted,
+            [100 * histogram.get(count, 0) / rounds for count in accepted],
+            marker="o",
+            markersize=3.5,
+            linewidth=1.4,
+            linestyle="-" if row["lossless"] else ":",
+            color=colours[row["name"]],
+            label=f"{row['name']}: {row['statistics']['tokens_per_target_forward']:.2f} tokens per target forward",
+        )
+    if drafting:
+        axes.legend(frameon=False, fontsize=8)
+        axes.set_xlim(-0.3, longest + 0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylim(0)
+    else:
+        axes.text(0.5, 0.5, "no decoder drafted", ha="center", va="center", transform=axes.transAxes)
+    axes.set_xlabel("drafted tokens accepted in a round")
+    axes.set_ylabel("share of rounds (%)")
+    axes.spines[["top", "right"]].set_visible(False)

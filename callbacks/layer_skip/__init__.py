@@ -1,0 +1,1 @@
+"""The search for the sub-layers that a draft can skip."""

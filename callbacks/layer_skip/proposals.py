@@ -1,0 +1,128 @@
+"""Which skip set to try next: Bayesian optimisation over pools of candidates that are worth asking about."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from skopt import Optimizer
+from skopt.acquisition import gaussian_ei
+from skopt.learning import GaussianProcessRegressor
+from skopt.learning.gaussian_process.kernels import ConstantKernel, Matern
+from skopt.space import Integer
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from saccade.inference.drafting.skip_sets import spread_skip_set
+
+Bits = tuple[int, ...]
+
+_FIRST_RANDOM = 12
+_LOWEST_RATIO, _HIGHEST_RATIO = 0.1, 0.7
+_RANDOM_POOL, _FLIP_POOL = 200, 400
+_INCUMBENTS = 8
+_MOST_OBSERVATIONS = 256
+
+
+def propose(trials: Sequence[tuple[Bits, float]], switches: int, seed: int) -> Bits:
+    """The next skip set.
+
+    A Gaussian process (scikit-optimize) over the switches learns the logarithm of the objective; the candidate with
+    the largest expected improvement is next. Its candidates are random subsets over a range of skip ratios, and the
+    best sets so far with one to four switches flipped or two swapped: uniform points of a space of 2 to the power of
+    2L all skip about half of the sub-layers, and none of them lies near a good set.
+
+    Tried on a trained model of 12 layers with costs as in a memory-bound forward, 100 sets, mean of three seeds: the
+    best set was estimated 1.32 times as fast as autoregressive decoding; with random subsets alone 1.19, with flips of
+    the best and no process 1.22.
+
+    What is proposed depends on the arguments alone, so that a search that is resumed goes on as if it had not stopped.
+
+    Args:
+        trials: Skip sets tried so far with their objective (above 0, lower is better), in order.
+        switches: Number of switches, twice the layers.
+        seed: Of all choices.
+
+    Returns:
+        A skip set that has not been tried, as long as there is one.
+    """
+    rng = np.random.default_rng([seed, len(trials)])
+    tried = {bits for bits, _ in trials}
+    for first in _first_sets(switches):
+        if first not in tried:
+            return first
+    if len(trials) < _FIRST_RANDOM:
+        pool = [candidate for candidate in _random_sets(switches, 50, rng) if candidate not in tried]
+        return pool[0] if pool else _random_sets(switches, 1, rng)[0]
+    pool = [candidate for candidate in _pool(trials, switches, rng) if candidate not in tried]
+    if not pool:  # a small model, of which everything in reach has been tried
+        return _random_sets(switches, 1, rng)[0]
+    improvement = _expected_improvement(trials, pool, switches, seed)
+    return pool[int(np.argmax(improvement))]
+
+
+def _first_sets(switches: int) -> list[Bits]:
+    """Nothing skipped, as the anchor of the scale, and the spread that is used without a search."""
+    layers = switches // 2
+    spread = spread_skip_set(layers)
+    chosen = [int(layer in spread[kind]) for kind in ("attention", "mlp") for layer in range(layers)]
+    return [(0,) * switches, tuple(chosen)]
+
+
+def _random_sets(switches: int, count: int, rng: np.random.Generator) -> list[Bits]:
+    ratios = rng.uniform(_LOWEST_RATIO, _HIGHEST_RATIO, (count, 1))
+    return [tuple(int(bit) for bit in row) for row in rng.random((count, switches)) < ratios]
+
+
+def _pool(trials: Sequence[tuple[Bits, float]], switches: int, rng: np.random.Generator) -> list[Bits]:
+    pool = dict.fromkeys(_random_sets(switches, _RANDOM_POOL, rng))
+    best = [bits for bits, _ in sorted(trials, key=lambda trial: trial[1])[:_INCUMBENTS]]
+    for _ in range(_FLIP_POOL):
+        bits = list(best[rng.integers(len(best))])
+        if rng.random() < 0.25 and 0 < sum(bits) < switches:
+            skipped = [place for place, bit in enumerate(bits) if bit]
+            kept = [place for place, bit in enumerate(bits) if not bit]
+            flips = [skipped[rng.integers(len(skipped))], kept[rng.integers(len(kept))]]
+        else:
+            flips = rng.choice(switches, size=min(int(rng.integers(1, 5)), switches), replace=False).tolist()
+        for place in flips:
+            bits[place] = 1 - bits[place]
+        pool[tuple(bits)] = None
+    return list(pool)
+
+
+def _expected_improvement(
+    trials: Sequence[tuple[Bits, float]], pool: Sequence[Bits], switches: int, seed: int
+) -> np.ndarray:
+    known = list(trials)
+    if len(known) > _MOST_OBSERVATIONS:  # a process costs the cube of its observations: the best and the latest stay
+        half = _MOST_OBSERVATIONS // 2
+        best = sorted(known, key=lambda trial: trial[1])[:half]
+        known = list(dict.fromkeys(best + known[-half:]))
+    optimizer = Optimizer(
+        [Integer(0, 1) for _ in range(switches)],
+        # one length scale: sets are alike when they differ in few switches, whichever these are
+        base_estimator=GaussianProcessRegressor(
+            kernel=ConstantKernel(1.0, (1e-2, 1e2))
+            * Matern(length_scale=math.sqrt(switches) / 2, length_scale_bounds=(0.5, 10 * math.sqrt(switches)), nu=2.5),
+            normalize_y=True,
+            noise="gaussian",
+            n_restarts_optimizer=0,
+            random_state=seed,
+        ),
+        n_initial_points=1,
+        acq_func="EI",
+        acq_optimizer="sampling",
+        acq_optimizer_kwargs={"n_points": 1},  # its own uniform candidates are not used
+        random_state=seed,
+    )
+    objectives = [math.log(objective) for _, objective in known]
+    # matrices this small gain nothing from several threads, and on a busy machine lose a factor of ten by them
+    with warnings.catch_warnings(), threadpool_limits(1):
+        # a length scale at its bound is an answer too
+        warnings.simplefilter("ignore")
+        optimizer.tell([list(bits) for bits, _ in known], objectives)
+        points = optimizer.space.transform([list(bits) for bits in pool])
+        improvement: np.ndarray = gaussian_ei(points, optimizer.models[-1], y_opt=min(objectives))
+    return improvement

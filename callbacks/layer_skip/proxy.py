@@ -1,0 +1,231 @@
+"""What a skip set is worth, estimated from one parallel pass and a few timed forwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saccade.common.timing import median_seconds
+from saccade.inference import Session
+from saccade.inference.huggingface.sublayer_skip import SublayerSkip, decoder_layers, skipped_sublayers
+
+
+@dataclass(frozen=True)
+class SkipSet:
+    """Sub-layers that a draft leaves out.
+
+    Args:
+        attention: Layers whose attention is skipped, counted from 0.
+        mlp: Layers whose MLP is skipped.
+    """
+
+    attention: tuple[int, ...] = ()
+    mlp: tuple[int, ...] = ()
+
+    @classmethod
+    def from_bits(cls, bits: Sequence[int]) -> SkipSet:
+        """Reads ``2 * layers`` switches, the attention's first; 1 is skipped."""
+        layers = len(bits) // 2
+        return cls(
+            tuple(layer for layer in range(layers) if bits[layer]),
+            tuple(layer for layer in range(layers) if bits[layers + layer]),
+        )
+
+    def bits(self, layers: int) -> tuple[int, ...]:
+        """The switches of a model of that many layers."""
+        attention = [int(layer in self.attention) for layer in range(layers)]
+        return tuple(attention + [int(layer in self.mlp) for layer in range(layers)])
+
+    def __len__(self) -> int:
+        return len(self.attention) + len(self.mlp)
+
+
+@dataclass(frozen=True)
+class ForwardCosts:
+    """Seconds of a model's forwards behind a prefix, one text at a time.
+
+    Args:
+        attention: One attention sub-layer with its norm, for one token.
+        mlp: One MLP sub-layer with its norm, for one token.
+        rest: Everything that is never skipped, for one token.
+        layers: Number of decoder layers.
+        width: Tokens of the widest verification.
+        wide: A full forward of ``width`` tokens.
+    """
+
+    attention: float
+    mlp: float
+    rest: float
+    layers: int
+    width: int
+    wide: float
+
+    @property
+    def full(self) -> float:
+        """A full forward of one token, which is what autoregressive decoding pays for a token."""
+        return self.draft(SkipSet())
+
+    def draft(self, skip: SkipSet) -> float:
+        """A forward of one token with a skip set."""
+        kept = self.attention * (self.layers - len(skip.attention)) + self.mlp * (self.layers - len(skip.mlp))
+        return self.rest + kept
+
+    def verify(self, tokens: int) -> float:
+        """A full forward of ``tokens`` tokens, on the line between one and ``width``."""
+        if self.width <= 1:
+            return self.full
+        return self.full + (self.wide - self.full) * (tokens - 1) / (self.width - 1)
+
+    def to_dict(self) -> dict[str, float]:
+        """The fields as plain values."""
+        return asdict(self)
+
+
+def measure_costs(model: nn.Module, prompt: Sequence[int], draft_length: int, repeats: int = 15) -> ForwardCosts:
+    """Times a model's forwards with all, no attention, no MLP and no sub-layers at all.
+
+    The layers of a decoder are alike, so the mean over layers is the cost of each, and a difference of whole forwards
+    shows it better than timers around single sub-layers, which would forbid the device to run ahead.
+
+    Args:
+        model: The model, in evaluation mode.
+        prompt: Tokens of the prefix.
+        draft_length: Most drafted tokens in a round; a verification is one token wider.
+        repeats: Timed calls of each kind, of which the median is taken.
+
+    Returns:
+        The costs in seconds.
+    """
+    layers = len(decoder_layers(model))
+    everything = range(layers)
+
+    def timed(skip: SkipSet, tokens: int) -> float:
+        switch = SublayerSkip(model, skip.attention, skip.mlp)
+        with Session(model, len(prompt) + tokens, skip=switch) as session:
+            session.prefill([list(prompt)])
+            ids = torch.full((1, tokens), int(prompt[-1]), device=session.device)
+            return median_seconds(lambda: session.forward(ids, skipped=len(skip) > 0), repeats, session.device)
+
+    full = timed(SkipSet(), 1)
+    no_attention = timed(SkipSet(tuple(everything), ()), 1)
+    no_mlp = timed(SkipSet((), tuple(everything)), 1)
+    attention = max(full - no_attention, 0.0) / layers
+    mlp = max(full - no_mlp, 0.0) / layers
+    rest = max(full - layers * (attention + mlp), 0.0)
+    return ForwardCosts(attention, mlp, rest, layers, draft_length + 1, timed(SkipSet(), draft_length + 1))
+
+
+@dataclass(frozen=True)
+class DraftTrace:
+    """What a draft would have said at every place of texts that the full model wrote.
+
+    Args:
+        matches: For each text, ``[new tokens]`` booleans: the draft's best token is the text's.
+        confidences: For each text, ``[new tokens]``: the probability of the draft's best token.
+    """
+
+    matches: list[np.ndarray]
+    confidences: list[np.ndarray]
+
+    @property
+    def matchness(self) -> float:
+        """Share of the text's tokens that the draft says too."""
+        return float(np.concatenate(self.matches).mean())
+
+
+def draft_trace(model: nn.Module, texts: Sequence[tuple[Tensor, int]], skip: SkipSet) -> DraftTrace:
+    """Runs the draft once over texts, all places in parallel, as SWIFT (arXiv 2410.06916) scores its skip sets.
+
+    The draft reads its own keys and values here, while in decoding those of the committed text are the full model's;
+    the estimate errs on the low side.
+
+    Args:
+        model: The model, in evaluation mode.
+        texts: Pairs of token ids ``[length]`` and the number of tokens at their end that the model generated.
+        skip: The skip set.
+
+    Returns:
+        Matches and confidences, text by text.
+    """
+    device = next(model.parameters()).device
+    matches: list[np.ndarray] = [np.empty(0)] * len(texts)
+    confidences: list[np.ndarray] = [np.empty(0)] * len(texts)
+    with torch.inference_mode(), skipped_sublayers(model, skip.attention, skip.mlp):
+        for (_, new), members in _same_shape(texts):
+            ids = torch.stack([texts[index][0] for index in members]).to(device)
+            out = model(input_ids=ids, use_cache=False, logits_to_keep=new + 1).logits[:, :-1]
+            probability, best = out.float().softmax(-1).max(-1)
+            said = (best == ids[:, -new:]).cpu().numpy()
+            for row, index in enumerate(members):
+                matches[index], confidences[index] = said[row], probability[row].cpu().numpy()
+    return DraftTrace(matches, confidences)
+
+
+def _same_shape(texts: Sequence[tuple[Tensor, int]]) -> Iterable[tuple[tuple[int, int], list[int]]]:
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for index, (ids, new) in enumerate(texts):
+        shapes.setdefault((len(ids), new), []).append(index)
+    return shapes.items()
+
+
+@dataclass(frozen=True)
+class ProxyScore:
+    """What the proxy says about a skip set.
+
+    Args:
+        seconds_per_token: Estimated time for each verified token.
+        matchness: Share of the text's tokens that the draft says too.
+        tokens_per_round: Estimated tokens of a round, the bonus token counted.
+        drafted_per_round: Estimated drafted tokens of a round.
+    """
+
+    seconds_per_token: float
+    matchness: float
+    tokens_per_round: float
+    drafted_per_round: float
+
+
+def score(trace: DraftTrace, costs: ForwardCosts, skip: SkipSet, draft_length: int, gamma: float) -> ProxyScore:
+    """Plays draft and verification over the traces and adds up what the forwards cost.
+
+    This is ``E / (K c + 1)`` of the method with nothing assumed about independence: runs of matches come from the
+    text, drafting stops behind a token below the threshold, and a wider verification costs more.
+
+    Args:
+        trace: Of the skip set.
+        costs: Of the model.
+        skip: The skip set.
+        draft_length: Most drafted tokens in a round.
+        gamma: Confidence below which drafting stops.
+
+    Returns:
+        The estimate; a round at the end of a text is charged for the tokens that are left.
+
+    Raises:
+        ValueError: No text has two tokens, so that nothing could have been drafted.
+    """
+    draft = costs.draft(skip)
+    seconds, tokens, rounds, drafted_sum = 0.0, 0, 0, 0
+    for matched, confident in zip(trace.matches, trace.confidences, strict=True):
+        place = 1  # the first token comes with the prompt
+        while place < len(matched):
+            drafted = 0
+            while drafted < min(draft_length, len(matched) - place - 1):
+                drafted += 1
+                if confident[place + drafted - 1] < gamma:
+                    break
+            accepted = 0
+            while accepted < drafted and matched[place + accepted]:
+                accepted += 1
+            place += accepted + 1
+            seconds += drafted * draft + costs.verify(drafted + 1)
+            tokens += accepted + 1
+            rounds += 1
+            drafted_sum += drafted
+    if tokens == 0:
+        raise ValueError("no text has two new tokens: raise max_new_tokens, or give prompts that do not end at once.")
+    return ProxyScore(seconds / tokens, trace.matchness, tokens / rounds, drafted_sum / rounds)

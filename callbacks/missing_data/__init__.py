@@ -1,0 +1,1 @@
+"""Robustness to missing data: evaluation, totals over ranks, report."""

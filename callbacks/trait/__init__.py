@@ -1,0 +1,1 @@
+"""Trait: training data selected by Bayesian optimisation."""

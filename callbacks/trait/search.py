@@ -1,0 +1,302 @@
+"""The search of Trait: depth-first hill climbing over chunks of training data, without input, output or model.
+
+Source: "Transfer-Aware Data Selection for Domain Adaptation in Text Retrieval" (Trait, Findings of EMNLP 2025), of
+which only the abstract is public. Preset ``released`` follows the first author's public predecessor code; ``corrected``
+(ours) mends what is known to be wrong in it: the root is measured, the warm-up is not paid for twice, the floor of
+pruning holds.
+
+What it yields, and how weights are numbered, is in :mod:`saccade.callbacks.trait.events`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+
+from saccade.callbacks.trait.events import (
+    PRESETS,
+    Backtrack,
+    Best,
+    Event,
+    Preset,
+    Prune,
+    Request,
+    Trial,
+    Warmup,
+)
+from saccade.callbacks.trait.selectors import Candidate, Observation, State
+
+Select = Callable[[Sequence[Candidate], Sequence[Observation], Sequence[int]], int | None]
+Steps = Generator[Request | Event, float | None, None]
+
+
+def search(
+    chunks_per_source: Sequence[int],
+    evaluate: Callable[[Request], float],
+    select: Select,
+    budget: int | None,
+    preset: str | Preset = "corrected",
+    *,
+    journal: Iterable[Event] = (),
+) -> Iterator[Event]:
+    """Searches the chunks that are worth training on, event by event.
+
+    Args:
+        chunks_per_source: Number of chunks of each source.
+        evaluate: Trains the father's weights on the requested chunk and returns the score, larger is better.
+        select: Chooses a source, see :mod:`saccade.callbacks.trait.selectors`.
+        budget: Most trials; ``None`` goes on until nothing is left.
+        preset: ``corrected``, ``released`` or rules of one's own.
+        journal: Events of a search that stopped, with the same arguments; with a larger budget it goes on from its
+            end. They are replayed without a call of ``evaluate`` or ``select`` and are not yielded again: journal and
+            yielded events together are what the search would have yielded without the stop.
+
+    Returns:
+        An iterator of what happened, when it has happened. Nothing is evaluated before the next event is asked for.
+
+    Raises:
+        ValueError: An impossible setting; later a score that is no number, a source that is no candidate, or a journal
+            of another search.
+    """
+    return _driven(search_steps(chunks_per_source, select, budget, preset, journal=journal), evaluate)
+
+
+def _driven(steps: Steps, evaluate: Callable[[Request], float]) -> Iterator[Event]:
+    answer: float | None = None
+    while True:
+        try:
+            step = steps.send(answer)
+        except StopIteration:
+            return
+        answer = evaluate(step) if isinstance(step, Request) else None
+        if isinstance(step, Event):
+            yield step
+
+
+def search_steps(
+    chunks_per_source: Sequence[int],
+    select: Select,
+    budget: int | None,
+    preset: str | Preset = "corrected",
+    *,
+    journal: Iterable[Event] = (),
+) -> Steps:
+    """The same search for a caller that has its own loop: it yields a request where :func:`search` calls ``evaluate``.
+
+    Args:
+        chunks_per_source: Number of chunks of each source.
+        select: Chooses a source.
+        budget: Most trials; ``None`` goes on until nothing is left.
+        preset: ``corrected``, ``released`` or rules of one's own.
+        journal: Events of a search that stopped.
+
+    Returns:
+        A generator of events and requests; the score of a request is sent into it with ``send``.
+
+    Raises:
+        ValueError: An impossible setting; the rest as in :func:`search`, when it happens.
+    """
+    chunks = list(chunks_per_source)
+    if not chunks:
+        raise ValueError("chunks_per_source is empty: give at least one source.")
+    for source, count in enumerate(chunks):
+        if count < 1:
+            raise ValueError(f"chunks_per_source must be at least 1 for every source, got {count} for source {source}.")
+    if budget is not None and budget < 1:
+        raise ValueError(f"budget must be at least 1 trial, or null for no limit, got {budget}.")
+    if isinstance(preset, str):
+        if preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
+        preset = PRESETS[preset]
+    return _Search(chunks, select, math.inf if budget is None else budget, preset, journal).run()
+
+
+class _Search:
+    """One search: its tree, its stack and what of the journal is still to be replayed."""
+
+    def __init__(
+        self, chunks: list[int], select: Select, budget: float, rules: Preset, journal: Iterable[Event]
+    ) -> None:
+        self.chunks, self.select, self.budget, self.rules = chunks, select, budget, rules
+        self.recorded, self.replayed = deque(journal), 0
+        self.stack, self.best = [0], 0
+        # node to what is known of it
+        self.states: dict[int, State] = {0: (0,) * len(chunks)}
+        self.scores: dict[int, float] = {}
+        self.weights = {0: 0}
+        self.children: dict[int, list[Trial]] = {0: []}
+        # node on the stack to the sources that are pruned as long as it is there
+        self.pruned: dict[int, set[int]] = {0: set()}
+        self.used = [0] * len(chunks)
+        self.seen: set[State] = set()
+        self.observations: list[Observation] = []
+        self.history: list[int] = []
+        # scores of the warm-up that a trial may still be answered with
+        self.warm: dict[int, float] = {}
+
+    def run(self) -> Steps:
+        """The whole search."""
+        root = self.states[0]
+        if self.rules.root == "measured":
+            self.scores[0] = yield from self._score(Request(0, None, root))
+            self.observations.append(Observation(root, self.scores[0]))
+        else:
+            self.scores[0] = 0.0
+        yield from self._emit(Best((), 0, root, self.scores[0], 0))
+        if self.rules.warmup:
+            yield from self._warm_up()
+        while self.stack and len(self.history) < self.budget:
+            candidates = self._candidates()
+            source = self._choose(candidates) if candidates else None
+            if source is not None:
+                yield from self._try(next(item for item in candidates if item.source == source))
+            elif self.rules.backtrack:
+                yield from self._leave()
+            else:
+                break
+        if self.recorded:
+            raise ValueError(
+                f"journal goes on for {len(self.recorded)} events behind the end of this search: raise budget "
+                f"(now {self.budget}) or start with an empty journal."
+            )
+
+    def _warm_up(self) -> Steps:
+        root, scores = self.states[0], []
+        for source in range(len(self.chunks)):
+            node = -1 - source
+            score = yield from self._score(Request(node, 0, root, source, 0, 0))
+            scores.append(score)
+            self.observations.append(Observation(_plus(root, source), score, warmup=True))
+            if self.rules.reuse_warmup:
+                self.warm[source] = score
+            yield from self._emit(Warmup(() if self.rules.reuse_warmup else (node,), node, source, score))
+        worst = sorted(range(len(self.chunks)), key=scores.__getitem__)
+        worst = worst[: math.floor(len(self.chunks) * self.rules.initial_pruning)]
+        yield from self._prune(None, worst, 0)
+
+    def _candidates(self) -> list[Candidate]:
+        state, pruned = self.states[self.stack[-1]], self._now_pruned()
+        return [
+            Candidate(source, used, count - used, _plus(state, source))
+            for source, (used, count) in enumerate(zip(self.used, self.chunks, strict=True))
+            if used < count and source not in pruned and _plus(state, source) not in self.seen
+        ]
+
+    def _choose(self, candidates: list[Candidate]) -> int | None:
+        admissible = [item.source for item in candidates]
+        if self.recorded:
+            # where the journal has no trial, the selector wanted none of them
+            source = self.recorded[0].source if isinstance(self.recorded[0], Trial) else None
+        else:
+            source = self.select(candidates, tuple(self.observations), tuple(self.history))
+        if source is None:
+            return None
+        if source not in admissible:
+            raise (
+                self._foreign()
+                if self.recorded
+                else ValueError(f"select must return one of the candidates {admissible} or None, got {source}.")
+            )
+        return int(source)
+
+    def _try(self, candidate: Candidate) -> Steps:
+        father, source, chunk = self.stack[-1], candidate.source, candidate.chunk
+        node, spare = len(self.history) + 1, -1 - source
+        reused = father == 0 and chunk == 0 and source in self.warm
+        if reused:
+            score, weights = self.warm[source], spare
+        else:
+            origin, state = self.weights[father], self.states[father]
+            score = yield from self._score(Request(node, origin, state, source, chunk, father))
+            weights = node
+            # an answer of the warm-up is in the observations already
+            self.observations.append(Observation(candidate.state, score))
+        above = self.scores[father]
+        accepted = self.rules.accept == "always" or score > above + self.rules.margin
+        better = score > self.scores[self.best]
+        drop = [] if accepted or better else [weights]
+        # the first chunk of the source is spent, and with it the use of its warm-up
+        if self.warm.pop(source, None) is not None and not reused:
+            drop.append(spare)
+        trial = Trial(
+            tuple(drop), node, father, source, chunk, candidate.state, score, above, accepted, reused, weights
+        )
+        self.used[source] += 1
+        self.history.append(source)
+        self.seen.add(candidate.state)
+        self.children[father].append(trial)
+        self.states[node], self.scores[node], self.weights[node] = candidate.state, score, weights
+        if accepted:
+            self.stack.append(node)
+            self.children[node], self.pruned[node] = [], set()
+        yield from self._emit(trial)
+        if better:
+            old, self.best = self.best, node
+            gone = () if old in self.stack or old == 0 else (self.weights[old],)
+            yield from self._emit(Best(gone, node, candidate.state, score, weights))
+
+    def _leave(self) -> Steps:
+        """Prunes by the children of the exhausted father and goes back."""
+        node = self.stack[-1]
+        floor = len(self.chunks) // 4
+        if self.rules.prune and len(self.chunks) - len(self._now_pruned()) > floor:
+            children = sorted(self.children[node], key=lambda trial: trial.score)
+            worst = [trial.source for trial in children[: len(children) // 4]]
+            keeper = 0 if self.rules.prune_scope == "global" else self.stack[max(len(self.stack) - 2, 0)]
+            yield from self._prune(node, worst, keeper)
+        self.stack.pop()
+        del self.pruned[node]
+        drop = () if node in (0, self.best) else (self.weights[node],)
+        yield from self._emit(Backtrack(drop, node, self.stack[-1] if self.stack else None))
+
+    def _prune(self, node: int | None, worst: list[int], keeper: int) -> Steps:
+        floor = max(1, len(self.chunks) // 4)
+        before, sources = self._now_pruned(), []
+        live = len(self.chunks) - len(before)
+        for source in worst:
+            if source not in before:
+                if self.rules.strict_floor and live <= floor:
+                    continue
+                live -= 1
+            sources.append(source)
+        if not sources:
+            return
+        self.pruned[keeper].update(sources)
+        drop = []
+        if keeper == 0:  # for good, as the root is left last
+            drop = [-1 - source for source in sources if self.warm.pop(source, None) is not None]
+        yield from self._emit(Prune(tuple(drop), node, tuple(sources)))
+
+    def _now_pruned(self) -> set[int]:
+        return set().union(*(self.pruned[node] for node in self.stack))
+
+    def _score(self, request: Request) -> Generator[Request | Event, float | None, float]:
+        if self.recorded:
+            recorded = self.recorded[0]
+            if not isinstance(recorded, Warmup | Trial | Best):
+                raise self._foreign()
+            return recorded.score
+        score = yield request
+        if score is None or not math.isfinite(score):
+            raise ValueError(f"the score of node {request.node} must be a finite number, got {score}: see evaluate.")
+        return float(score)
+
+    def _emit(self, event: Event) -> Steps:
+        if not self.recorded:
+            yield event
+            return
+        if self.recorded[0] != event:
+            raise self._foreign()
+        self.recorded.popleft()
+        self.replayed += 1
+
+    def _foreign(self) -> ValueError:
+        return ValueError(
+            f"journal event {self.replayed + 1} ({self.recorded[0].kind}) does not follow in this search: resume with "
+            "the same sources, preset and journal, or start with an empty journal."
+        )
+
+
+def _plus(state: State, source: int) -> State:
+    return (*state[:source], state[source] + 1, *state[source + 1 :])

@@ -1,0 +1,1 @@
+"""What all folders share: checks of settings, files, timing, provenance, progress, and ranks that work together."""

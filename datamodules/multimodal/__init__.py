@@ -1,0 +1,1 @@
+"""Multimodal samples: feature files, synthetic data, and what may be missing."""

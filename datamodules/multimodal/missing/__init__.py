@@ -1,0 +1,1 @@
+"""Protocols that take data away, and the masks they draw."""

@@ -1,0 +1,1 @@
+"""Retrieval pairs: files, sources, targets, chunks of training data."""

@@ -1,0 +1,45 @@
+"""Hard negatives: documents that BM25 takes for an answer and that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.progress import track
+
+from saccade.datamodules.retrieval.files import Pair
+
+_DEPTH = 50  # documents of BM25 that negatives are drawn from
+
+
+def hard_negatives(
+    pairs: Sequence[Pair], documents: Sequence[str], count: int, seed: int = 0, progress: bool = False
+) -> dict[str, list[str]]:
+    """Draw, for each query with a positive pair, documents from the best 50 of BM25 that do not answer it.
+
+    Args:
+        pairs: Of one source; its positive pairs say what answers a query.
+        documents: Of that source.
+        count: Documents for each query; fewer where BM25 finds fewer.
+        seed: Of the draws. What a query gets depends on the query and not on its neighbours.
+        progress: Show a bar.
+
+    Returns:
+        Documents by query text.
+    """
+    from saccade.retrieval.bm25 import BM25  # needed here alone, and only installed with an extra
+
+    answers: dict[str, set[str]] = {}
+    for pair in pairs:
+        if pair.label > 0:
+            answers.setdefault(pair.query, set()).add(pair.document)
+    named = {f"{place:08d}": text for place, text in enumerate(dict.fromkeys(documents))}
+    engine = BM25(named)
+    found = {}
+    for query in track(answers, "Mining negatives", transient=True, disable=not progress):
+        ranked = engine.search({query: query}, _DEPTH)[query]
+        wrong = [named[name] for name in ranked if named[name] not in answers[query]]
+        draw = np.random.default_rng([seed, len(query), *query.encode()[:64]])
+        kept = sorted(draw.permutation(len(wrong))[:count].tolist())
+        found[query] = [wrong[place] for place in kept]
+    return found

@@ -1,0 +1,1 @@
+"""Text: files, tokenizers, token sequences for language models."""

@@ -1,0 +1,300 @@
+"""TextCorpus: files of text, split by file, tokenized and packed."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
+
+from saccade.datamodules.loaders import BatchLoader, BatchSampler, PackedSequences
+from saccade.datamodules.text.files import PARTS, matching_files, part_of, select, standard_library_files
+from saccade.datamodules.text.tokenization import (
+    MIN_VOCAB_SIZE,
+    load_tokenizer,
+    tokenizer_digest,
+    train_tokenizer,
+)
+
+_LAYOUT = 1  # of the cache folder; raise it when what is stored there changes
+
+
+class TextCorpus(LightningDataModule):
+    """Text for training and validating language models.
+
+    The files are split into training, validation and test part one by one, from a hash of each file's relative path, so
+    that no file lies in two parts and a growing corpus moves no file. Each document is followed by the
+    end-of-sequence token; the documents of a part are joined and cut into sequences of one length, without padding.
+    What is prepared is kept in a cache folder under a key made of all files' contents and all settings.
+
+    Batches are dictionaries: `input_ids` LongTensor [batch, sequence_length]. After `setup`, `tokenizer` holds the
+    tokenizer. `predict` reads the test part.
+
+    Args:
+        paths: Globs of UTF-8 text files (`**` matches any folders). None takes the embedded corpus: the Python standard
+            library's own sources, about 9 MB, which need no download.
+        tokenizer: Folder or Hugging Face hub id of a tokenizer. None trains a byte-level BPE tokenizer on the training
+            part.
+        vocab_size: Size of the vocabulary to be trained, special tokens included; at least 260. Unused when
+            `tokenizer` is given.
+        sequence_length: Tokens per sequence; at least 2.
+        batch_size: Sequences per batch and device.
+        validation_fraction: Share of the files kept for validation, above 0.
+        test_fraction: Share of the files kept for test and predict; 0 leaves the test part empty.
+        max_files: Use at most so many files, chosen by the hash; None uses all.
+        max_bytes: Use at most so many bytes of files; None uses all.
+        seed: Of the split, of the choice of files and of their order. It does not follow `seed_everything`, so that
+            runs with different seeds are validated on the same files.
+        num_workers: Loader processes; 0 loads in the training process, which is enough for tokens that lie ready.
+        cache_dir: Where prepared corpora are kept. None means `$XDG_CACHE_HOME/saccade` or `~/.cache/saccade`.
+
+    Raises:
+        ValueError: A setting is impossible, no file matches, or a part is empty; the message names the setting.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+
+    def __init__(
+        self,
+        paths: list[str] | None = None,
+        tokenizer: str | None = None,
+        vocab_size: int = 2048,
+        sequence_length: int = 256,
+        batch_size: int = 16,
+        validation_fraction: float = 0.05,
+        test_fraction: float = 0.05,
+        max_files: int | None = None,
+        max_bytes: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        if paths is not None and not paths:
+            raise ValueError("paths: the list is empty; give globs, or null for the standard library's sources")
+        if tokenizer is None and vocab_size < MIN_VOCAB_SIZE:
+            raise ValueError(
+                f"vocab_size: {vocab_size} is too small, a byte-level vocabulary needs at least {MIN_VOCAB_SIZE}"
+            )
+        if sequence_length < 2:
+            raise ValueError(f"sequence_length: must be at least 2, to have a next token, but is {sequence_length}")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("max_files", max_files, 1),
+            ("max_bytes", max_bytes, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"{name}: must be at least {least}, but is {value}")
+        if not 0 < validation_fraction < 1:
+            raise ValueError(f"validation_fraction: must lie between 0 and 1, but is {validation_fraction}")
+        if test_fraction < 0 or validation_fraction + test_fraction >= 1:
+            raise ValueError(
+                f"test_fraction: {test_fraction} with validation_fraction={validation_fraction} leaves no room for the"
+                " training part; both must not be negative and their sum must stay below 1"
+            )
+        self.paths = paths
+        self.tokenizer_source = tokenizer
+        self.vocab_size = vocab_size
+        self.sequence_length = sequence_length
+        self.batch_size = batch_size
+        self.validation_fraction = validation_fraction
+        self.test_fraction = test_fraction
+        self.max_files = max_files
+        self.max_bytes = max_bytes
+        self.seed = seed
+        self.num_workers = num_workers
+        self.cache_dir = cache_dir
+        self._parts: dict[str, PackedSequences] = {}
+        self._key = ""
+
+    def prepare_data(self) -> None:
+        """Train the tokenizer and tokenize the corpus, once per machine, unless the cache folder has it already."""
+        self._prepare()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the tokenizer and the packed parts (all ranks).
+
+        Args:
+            stage: Unused; all parts are loaded at once, because they are memory-mapped.
+
+        Raises:
+            ValueError: A part has not enough tokens for one sequence.
+        """
+        if self._parts:
+            return
+        folder = self._prepare()
+        self.tokenizer = load_tokenizer(self.tokenizer_source or str(folder / "tokenizer"))
+        for part in PARTS:
+            tokens = np.load(folder / f"{part}.npy", mmap_mode="r")
+            sequences = PackedSequences(tokens, self.sequence_length)
+            if not len(sequences) and (part != "test" or self.test_fraction > 0):
+                raise ValueError(
+                    f"sequence_length: {self.sequence_length} is too long, the {part} part has only {len(tokens)}"
+                    " tokens; shorten it or give more text"
+                )
+            self._parts[part] = sequences
+        self._key = folder.name
+
+    def train_dataloader(self) -> BatchLoader:
+        """Shuffled batches; the incomplete last batch of an epoch is left out.
+
+        Raises:
+            ValueError: The training part does not fill one batch on every device.
+        """
+        loader = self._loader("train")
+        if not len(loader):
+            raise ValueError(
+                f"batch_size: {self.batch_size} per device is larger than the training part's"
+                f" {len(self._parts['train'])} sequences allow; lower it or give more text"
+            )
+        return loader
+
+    def val_dataloader(self) -> BatchLoader:
+        """Every validation sequence once, in order, on any number of devices."""
+        return self._loader("validation")
+
+    def test_dataloader(self) -> BatchLoader:
+        """Every test sequence once, in order, on any number of devices.
+
+        Raises:
+            ValueError: The corpus was split without a test part.
+        """
+        if not len(self._parts["test"]):
+            raise ValueError("test_fraction: it is 0, so there is no test part to read; raise it")
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """The same batches as `test_dataloader`."""
+        loader = self.test_dataloader()
+        # Lightning builds the loaders of `predict` anew from the arguments of a plain DataLoader
+        return DataLoader(loader.dataset, batch_size=None, sampler=loader.sampler, num_workers=self.num_workers)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint has to know about the text: its identity and the tokenizer's."""
+        return {"corpus": self._key, "tokenizer": tokenizer_digest(self.tokenizer)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose model was trained with another tokenizer.
+
+        Args:
+            state_dict: What `state_dict` returned.
+
+        Raises:
+            ValueError: The token numbers mean something else in the checkpoint.
+        """
+        if state_dict["tokenizer"] != tokenizer_digest(self.tokenizer):
+            raise ValueError(
+                "tokenizer: the checkpoint was trained with another tokenizer than this corpus gives (other files,"
+                " other settings or another Python version); set it to the folder that the training run exported"
+            )
+
+    def _loader(self, part: str) -> BatchLoader:
+        trainer = self.trainer
+        sequences = self._parts[part]
+        # the order of training follows seed_everything, as users expect; the split does not
+        seed = int(os.environ.get("PL_GLOBAL_SEED", self.seed))
+        sampler = BatchSampler(
+            len(sequences),
+            self.batch_size,
+            rank=trainer.global_rank if trainer else 0,
+            world_size=trainer.world_size if trainer else 1,
+            train=part == "train",
+            seed=seed,
+        )
+        on_gpu = trainer is not None and trainer.strategy.root_device.type == "cuda"
+        return BatchLoader(sequences, sampler, self.num_workers, pin_memory=on_gpu)
+
+    def _prepare(self) -> Path:
+        """Return the cache folder of this corpus, filled."""
+        files = standard_library_files() if self.paths is None else matching_files(self.paths)
+        files = select(files, self.max_files, self.max_bytes, self.seed)
+        documents: dict[str, list[str]] = {part: [] for part in PARTS}
+        listing, unreadable = [], []
+        for file in files:
+            content = file.path.read_bytes()
+            part = part_of(file.name, self.validation_fraction, self.test_fraction, self.seed)
+            text = content.decode("utf-8", errors="replace")
+            documents[part].append(text)
+            if self.paths is not None and text.encode() != content:  # a file may hold U+FFFD itself
+                unreadable.append(file.name)
+            listing.append([file.name, part, hashlib.sha256(content).hexdigest()])
+        if unreadable:
+            rank_zero_warn(
+                f"paths: {len(unreadable)} of {len(files)} files are not UTF-8 ({unreadable[0]} is one); what cannot be"
+                " read in them becomes U+FFFD. Convert them, or leave them out."
+            )
+        for part in PARTS:
+            if not documents[part] and (part != "test" or self.test_fraction > 0):
+                fraction = "validation_fraction" if part == "train" else f"{part}_fraction"
+                raise ValueError(
+                    f"{fraction}: the split of {len(files)} files leaves the {part} part empty; change it, take another"
+                    " seed or give more files"
+                )
+        given = None if self.tokenizer_source is None else load_tokenizer(self.tokenizer_source)
+        wanted = {
+            "layout": _LAYOUT,
+            "files": listing,
+            "tokenizer": tokenizer_digest(given) if given else [self.vocab_size, tokenizers.__version__],
+        }
+        key = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:32]
+        base = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
+        folder = base / "text_corpus" / key
+        if not folder.is_dir():
+            self._fill(folder, documents, given)
+        return folder
+
+    def _fill(self, folder: Path, documents: dict[str, list[str]], given: PreTrainedTokenizerFast | None) -> None:
+        """Write the cache folder under another name first: another process never sees half of it."""
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
+        except OSError as error:
+            raise ValueError(
+                f"cache_dir: cannot write to {folder.parent} ({error.strerror}); set cache_dir or XDG_CACHE_HOME"
+            ) from error
+        try:
+            tokenizer = given or train_tokenizer(documents["train"], self.vocab_size)
+            if given is None:
+                tokenizer.save_pretrained(unfinished / "tokenizer")
+            for part, texts in documents.items():
+                np.save(unfinished / f"{part}.npy", encode(tokenizer, texts))
+            try:
+                unfinished.rename(folder)
+            except OSError:
+                # another process was faster with the same content
+                if not folder.is_dir():
+                    raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def default_cache_dir() -> Path:
+    """Return `$XDG_CACHE_HOME/saccade`, or `~/.cache/saccade`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saccade"
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> np.ndarray:
+    """Join documents into one stream of tokens, each followed by the end-of-sequence token.
+
+    Args:
+        tokenizer: With an end-of-sequence token.
+        documents: The texts.
+
+    Returns:
+        Token numbers, int32 [N].
+    """
+    separator = np.array([tokenizer.eos_token_id], dtype=np.int32)
+    pieces: list[np.ndarray] = []
+    for encoding in tokenizer.backend_tokenizer.encode_batch(documents, add_special_tokens=False):
+        pieces += [np.array(encoding.ids, dtype=np.int32), separator]
+    return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)

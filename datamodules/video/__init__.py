@@ -1,0 +1,1 @@
+"""Clips with captions and questions: files, a synthetic world, preprocessing."""

@@ -1,0 +1,165 @@
+"""A part of a video data set: clips with their texts, made into batches of tensors when they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+from transformers import PreTrainedTokenizerFast
+
+from saccade.datamodules.text.files import PARTS
+from saccade.datamodules.video.grammar import LIST_PROMPT, PROMPTS, caption, fact_list
+from saccade.datamodules.video.preprocessing import VisualFormat, visual_batch
+from saccade.datamodules.video.reading import ManifestRow, read_clip
+from saccade.datamodules.video.scenes import Scene, make_scene, render
+from saccade.datamodules.video.tokenization import END, prompt_ids, refuse_special_tokens, token_types
+
+IGNORED = -100
+"""The label of a token that is not learned; transformers' losses pass over it."""
+
+
+class Source(Protocol):
+    """A part's clips and texts."""
+
+    def __len__(self) -> int: ...
+
+    def texts(self, item: int) -> tuple[str, str]:
+        """Question and answer of a clip."""
+        ...
+
+    def film(self, item: int) -> np.ndarray:
+        """Its frames, uint8 [F, H, W, 3]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """A part of the embedded world.
+
+    Attributes:
+        part: `train`, `validation` or `test`.
+        count: How many scenes it has.
+        seed: Of the world.
+        max_digits: Most digits of a scene.
+        shape: Frames, height and width.
+        fact_lists: Share of the clips that are asked for a list of facts instead of a caption, 0 to 1.
+        list_scenes: The first so many clips are all asked for lists.
+    """
+
+    part: str
+    count: int
+    seed: int
+    max_digits: int
+    shape: tuple[int, int, int]
+    fact_lists: float = 0.0
+    list_scenes: int = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def scene(self, item: int) -> Scene:
+        """What is seen."""
+        return make_scene(self.seed, self.part, item, self.max_digits)
+
+    def texts(self, item: int) -> tuple[str, str]:
+        """Question and answer of a clip."""
+        # other numbers than those that the scene was drawn from
+        place = [self.seed, PARTS.index(self.part), item]
+        if item < self.list_scenes or np.random.default_rng([*place, 2]).random() < self.fact_lists:
+            return LIST_PROMPT, fact_list(self.scene(item))
+        random = np.random.default_rng([*place, 1])
+        return PROMPTS[random.integers(len(PROMPTS))], caption(self.scene(item), random)
+
+    def film(self, item: int) -> np.ndarray:
+        """Its frames, uint8 [F, H, W, 3]."""
+        return render(self.scene(item), *self.shape)
+
+
+@dataclass(frozen=True)
+class Files:
+    """Rows of a manifest.
+
+    Attributes:
+        rows: In their order.
+        frames: How many are read of each clip.
+    """
+
+    rows: list[ManifestRow]
+    frames: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def texts(self, item: int) -> tuple[str, str]:
+        """Question and answer of a clip."""
+        return self.rows[item].prompt, self.rows[item].answer
+
+    def film(self, item: int) -> np.ndarray:
+        """Its frames, uint8 [F, H, W, 3]."""
+        return read_clip(self.rows[item].video, self.frames)
+
+
+class Clips(Dataset[dict[str, Tensor]]):
+    """A part as batches.
+
+    Args:
+        source: Its clips and texts.
+        tokenizer: Of the model.
+        visual: How the model wants its videos.
+        max_tokens: Most tokens of a sequence.
+        part: For messages.
+    """
+
+    def __init__(
+        self, source: Source, tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, max_tokens: int, part: str
+    ) -> None:
+        self.source = source
+        self.tokenizer = tokenizer
+        self.visual = visual
+        self.max_tokens = max_tokens
+        self.part = part
+        self._end = tokenizer.get_vocab()[END]
+        pad = tokenizer.pad_token_id
+        self._pad = pad if isinstance(pad, int) else self._end
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """Return a whole batch."""
+        sequences, lengths = [], []
+        pixels, counts = visual_batch([self.source.film(item) for item in indices], self.visual)
+        for item, count in zip(indices, counts, strict=True):
+            prompt, answer = self.source.texts(item)
+            ids = prompt_ids(self.tokenizer, self.visual, prompt, count)
+            refuse_special_tokens(answer, "answer", self.visual.family)
+            lengths.append(len(ids))
+            ids += [*self.tokenizer.encode(answer, add_special_tokens=False), self._end]
+            if len(ids) > self.max_tokens:
+                raise ValueError(
+                    f"max_tokens: {self.max_tokens} are too few, item {item} of the {self.part} part has {len(ids)}"
+                    f" ({count} of its video); raise it, or lower frames, height and width"
+                )
+            sequences.append(torch.tensor(ids))
+        input_ids = pad_sequence(sequences, batch_first=True, padding_value=self._pad)
+        prompt_length = torch.tensor(lengths)
+        position = torch.arange(input_ids.shape[1])
+        attention_mask = (position < torch.tensor([len(ids) for ids in sequences])[:, None]).long()
+        answers = (position >= prompt_length[:, None]) & (attention_mask == 1)
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": input_ids.where(answers, IGNORED),
+            "prompt_length": prompt_length,
+            "item": torch.tensor(list(indices)),
+            **pixels,
+        }
+        if self.visual.family == "qwen2_5_vl":
+            batch["mm_token_type_ids"] = token_types(input_ids, self.visual)
+        return batch

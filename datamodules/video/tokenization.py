@@ -1,0 +1,239 @@
+"""Tokenizers of video-language models: their special tokens, and prompts in which a video stands before a question."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from saccade.datamodules.text.tokenization import MIN_VOCAB_SIZE, PAD, load_tokenizer, train_tokenizer
+from saccade.datamodules.video.preprocessing import CLIP_MEAN, CLIP_STD, Family, VisualFormat, visual_inputs
+
+START, END = "<|im_start|>", "<|im_end|>"
+SPECIAL_TOKENS: dict[str, tuple[str, ...]] = {
+    "qwen2_5_vl": (
+        "<|endoftext|>", START, END, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+    ),
+    "llava_onevision": (START, END, "<image>", "<video>"),
+}  # fmt: skip
+"""What a family's tokenizer must have; the names are those of the published models."""
+VIDEO_TOKENS = {"qwen2_5_vl": "<|video_pad|>", "llava_onevision": "<video>"}
+_IMAGE_TOKENS = {"qwen2_5_vl": "<|image_pad|>", "llava_onevision": "<image>"}
+_PLACES = {"qwen2_5_vl": "<|vision_start|><|video_pad|><|vision_end|>", "llava_onevision": "<video>\n"}
+"""Where a video stands in a prompt: its one video token is repeated as often as the video needs."""
+
+# messages whose content is a text, or a list of parts of type video and text, as transformers' processors take them
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'video' %}PLACE"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def train_video_tokenizer(texts: Iterable[str], vocab_size: int, family: Family) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with a family's special tokens and chat template.
+
+    Args:
+        texts: Prompts and answers.
+        vocab_size: Most tokens, the special ones included; little text gives fewer.
+        family: Whose special tokens are added.
+
+    Returns:
+        The tokenizer; its end-of-sequence token is `<|im_end|>`.
+
+    Raises:
+        ValueError: The vocabulary cannot hold all bytes.
+    """
+    least = MIN_VOCAB_SIZE + len(SPECIAL_TOKENS[family])
+    if vocab_size < least:
+        raise ValueError(
+            f"vocab_size: {vocab_size} is too small, a byte-level vocabulary with the special tokens of {family} needs"
+            f" at least {least}"
+        )
+    core = train_tokenizer(texts, vocab_size - len(SPECIAL_TOKENS[family])).backend_tokenizer
+    core.add_special_tokens(list(SPECIAL_TOKENS[family]))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token=END,
+        pad_token="<|endoftext|>" if family == "qwen2_5_vl" else PAD,
+        chat_template=_CHAT_TEMPLATE.replace("PLACE", _PLACES[family]),
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_video_tokenizer(source: str, family: Family) -> PreTrainedTokenizerFast:
+    """Load a tokenizer and see that it has a family's special tokens.
+
+    Args:
+        source: Folder or Hugging Face hub id of a tokenizer, a processor or a model.
+        family: Whose special tokens it must have.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ValueError: It cannot be loaded, or lacks a special token.
+    """
+    tokenizer = load_tokenizer(source)
+    vocabulary = tokenizer.get_vocab()
+    needed = [token for token in SPECIAL_TOKENS[family] if token != "<|endoftext|>"]  # noqa: S105 - no password
+    if missing := [token for token in needed if token not in vocabulary]:
+        raise ValueError(
+            f"tokenizer: {source!r} has no token {missing[0]!r}, which videos of family={family} need; take the"
+            " tokenizer of a model of this family"
+        )
+    return tokenizer
+
+
+def visual_format(
+    tokenizer: PreTrainedTokenizerFast,
+    family: Family,
+    height: int,
+    width: int,
+    patch_size: int = 14,
+    merge_size: int = 2,
+    max_pixels: int | None = None,
+    mean: tuple[float, float, float] | None = None,
+    std: tuple[float, float, float] | None = None,
+) -> VisualFormat:
+    """Say how a model wants its videos.
+
+    Args:
+        tokenizer: With the family's special tokens.
+        family: Of the model.
+        height: Of a frame as the model sees it, in pixels: a multiple of `patch_size * merge_size`; any for
+            LLaVA-OneVision.
+        width: The same; for LLaVA-OneVision equal to the height.
+        patch_size: Side of a patch, in pixels.
+        merge_size: Patches along each axis that become one token; for LLaVA-OneVision it must be 2.
+        max_pixels: Most pixels of a frame whose shape is kept; None brings every frame to height and width.
+        mean: Of the colours; None takes CLIP's, as the families' processors do.
+        std: The same.
+
+    Returns:
+        The format, with the numbers of the special tokens.
+
+    Raises:
+        ValueError: The sizes do not fit together.
+    """
+    for name, value in (("patch_size", patch_size), ("merge_size", merge_size)):
+        if value < 1:
+            raise ValueError(f"{name}: must be at least 1, but is {value}")
+    llava = family == "llava_onevision"
+    if llava and merge_size != 2:
+        raise ValueError(
+            f"merge_size: llava_onevision always pools two by two patches, but is {merge_size}; set it to 2"
+        )
+    factor = patch_size if llava else patch_size * merge_size
+    for name, side in (("height", height), ("width", width)):
+        if llava and side < patch_size:
+            raise ValueError(f"{name}: must be at least patch_size = {patch_size}, but is {side}")
+        # the vision tower of LLaVA-OneVision leaves out what does not fill a patch
+        if not llava and (side < factor or side % factor):
+            raise ValueError(f"{name}: must be a multiple of patch_size * merge_size = {factor}, but is {side}")
+    if llava and height != width:
+        raise ValueError(f"width: frames of llava_onevision are square, so it must be {height}, but is {width}")
+    if max_pixels is not None and (llava or max_pixels < factor**2):
+        rule = "must be null for llava_onevision" if llava else f"must be at least {factor**2}, one token"
+        raise ValueError(f"max_pixels: {rule}, but is {max_pixels}")
+
+    vocabulary = tokenizer.get_vocab()
+    return VisualFormat(
+        family=family,
+        patch_size=patch_size,
+        merge_size=merge_size,
+        temporal_patch_size=1 if llava else 2,
+        height=height,
+        width=width,
+        max_pixels=max_pixels,
+        video_token=VIDEO_TOKENS[family],
+        video_token_id=vocabulary[VIDEO_TOKENS[family]],
+        image_token_id=vocabulary[_IMAGE_TOKENS[family]],
+        vision_start_token_id=None if llava else vocabulary["<|vision_start|>"],
+        vision_end_token_id=None if llava else vocabulary["<|vision_end|>"],
+        mean=mean or CLIP_MEAN,
+        std=std or CLIP_STD,
+    )
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, prompt: str, video_tokens: int) -> list[int]:
+    """Tokenize a prompt up to where the answer begins.
+
+    Args:
+        tokenizer: With the family's special tokens.
+        visual: The model's format.
+        prompt: The question.
+        video_tokens: How many tokens the video becomes.
+
+    Returns:
+        Token numbers, with the video before the question.
+
+    Raises:
+        ValueError: The question holds a special token.
+    """
+    refuse_special_tokens(prompt, "prompt", visual.family)
+    text = f"{START}user\n{_PLACES[visual.family]}{prompt}{END}\n{START}assistant\n"
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    place = ids.index(visual.video_token_id)
+    # one token is encoded and then repeated: thousands of them would be slow to look for
+    return [*ids[:place], *[visual.video_token_id] * video_tokens, *ids[place + 1 :]]
+
+
+def refuse_special_tokens(text: str, name: str, family: Family) -> None:
+    """See that a text is only text: a tokenizer does not tell a special token from one that somebody wrote.
+
+    Args:
+        text: A question or an answer.
+        name: Which of them, for the message.
+        family: Whose special tokens are refused.
+
+    Raises:
+        ValueError: The text holds one.
+    """
+    for token in SPECIAL_TOKENS[family]:
+        if token in text:
+            raise ValueError(f"{name}: must not contain {token!r}, which is put where it belongs; take it out")
+
+
+def token_types(ids: Tensor, visual: VisualFormat) -> Tensor:
+    """Tell text from video.
+
+    Args:
+        ids: Token numbers, LongTensor of any shape.
+        visual: The model's format.
+
+    Returns:
+        The same shape: 0 for text, 1 for an image, 2 for a video.
+    """
+    return (ids == visual.image_token_id).long() + 2 * (ids == visual.video_token_id).long()
+
+
+def video_prompt(
+    tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, frames: np.ndarray, prompt: str
+) -> dict[str, Tensor]:
+    """Make the inputs of one prompt about one clip, for `generate`.
+
+    Args:
+        tokenizer: Of the model.
+        visual: The model's format, as `VideoCaptions.visual` or `visual_format` gives it.
+        frames: The clip, uint8 RGB [F, H, W, 3], as `read_clip` gives it.
+        prompt: The question.
+
+    Returns:
+        `input_ids` and `attention_mask` LongTensor [1, S], the visual inputs (see `visual_inputs`), and
+        `mm_token_type_ids` LongTensor [1, S] for Qwen2.5-VL.
+
+    Raises:
+        ValueError: The frames are no RGB frames, or the prompt holds special tokens.
+    """
+    pixels, count = visual_inputs(frames, visual)
+    ids = torch.tensor([prompt_ids(tokenizer, visual, prompt, count)])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
+    if visual.family == "qwen2_5_vl":
+        inputs["mm_token_type_ids"] = token_types(ids, visual)
+    return inputs

@@ -1,0 +1,155 @@
+"""Which sub-layers a draft skips: the file that the search writes, and a spread for when nobody has searched."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from saccade.common.files import write_json
+from saccade.inference.huggingface.sublayer_skip import decoder_layers
+
+FORMAT = "saccade.skip_layers/1"
+AUTO_SHARE = 0.45  # SWIFT's ratio (arXiv 2410.06916); ours in where the skipped sub-layers lie
+
+
+def model_fingerprint(model: nn.Module) -> str:
+    """A short text that tells models apart: shapes of all weights, and a sample of their values.
+
+    The sample is rounded to bfloat16, so that one model has one fingerprint in float32 and bfloat16. Where weights are
+    sharded (ZeRO-3) there is no sample; such a fingerprint matches every model of the same shapes.
+
+    Returns:
+        ``"<shapes>-<values>"``, hexadecimal; ``<values>`` is ``sharded`` without a sample.
+    """
+    shapes, values = hashlib.sha256(), hashlib.sha256()
+    sharded = False
+    for name, weight in model.named_parameters():
+        shape = tuple(getattr(weight, "ds_shape", weight.shape))
+        shapes.update(f"{name}{shape}".encode())
+        if weight.numel() == 0 and 0 not in shape:
+            sharded = True
+            continue
+        sample = weight.detach().flatten()[:8].to(torch.bfloat16).float().cpu()
+        values.update(sample.numpy().tobytes())
+    return f"{shapes.hexdigest()[:16]}-{'sharded' if sharded else values.hexdigest()[:16]}"
+
+
+def check_skip_set(skip: Any) -> None:
+    """Refuses what is no skip set: lists of layers, counted from 0, below ``attention`` and ``mlp``.
+
+    Raises:
+        ValueError: Says what is wrong.
+    """
+    if not isinstance(skip, Mapping):
+        raise ValueError(f"skip must be auto, a file of search-layers, or lists attention and mlp, got {skip!r}.")
+    if unknown := set(skip) - {"attention", "mlp"}:
+        raise ValueError(f"skip knows the keys attention and mlp, got {sorted(map(str, unknown))[0]!r}.")
+    for kind, layers in skip.items():
+        listed = isinstance(layers, Collection) and not isinstance(layers, str)
+        wrong = [layer for layer in layers if type(layer) is not int or layer < 0] if listed else [layers]
+        if wrong:
+            raise ValueError(f"skip.{kind} must list layers, counted from 0, got {wrong[0]!r}.")
+
+
+def write_skip_file(
+    path: str | Path,
+    model: nn.Module,
+    attention: Collection[int],
+    mlp: Collection[int],
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes a skip set with the model's fingerprint, at once or not at all.
+
+    Args:
+        path: The file.
+        model: The model it was searched for.
+        attention: Layers whose attention is skipped.
+        mlp: Layers whose MLP is skipped.
+        extra: Further entries, for example what the search measured.
+
+    Raises:
+        ValueError: Another file is there.
+    """
+    content = {
+        "format": FORMAT,
+        "fingerprint": model_fingerprint(model),
+        "layers": len(decoder_layers(model)),
+        "attention": sorted(attention),
+        "mlp": sorted(mlp),
+    }
+    refuse_other_file(path)
+    write_json(Path(path), dict(extra or {}) | content)
+
+
+def refuse_other_file(path: str | Path) -> None:
+    """Refuses to put a skip file in the place of a file that is none.
+
+    Args:
+        path: Where the skip file would go.
+
+    Raises:
+        ValueError: Something else is there.
+    """
+    if not Path(path).is_file():
+        return
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise ValueError(f"{path} is there and is no skip file: choose another output, or move it away.")
+
+
+def read_skip_file(path: str | Path, model: nn.Module) -> dict[str, list[int]]:
+    """Reads a skip set and checks that it was searched for this model.
+
+    Returns:
+        ``{"attention": [...], "mlp": [...]}``.
+
+    Raises:
+        ValueError: No such file, not a skip file, or of another model.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"skip file {path} does not exist: write it with 'saccade search-layers'.") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"skip file {path} cannot be read ({error}): write it anew with search-layers.") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a skip file ({FORMAT}): write one with 'saccade search-layers'.")
+    for name, kind in (("fingerprint", str), ("attention", list), ("mlp", list)):
+        value = content.get(name)
+        if not isinstance(value, kind) or not all(type(layer) is int for layer in value if kind is list):
+            wanted = "text" if kind is str else "a list of layers"
+            raise ValueError(f"skip file {path}: {name} must be {wanted}, got {value!r}: write it anew.")
+    theirs, ours = content["fingerprint"], model_fingerprint(model)
+    same_values = theirs.split("-")[-1] == ours.split("-")[1] or "sharded" in (theirs + ours)
+    if theirs.split("-")[0] != ours.split("-")[0] or not same_values:
+        layers = content.get("layers", "unknown")
+        raise ValueError(
+            f"skip file {path} was searched for another model ({layers} layers, fingerprint {theirs}; this "
+            f"one: {len(decoder_layers(model))} layers, {ours}): search again with 'saccade search-layers'."
+        )
+    return {"attention": list(content["attention"]), "mlp": list(content["mlp"])}
+
+
+def spread_skip_set(layers: int) -> dict[str, list[int]]:
+    """An even spread over 45 % of the sub-layers of all layers but the first and the last (ours).
+
+    Args:
+        layers: Number of decoder layers.
+
+    Returns:
+        ``{"attention": [...], "mlp": [...]}``.
+    """
+    inner = [(kind, layer) for layer in range(1, layers - 1) for kind in ("attention", "mlp")]
+    count = round(AUTO_SHARE * len(inner))
+    chosen = {inner[int((index + 0.5) * len(inner) / count)] for index in range(count)} if count else set()
+    return {kind: sorted(layer for k, layer in chosen if k == kind) for kind in ("attention", "mlp")}

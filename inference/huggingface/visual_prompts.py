@@ -1,0 +1,125 @@
+"""Prompts with images or videos: what a vision-language model's language part reads of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from saccade.inference.huggingface.models import device_of
+from saccade.inference.huggingface.vision import language_inputs, merge_size, visual_token_ids
+
+PositionRule = Literal["original", "compact"]
+
+
+@dataclass(frozen=True)
+class VisualPrompt:
+    """One prompt as its language part sees it.
+
+    Args:
+        tokens: Token ids, placeholders of visual tokens included.
+        embeddings: ``[length, hidden]``, visual features in the places of their placeholders.
+        positions: ``[axes, length]`` rotary positions: three axes with M-RoPE (time, height, width), one without.
+        offset: Rotary position of the first token behind the prompt, less its length; 0 where positions count tokens.
+        visual: ``[n]`` places of the visual tokens, ascending.
+        grid: Frames, rows and columns of the visual tokens where a single video fills them, else ``None``.
+    """
+
+    tokens: list[int]
+    embeddings: Tensor
+    positions: Tensor
+    offset: int
+    visual: Tensor
+    grid: tuple[int, int, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def features(self) -> Tensor:
+        """``[n, hidden]`` of the visual tokens, as the projector made them."""
+        return self.embeddings[self.visual]
+
+    def kept(self, keep: Tensor, rule: PositionRule = "original") -> VisualPrompt:
+        """The prompt with some visual tokens taken out; text and order stay (SpecVLM, arXiv 2508.16201).
+
+        Args:
+            keep: Indices into ``visual`` of the tokens that stay, ascending; may be empty.
+            rule: ``original`` leaves every remaining token, and all that is generated, at the position it has in the
+                whole prompt (ours). ``compact`` counts the remaining tokens from 0 on all axes (the authors' code).
+
+        Returns:
+            The shorter prompt.
+        """
+        device = self.visual.device
+        stays = torch.ones(len(self.tokens), dtype=torch.bool, device=device)
+        stays[self.visual] = False
+        stays[self.visual[keep.to(device)]] = True
+        places = stays.nonzero()[:, 0]
+        positions = self.positions[:, places]
+        offset = self.offset + len(self.tokens) - len(places)
+        if rule == "compact":
+            positions = torch.arange(len(places), device=device).expand(len(positions), -1)
+            offset = 0
+        is_visual = torch.zeros_like(stays)
+        is_visual[self.visual] = True
+        return VisualPrompt(
+            [self.tokens[place] for place in places.tolist()],
+            self.embeddings[places],
+            positions,
+            offset,
+            is_visual[places].nonzero()[:, 0],
+        )
+
+
+def read_visual_prompts(
+    model: nn.Module, prompts: Sequence[Sequence[int]], visual: Mapping[str, Tensor]
+) -> list[VisualPrompt]:
+    """Lets a vision-language model itself place its features and count its positions, for a batch of prompts.
+
+    Args:
+        model: A Hugging Face vision-language model, for example Qwen2.5-VL or LLaVA-OneVision, as it is.
+        prompts: Token ids of every row, without padding.
+        visual: The processor's tensors for all rows, in their order (``pixel_values_videos``, ``video_grid_thw``, ...).
+
+    Returns:
+        One prompt for each row.
+
+    Raises:
+        ValueError: Placeholders and features do not match, or the model has no language part to stop at.
+    """
+    longest = max(len(prompt) for prompt in prompts)
+    device = device_of(model)
+    tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
+    mask = torch.tensor([[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
+    embeddings, positions = language_inputs(model, tokens, mask, visual)
+    ids = visual_token_ids(model)
+    grids = _grids(model, visual, len(prompts))
+    read = []
+    for row, prompt in enumerate(prompts):
+        length = len(prompt)
+        is_visual = torch.isin(tokens[row, :length], torch.tensor(ids, device=device))
+        own = positions[:, row, :length]
+        read.append(
+            VisualPrompt(
+                list(prompt),
+                embeddings[row, :length],
+                own,
+                int(own[:, -1].max()) + 1 - length,  # the text goes on behind its last token, as in training
+                is_visual.nonzero()[:, 0],
+                grids[row],
+            )
+        )
+    return read
+
+
+def _grids(model: nn.Module, visual: Mapping[str, Tensor], rows: int) -> list[tuple[int, int, int] | None]:
+    """The grid of visual tokens of every row, where each has one video and the model says its size."""
+    sizes = visual.get("video_grid_thw")
+    if sizes is None or len(sizes) != rows:
+        return [None] * rows
+    merge = merge_size(model)
+    return [(int(t), int(h) // merge, int(w) // merge) for t, h, w in sizes.tolist()]

@@ -1,0 +1,110 @@
+"""Where the text of each row ends, and what its rounds cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from saccade.inference.drafting.drafter import Drafter
+    from saccade.inference.engine.session import Session
+    from saccade.inference.request import Request
+    from saccade.inference.verification.relaxed.rule import AuditEntry
+from saccade.common.timing import clock
+from saccade.inference.statistics import DecodingStats
+
+
+class RowTracker:
+    """Keeps the emitted tokens, the ends of rows and the statistics of one ``generate`` call.
+
+    Args:
+        request: Prompts, limits and EOS ids of the call.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.tokens: list[list[int]] = [[] for _ in request.prompts]
+        self.rows = [DecodingStats(requests=1, prompt_tokens=len(prompt)) for prompt in request.prompts]
+        self.pooled = DecodingStats()
+        self.audit: list[list[AuditEntry]] = [[] for _ in request.prompts]
+        self._first = 0.0
+
+    def start(self, session: Session, drafter: Drafter) -> None:
+        """Starts the clock."""
+        self._session, self._drafter = session, drafter
+        if session.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(session.device)
+        self._begin = self._clock()
+
+    def first_token(self) -> None:
+        """Notes that the first token of every row is known."""
+        self._first = self._clock() - self._begin
+
+    def remaining(self, row: int) -> int:
+        """Tokens that a row may still emit."""
+        return self.request.max_new_tokens - len(self.tokens[row])
+
+    def emit(
+        self,
+        rows: Sequence[int],
+        added: Sequence[list[int]],
+        drafted: Sequence[int],
+        logs: Sequence[Sequence[AuditEntry]],
+    ) -> tuple[list[list[int]], list[int]]:
+        """Takes a round's tokens, cuts them at EOS and at the limit, and counts the round.
+
+        Args:
+            rows: Index in the batch of every unfinished row.
+            added: Accepted tokens and the target's own for every unfinished row.
+            drafted: Verified proposals of every unfinished row.
+            logs: What a relaxed rule decided of them.
+
+        Returns:
+            The emitted tokens of every row of the batch, and which of ``rows`` (as positions) go on.
+        """
+        emitted: list[list[int]] = [[] for _ in self.tokens]
+        unfinished = []
+        is_first = not self.tokens[rows[0]]
+        for position, row in enumerate(rows):
+            new = added[position][: self.remaining(row)]
+            stop = next((i for i, token in enumerate(new) if token in self.request.eos), None)
+            new = new if stop is None else new[: stop + 1]
+            self.tokens[row] += new
+            emitted[row] = new
+            stats = self.rows[row]
+            before = stats.new_tokens
+            stats.new_tokens += len(new)
+            for entry in logs[position]:
+                self.audit[row].append(replace(entry, position=before + entry.position - 1))
+                stats.relaxed += entry.position <= len(new) and entry.reason in ("loose", "pst")
+            stats.target_forwards += 1
+            if not is_first:
+                stats.record(drafted[position], min(len(new), len(added[position]) - 1))
+            if stop is None and self.remaining(row) > 0:
+                unfinished.append(position)
+            else:
+                stats.seconds = self._clock() - self._begin
+        return emitted, unfinished
+
+    def finish(self) -> None:
+        """Stops the clock and pools the rows."""
+        seconds = self._clock() - self._begin
+        device = self._session.device
+        for stats in self.rows:
+            stats.prefill_seconds = stats.first_token_seconds = self._first
+            stats.draft_prefill_seconds = self._drafter.prefill_seconds
+            stats.draft_forwards = self._session.draft_forwards + self._drafter.forwards
+            stats.kv_cache_bytes = self._session.storage.bytes + self._drafter.cache_bytes
+            if device.type == "cuda":
+                stats.peak_memory_bytes = torch.cuda.max_memory_allocated(device)
+        self.pooled = sum(self.rows, DecodingStats())
+        self.pooled.target_forwards = self._session.target_forwards
+        self.pooled.draft_forwards = self._session.draft_forwards + self._drafter.forwards
+        self.pooled.seconds, self.pooled.prefill_seconds = seconds, self._first
+        self.pooled.draft_prefill_seconds = self._drafter.prefill_seconds
+
+    def _clock(self) -> float:
+        return clock(self._session.device)

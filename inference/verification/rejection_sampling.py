@@ -1,0 +1,177 @@
+"""Strict sampled verification over trees: accept or resample, with exactly the target's distribution.
+
+Speculative sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318): the children of a node are
+tried in their order, and each rejection takes the child's draft distribution out of the target's.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from saccade.common.transfer import to_device
+from saccade.inference.sampling import NO_DISTRIBUTION, Sampling, draw, draw_on_device
+
+if TYPE_CHECKING:
+    from saccade.inference.engine.pool import EnginePool
+from saccade.inference.verification.draft import Draft, Verdict
+
+
+def verify_sampling(
+    logits: Tensor,
+    draft: Draft,
+    sampling: Sampling,
+    streams: Sequence[random.Random],
+    floor: EnginePool | None = None,
+) -> list[Verdict]:
+    """Accepts drafted tokens so that the output has exactly the target's sampling distribution.
+
+    Args:
+        logits: ``[batch, 1 + drafted, vocabulary]`` of the target at root and drafted tokens.
+        draft: The proposals, with the distributions they were drawn from.
+        sampling: The warpers that define the target's distribution.
+        streams: One stream of random numbers for each row.
+        floor: Where the judgement of chains may run as one graph; ``None`` runs it step by step.
+
+    Returns:
+        One verdict for each row.
+
+    Raises:
+        ValueError: The logits hold NaN.
+    """
+    if draft.tree is None and draft.tokens.shape[1]:
+        return _verify_chain(logits, draft, sampling, streams, floor)
+    target = sampling.probabilities(logits)
+    children = draft.shape().children
+    ratios = _first_child_ratios(target, draft)
+    verdicts, leftover = [], []
+    for row, stream in enumerate(streams):
+        path, rest = [0], target[row, 0]
+        while True:
+            node, rest = path[-1], target[row, path[-1]]
+            accepted = -1
+            for order, child in enumerate(c for c in children[node] if c <= draft.counts[row]):
+                token = draft.ids[row][child - 1]
+                proposal = None if draft.probabilities is None else draft.probabilities[row, child - 1]
+                ratio = ratios[row][child - 1] if order == 0 else _ratio(rest, proposal, token)
+                if stream.random() < ratio:
+                    accepted = child
+                    break
+                rest = _residual(rest, proposal, token)
+            if accepted < 0:
+                break
+            path.append(accepted)
+        verdicts.append(Verdict(path))
+        leftover.append(rest)
+    drawn = draw(torch.stack(leftover), [stream.random() for stream in streams])
+    for verdict, token in zip(verdicts, drawn, strict=True):
+        verdict.token = token
+    return verdicts
+
+
+def _verify_chain(
+    logits: Tensor,
+    draft: Draft,
+    sampling: Sampling,
+    streams: Sequence[random.Random],
+    floor: EnginePool | None,
+) -> list[Verdict]:
+    """The rule for chains, on the device up to its result; a row draws one number a proposal and one for its token."""
+    columns = draft.tokens.shape[1]
+    numbers = [
+        [*[stream.random() for _ in range(count)], *[0.5] * (columns - count), stream.random()]
+        for stream, count in zip(streams, draft.counts, strict=True)
+    ]
+    device = logits.device
+    known = [logits, draft.tokens.to(device)]
+    known += [to_device(numbers, device, torch.float64), to_device(draft.counts, device)]
+    if draft.probabilities is not None:
+        known.append(draft.probabilities.to(device))
+
+    def judge(*given: Tensor) -> Tensor:
+        return _chain_verdicts(sampling, *given)
+
+    judged = judge if floor is None else floor.captured(("chain", sampling.warpers), judge)
+    verdicts: list[list[int]] = judged(*known).tolist()
+    if any(token < 0 for _, token in verdicts):
+        raise ValueError(NO_DISTRIBUTION)
+    return [Verdict(list(range(accepted + 1)), token) for accepted, token in verdicts]
+
+
+def _chain_verdicts(
+    sampling: Sampling,
+    logits: Tensor,
+    tokens: Tensor,
+    points: Tensor,
+    counts: Tensor,
+    proposals: Tensor | None = None,
+) -> Tensor:
+    """``[batch, 2]``: how many drafted tokens stand, and the target's token behind them; -1 where it says NaN.
+
+    Args:
+        sampling: Defines the target's distribution.
+        logits: ``[batch, 1 + drafted, vocabulary]``.
+        tokens: ``[batch, drafted]``.
+        points: ``[batch, drafted + 1]`` float64 in [0, 1): one for each proposal, and one for the token.
+        counts: ``[batch]`` proposals of every row.
+        proposals: ``[batch, drafted, vocabulary]`` distributions of the draft; ``None`` for picked tokens.
+    """
+    target = sampling.probabilities(logits)
+    drafted = tokens.shape[1]
+    index = tokens[..., None]
+    odds = target[:, :-1].gather(-1, index)
+    if proposals is not None:
+        odds = odds / proposals.to(odds).gather(-1, index)
+    odds = odds[..., 0]
+    counted = torch.arange(drafted, device=tokens.device) < counts[:, None]
+    stands = (points[:, :-1] < odds) & counted
+    accepted = stands.long().cumprod(1).sum(1)
+    rest = target.gather(1, accepted[:, None, None].expand(-1, 1, target.shape[-1]))[:, 0]
+    # what fell is taken out of the target's distribution; behind a whole draft nothing fell
+    fell = accepted.clamp(max=drafted - 1)[:, None]
+    if proposals is None:
+        left = rest.scatter(1, tokens.gather(1, fell), 0.0)
+    else:
+        drawn = proposals.to(rest).gather(1, fell[..., None].expand(-1, 1, rest.shape[-1]))[:, 0]
+        left = (rest - drawn).clamp(min=0)
+        # a draft equal to the target is rejected by rounding alone, and leaves nothing: the target itself is then right
+        left = torch.where(left.sum(-1, keepdim=True) > 0, left, rest)
+    token = draw_on_device(torch.where((accepted < counts)[:, None], left, rest), points[:, -1])
+    broken = (odds.isnan() & counted).any(1) | (token < 0)
+    return torch.stack([accepted, token.masked_fill(broken, -1)], 1)
+
+
+def _first_child_ratios(target: Tensor, draft: Draft) -> list[list[float]]:
+    """Acceptance odds p/q of every node as the first child of its parent, in one transfer from the device."""
+    if draft.tokens.shape[1] == 0:
+        return [[] for _ in draft.counts]
+    parents = torch.tensor(draft.shape().parents[1:], device=target.device)
+    index = draft.tokens.to(target.device)[..., None]
+    odds = target[:, parents].gather(-1, index)[..., 0]
+    if draft.probabilities is not None:
+        odds = odds / draft.probabilities.to(odds).gather(-1, index)[..., 0]
+    ratios: list[list[float]] = odds.tolist()
+    if any(math.isnan(odd) for row in ratios for odd in row):
+        raise ValueError(NO_DISTRIBUTION)
+    return ratios
+
+
+def _ratio(rest: Tensor, proposal: Tensor | None, token: int) -> float:
+    mass = rest[token] / rest.sum()
+    return float(mass if proposal is None else mass / proposal[token].to(mass))
+
+
+def _residual(rest: Tensor, proposal: Tensor | None, token: int) -> Tensor:
+    """What is left of the target's distribution after ``token``, drawn from ``proposal``, was rejected."""
+    if proposal is None:
+        rest = rest.clone()
+        rest[token] = 0
+        return rest
+    left = (rest / rest.sum() - proposal.to(rest)).clamp(min=0)
+    # a draft equal to the target is rejected by rounding alone, and leaves nothing: the target itself is then right
+    return torch.where(left.sum() > 0, left, rest)

@@ -1,0 +1,1 @@
+"""Language and vision-language models that `saccade fit` trains and exports."""

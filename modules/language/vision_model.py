@@ -1,0 +1,306 @@
+"""VisionLanguageModel: train Qwen2.5-VL or LLaVA-OneVision on videos."""
+
+from contextlib import nullcontext
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torchmetrics import Metric
+from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
+
+from saccade.datamodules.video.preprocessing import VisualFormat
+from saccade.inference.huggingface.vision_windows import joined_windows
+from saccade.modules.language.base import GenerativeModule
+from saccade.modules.language.construction import (
+    check_fit,
+    check_tokenizer_survives,
+    model_from_config,
+    model_from_path,
+)
+from saccade.modules.language.video_dropout import VideoTokenDropout
+from saccade.modules.language.video_positions import shared_positions
+from saccade.modules.language.vision_construction import (
+    check_family,
+    check_vision_fit,
+    complete_vision_config,
+    tower_of,
+)
+from saccade.modules.language.vision_prompts import greedy_answers, prompt_inputs
+from saccade.modules.lora import LoraSettings
+from saccade.modules.optimization import Schedule
+
+_IGNORED = -100  # in labels: not to be predicted
+_NOT_READ = frozenset({"labels", "prompt_length", "item"})  # of a batch by the model
+
+
+class SlotAccuracy(Metric):
+    """Facts right divided by facts asked; exact over batches and ranks, because both are counted first."""
+
+    right: Tensor
+    asked: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("right", "asked"):
+            self.add_state(name, torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, right: int, asked: int) -> None:
+        """Add the facts of a caption.
+
+        Args:
+            right: Facts that are told as they are.
+            asked: Facts of the scene.
+        """
+        self.right += right
+        self.asked += asked
+
+    def compute(self) -> Tensor:
+        """Return the share, 0 to 1; not a number when nothing was asked."""
+        return self.right / self.asked
+
+
+class VisionLanguageModel(GenerativeModule):
+    """A model that talks about videos, in training: loss on the answers, slot accuracy, checkpoints, export.
+
+    Give either `path`, to go on from a trained model, or `config`, to train from scratch. The Hugging Face model,
+    `Qwen2_5_VLForConditionalGeneration` or `LlavaOnevisionForConditionalGeneration` as it is, is `model`; it is built
+    when the trainer sets up, or by `build` without a trainer. Checkpoints hold all that is needed to load them again
+    with `load_from_checkpoint`. `predict` answers every prompt.
+
+    Logged: `train_loss` (every step, mean over ranks), `val_loss`, `val_perplexity`, `test_loss`, `test_perplexity`
+    (exact means over all tokens of answers and ranks; losses are in nats per token), and, where the datamodule knows
+    the facts of its scenes, `val_slot_accuracy` and `test_slot_accuracy`: facts that greedy captions tell as they are,
+    divided by facts asked.
+
+    Args:
+        path: Folder or Hugging Face hub id of a trained model.
+        config: Settings of a new model: `model_type` (qwen2_5_vl or llava_onevision), `text_config`, `vision_config`.
+            Vocabulary, special tokens, patch and picture sizes are taken from the datamodule where they are not named.
+        lora: Train low-rank adapters only. None trains all weights.
+        video_dropout: Largest share of a clip's video tokens that a training step hides from the language part, 0 to 1:
+            every sequence draws its own below it. For the draft of a decoder that prunes videos (see
+            `VideoTokenDropout`).
+        freeze_vision: Leave the vision tower as it is: Qwen2.5-VL's `visual` with its merger, LLaVA-OneVision's
+            `vision_tower` without the projector.
+        learning_rate: Peak learning rate of AdamW.
+        weight_decay: Of matrices; norms and biases have none.
+        betas: Decay rates of AdamW's two moments.
+        schedule: After the warm-up, "cosine" falls to `final_fraction` of the peak at the last step, "constant" stays.
+        warmup_fraction: Share of all steps in which the rate rises from zero, 0 to 1.
+        final_fraction: Last rate divided by the peak, 0 to 1.
+        slot_scenes: Caption the first so many scenes of the validation or test part and count their facts; 0 is off.
+        max_answer_tokens: Longest caption, in tokens, for slot accuracy and `predict`.
+        gradient_checkpointing: Compute activations twice to save memory.
+        seed: Of new weights. None takes `seed_everything`, or 0.
+
+    Raises:
+        ValueError: A setting is impossible; the message names it.
+    """
+
+    _dropout: VideoTokenDropout | None
+    checkpoint_key: ClassVar[str] = "saccade_vision_language_model"
+    auto_class: ClassVar[Any] = AutoModelForImageTextToText
+    reads: ClassVar[tuple[str, str]] = ("labels", "VideoCaptions")
+
+    def __init__(
+        self,
+        path: str | None = None,
+        config: dict[str, Any] | None = None,
+        lora: LoraSettings | None = None,
+        freeze_vision: bool = False,
+        video_dropout: float = 0.0,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.95),
+        schedule: Schedule = "cosine",
+        warmup_fraction: float = 0.05,
+        final_fraction: float = 0.1,
+        slot_scenes: int = 32,
+        max_answer_tokens: int = 256,
+        gradient_checkpointing: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(
+            path,
+            config,
+            lora,
+            learning_rate,
+            weight_decay,
+            betas,
+            schedule,
+            warmup_fraction,
+            final_fraction,
+            gradient_checkpointing,
+            seed,
+        )
+        if config is not None:
+            check_family(config.get("model_type"))
+        for name, value, least in (("slot_scenes", slot_scenes, 0), ("max_answer_tokens", max_answer_tokens, 1)):
+            if value < least:
+                raise ValueError(f"{name}: must be at least {least}, but is {value}")
+        if not 0 <= video_dropout <= 1:
+            raise ValueError(f"video_dropout: must lie between 0 and 1, but is {video_dropout}")
+        self.freeze_vision = freeze_vision
+        self.video_dropout = video_dropout
+        self.slot_scenes = slot_scenes
+        self.max_answer_tokens = max_answer_tokens
+        self.val_slot_accuracy = SlotAccuracy()
+        self.test_slot_accuracy = SlotAccuracy()
+
+    def build(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        visual: VisualFormat | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
+        """Build `model`, unless it is there; the trainer's set-up does this by itself.
+
+        Args:
+            tokenizer: Of the data; gives vocabulary size and special tokens and is exported with the model.
+            visual: Of the data; gives family, patch and picture sizes.
+            max_tokens: Longest sequence of the data, to be checked against the model's context.
+
+        Raises:
+            ValueError: The model cannot be built, or cannot read the data.
+        """
+        if self.is_built:
+            return
+        if self.path is not None:
+            model = model_from_path(self.path, self.auto_class, "vision-language model")
+            check_family(model.config.model_type, "path: the model's model_type")
+            check_vision_fit(model.config, tokenizer, visual)
+            check_fit(model.config, tokenizer, max_tokens, "max_tokens")
+        else:
+            config = complete_vision_config(self.config or {}, tokenizer, visual)
+            check_vision_fit(config, tokenizer, visual)
+            check_fit(config, tokenizer, max_tokens, "max_tokens")
+            if tokenizer is not None:
+                check_tokenizer_survives(config, tokenizer)
+            model = model_from_config(config, self.seed, self.auto_class)
+        self.tokenizer = tokenizer
+        self._adopt(model)
+
+    def build_for(self, datamodule: Any) -> None:
+        """Build `model` with the tokenizer, the visual format and the token limit of a datamodule.
+
+        Args:
+            datamodule: Set up; None when there is none.
+
+        Raises:
+            ValueError: The model cannot be built, or cannot read the data.
+        """
+        self.build(*(getattr(datamodule, name, None) for name in ("tokenizer", "visual", "max_tokens")))
+
+    def _adopt(self, model: PreTrainedModel) -> None:
+        super()._adopt(model)
+        if self.tokenizer is not None:
+            # `generate` and the export read them here; a new configuration has them in its text part only
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                if getattr(model.generation_config, name) is None:
+                    setattr(model.generation_config, name, getattr(self.tokenizer, name))
+        tower = tower_of(model)
+        # LLaVA reads what comes before SigLIP's last norm, and DDP would wait for that norm's gradients
+        unread = [part for name, part in tower.named_modules() if name.endswith("post_layernorm")]
+        for part in [tower] if self.freeze_vision else unread:
+            part.requires_grad_(False)
+        self._dropout = VideoTokenDropout(model, self.video_dropout) if self.video_dropout > 0 else None
+
+    def forward(self, logits_to_keep: int = 0, **inputs: Tensor) -> Tensor:
+        """Compute the logits.
+
+        Args:
+            logits_to_keep: Only of so many last positions; 0 means all.
+            inputs: What the model reads: `input_ids` LongTensor [B, L], `attention_mask`, `pixel_values_videos`, and
+                for Qwen2.5-VL `mm_token_type_ids` and `video_grid_thw`.
+
+        Returns:
+            Logits [B, L or logits_to_keep, vocabulary].
+        """
+        inputs |= shared_positions(self.model, inputs)
+        # gradient checkpointing computes layers again when the context is over
+        with nullcontext() if self.gradient_checkpointing else joined_windows(self.model):
+            return cast(Tensor, self.model(**inputs, use_cache=False, logits_to_keep=logits_to_keep).logits)
+
+    def token_losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute the loss of every token of the answers.
+
+        Args:
+            batch: `labels` LongTensor [B, L], -100 outside the answers, and what the model reads (see `forward`).
+
+        Returns:
+            Losses in nats [B, P], for the last P tokens, of which the first is the earliest one of an answer; and
+            weights of the same shape: 0 where there is no answer.
+        """
+        labels = batch["labels"]
+        # the head is the widest layer, and most of a sequence is video
+        kept = labels.shape[1] - max(1, int((labels != _IGNORED).any(0).int().argmax()))
+        inputs = {name: value for name, value in batch.items() if name not in _NOT_READ}
+        logits = self(logits_to_keep=kept + 1, **inputs)[:, :-1].float()
+        targets = labels[:, -kept:]
+        losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=_IGNORED, reduction="none")
+        return losses.view(targets.shape), (targets != _IGNORED).to(losses.dtype)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """Return the mean loss per token of a batch's answers (see `token_losses`)."""
+        if self._dropout is not None:
+            self._dropout.draw(batch["input_ids"], self._step_generator(batch_idx))
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add a batch to `val_loss`, `val_perplexity` and `val_slot_accuracy`."""
+        super().validation_step(batch, batch_idx)
+        self._count_facts("val", "validation", self.val_slot_accuracy, batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add a batch to `test_loss`, `test_perplexity` and `test_slot_accuracy`."""
+        super().test_step(batch, batch_idx)
+        self._count_facts("test", "test", self.test_slot_accuracy, batch)
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        """Answer every prompt greedily: `key` LongTensor [B], its number in the part, and `answer`, B texts."""
+        return {"key": batch["item"], "answer": self.answers(batch, range(len(batch["item"])))}
+
+    def answers(self, batch: dict[str, Tensor], rows: Any) -> list[str]:
+        """Answer prompts greedily.
+
+        Args:
+            batch: Of the datamodule.
+            rows: Which rows of it, in their order.
+
+        Returns:
+            A text for each, without special tokens.
+
+        Raises:
+            ValueError: There is no tokenizer.
+        """
+        if self.tokenizer is None:
+            raise ValueError("tokenizer: there is none to write answers with; give build the data's tokenizer")
+        pad = self.tokenizer.pad_token_id
+        inputs = prompt_inputs(batch, list(rows), 0 if pad is None else pad)
+        with joined_windows(self.model):
+            tokens = greedy_answers(self.model, inputs, self.max_answer_tokens, synced=self._shares_weights)
+        return list(self.tokenizer.batch_decode(tokens, skip_special_tokens=True))
+
+    @property
+    def _shares_weights(self) -> bool:
+        """Whether DeepSpeed ZeRO-3 has shared the weights out, so that each forward is a collective call."""
+        return any(hasattr(parameter, "ds_id") for parameter in self.model.parameters())
+
+    def _count_facts(self, name: str, part: str, metric: SlotAccuracy, batch: dict[str, Tensor]) -> None:
+        """Caption the batch's share of the first `slot_scenes` scenes and count their facts."""
+        score = getattr(getattr(self.trainer, "datamodule", None), "score", None)
+        if not self.slot_scenes or score is None or score("", 0, part) is None:
+            return
+        items = batch["item"].tolist()
+        rows = [row for row, item in enumerate(items) if item < self.slot_scenes]
+        wanted = bool(rows)
+        if self._shares_weights:
+            # all ranks or none: the ones without a scene of their own caption one that does not count
+            wanted = self.trainer.strategy.reduce_boolean_decision(wanted, all=False)
+        if wanted:
+            texts = self.answers(batch, rows or [0])
+            for row, text in zip(rows, texts, strict=False):
+                found = score(text, items[row], part)
+                metric.update(found.right, found.asked)
+        self.log(f"{name}_slot_accuracy", metric, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(items))

@@ -1,0 +1,1 @@
+"""T2DR, its layers and its baselines."""

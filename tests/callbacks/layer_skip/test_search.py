@@ -1,0 +1,317 @@
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from saccade.callbacks import LayerSkipSearch, search_layers
+from saccade.callbacks.layer_skip import search as layer_skip_search
+from saccade.callbacks.layer_skip.proposals import propose
+from saccade.callbacks.layer_skip.proxy import (
+    DraftTrace,
+    ForwardCosts,
+    SkipSet,
+    draft_trace,
+    measure_costs,
+    score,
+)
+from saccade.cli.layer_search import held_out_files, prompts_of
+from saccade.common.journal import TrialLog
+from saccade.inference import Autoregressive, SelfSpeculative
+from tests.callbacks.tiny import TinyModule, loader, rows, tiny_llama, trainer
+
+COSTS = ForwardCosts(attention=1.0, mlp=1.0, rest=0.5, layers=3, width=5, wide=7.0)
+
+
+def run(folder: Path, model: torch.nn.Module | None = None, **settings: object) -> layer_skip_search.LayerSkipResult:
+    quick = {"trials": 16, "finalists": 2, "repeats": 1, "max_new_tokens": 10, "draft_length": 4, "costs": COSTS}
+    prompts = [row[:length] for row, length in zip(rows(3), (6, 6, 9), strict=True)]
+    return search_layers(
+        model or tiny_llama(), prompts, folder / "skip_layers.json", progress=False, **(quick | settings)
+    )
+
+
+def entries(folder: Path, kind: str) -> list[dict]:
+    lines = (folder / "layer_search.jsonl").read_text().splitlines()
+    return [entry for entry in map(json.loads, lines) if entry["kind"] == kind]
+
+
+def test_a_search_writes_a_file_that_the_decoder_takes_and_another_model_refuses(tmp_path) -> None:
+    model = tiny_llama()
+    result = run(tmp_path, model)
+    assert SelfSpeculative(skip=str(tmp_path / "skip_layers.json")).skip_set(model) == {
+        "attention": list(result.skip.attention),
+        "mlp": list(result.skip.mlp),
+    }
+    with pytest.raises(ValueError, match="another model"):
+        SelfSpeculative(skip=str(tmp_path / "skip_layers.json")).skip_set(tiny_llama(seed=1))
+    timed = entries(tmp_path, "timing")
+    assert len(timed) == 2
+    assert min(entry["seconds_per_token"] for entry in timed) == result.seconds_per_token
+    estimated = sorted(entries(tmp_path, "trial"), key=lambda entry: entry["seconds_per_token"])
+    assert [entry["attention"] for entry in timed] == [entry["attention"] for entry in estimated[:2]]
+    written = json.loads((tmp_path / "skip_layers.json").read_text())
+    assert written["search"]["speedup"] == result.speedup
+    assert {"commit", "versions", "device"} <= set(written)
+
+
+def test_acceptance_alone_would_skip_nothing(tmp_path) -> None:
+    # the last layer adds nothing to the residual stream: skipping it is free, and only time can tell
+    model = tiny_llama()
+    torch.nn.init.zeros_(model.model.layers[2].self_attn.o_proj.weight)
+    torch.nn.init.zeros_(model.model.layers[2].mlp.down_proj.weight)
+    run(tmp_path, model, trials=40)
+    trials = entries(tmp_path, "trial")
+    empty = trials[0]
+    assert empty["attention"] == empty["mlp"] == []
+    assert empty["matchness"] == 1.0 == max(trial["matchness"] for trial in trials)
+    by_acceptance = max(trials, key=lambda trial: (trial["matchness"], -len(trial["attention"]) - len(trial["mlp"])))
+    assert by_acceptance == empty
+    by_time = min(trials, key=lambda trial: trial["seconds_per_token"])
+    assert 2 in by_time["attention"]
+    assert 2 in by_time["mlp"]
+    assert by_time["seconds_per_token"] < COSTS.full <= empty["seconds_per_token"]
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_any_depth(tmp_path, layers: int) -> None:
+    result = run(tmp_path, tiny_llama(layers), costs=None, trials=14, finalists=1)
+    assert all(layer < layers for layer in result.skip.attention + result.skip.mlp)
+    assert result.trials == 14
+    assert entries(tmp_path, "costs")[0]["layers"] == layers
+
+
+def test_the_same_seed_tries_the_same_sets(tmp_path) -> None:
+    for name, seed in (("a", 4), ("b", 4), ("c", 5)):
+        run(tmp_path / name, seed=seed, trials=18)
+    tried = [[(t["attention"], t["mlp"]) for t in entries(tmp_path / name, "trial")] for name in "abc"]
+    assert tried[0] == tried[1]
+    assert tried[0] != tried[2]
+
+
+def test_a_stopped_search_goes_on_as_if_it_had_not(tmp_path, monkeypatch) -> None:
+    run(tmp_path / "whole", trials=18)
+    run(tmp_path / "stopped", trials=15)
+    log = tmp_path / "stopped" / "layer_search.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:14]) + lines[14][: len(lines[14]) // 2])  # torn in the middle of a line
+    calls = []
+    monkeypatch.setattr(layer_skip_search, "draft_trace", lambda *given: (calls.append(given), draft_trace(*given))[1])
+    run(tmp_path / "stopped", trials=18)
+    assert entries(tmp_path / "stopped", "trial") == entries(tmp_path / "whole", "trial")
+    assert len(calls) == 18 - 13
+
+
+def test_the_log_of_another_search_is_refused_and_kept(tmp_path) -> None:
+    run(tmp_path, trials=2, finalists=1)
+    before = (tmp_path / "layer_search.jsonl").read_bytes()
+    with pytest.raises(ValueError, match=r"belongs to another search \(different: fingerprint\)"):
+        run(tmp_path, tiny_llama(seed=1), trials=2)
+    with pytest.raises(ValueError, match=r"different: gamma, seed"):
+        run(tmp_path, gamma=0.1, seed=9)
+    assert (tmp_path / "layer_search.jsonl").read_bytes() == before
+
+
+def test_log_survives_a_torn_header_and_refuses_garbage(tmp_path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"kind": "sea')
+    log = TrialLog(path, {"seed": 1})
+    log.append("trial", {"x": 1})
+    assert TrialLog(path, {"seed": 1}).entries == [{"kind": "trial", "x": 1}]
+    with path.open("a") as file:
+        file.write("no json\n")
+    with pytest.raises(ValueError, match=r"line 3 .* is not a trial"):
+        TrialLog(path, {"seed": 1})
+
+
+def test_the_trace_is_what_greedy_drafting_would_say() -> None:
+    model = tiny_llama()
+    prompts = [rows(3)[0, :6], rows(3)[1, :6], rows(3)[2, :9]]
+    texts = []
+    for prompt in prompts:
+        tokens = Autoregressive().generate(model, prompt[None], max_new_tokens=10, eos_token_id=()).tokens[0]
+        texts.append((torch.cat([prompt, torch.tensor(tokens)]), 10))
+    assert draft_trace(model, texts, SkipSet()).matchness == 1.0
+    skip = SkipSet((0,), (1, 2))
+    trace = draft_trace(model, texts, skip)
+    for (ids, new), matches, confidences in zip(texts, trace.matches, trace.confidences, strict=True):
+        logits = model.lm_head(model.model.norm(reference(model, ids)))[-new - 1 : -1]
+        probability = logits.softmax(-1).max(-1)
+        assert (probability.indices == ids[-new:]).tolist() == matches.tolist()
+        assert np.allclose(probability.values.detach().numpy(), confidences, atol=1e-6)
+
+
+def reference(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """Attention of layer 0 and MLPs of layers 1 and 2 left out, layer by layer."""
+    hidden = model.model.embed_tokens(ids[None])
+    rotary = model.model.rotary_emb(hidden, torch.arange(len(ids))[None])
+    for index, layer in enumerate(model.model.layers):
+        if index != 0:
+            normed = layer.input_layernorm(hidden)
+            hidden = hidden + layer.self_attn(normed, position_embeddings=rotary, attention_mask=None)[0]
+        if index == 0:
+            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+    return hidden[0]
+
+
+def test_the_score_by_hand() -> None:
+    # token 0 comes with the prompt. Round 1: drafts 1, 2, 3 (2 of them right), corrects 3. Round 2: 4 is drafted with
+    # too little confidence, so drafting stops; it is right, and 5 is the bonus. Round 3: 6 is the target's own.
+    matches = [np.array([True, True, True, False, True, True, True])]
+    confidences = [np.array([0.9, 0.9, 0.9, 0.9, 0.2, 0.9, 0.9])]
+    skip = SkipSet((0,), (0, 1))
+    assert COSTS.full == 6.5
+    assert COSTS.draft(skip) == 3.5
+    assert COSTS.verify(4) == 6.5 + 0.5 * 3 / 4
+    found = score(DraftTrace(matches, confidences), COSTS, skip, draft_length=3, gamma=0.5)
+    seconds = (3 * 3.5 + COSTS.verify(4)) + (3.5 + COSTS.verify(2)) + COSTS.verify(1)
+    assert found.seconds_per_token == pytest.approx(seconds / 6)
+    assert found.tokens_per_round == 2.0
+    assert found.drafted_per_round == pytest.approx(4 / 3)
+    assert found.matchness == pytest.approx(6 / 7)
+
+
+def test_a_perfect_draft_is_scored_by_the_cost_model_and_never_above_its_bound() -> None:
+    matches, confidences = [np.ones(61, dtype=bool)], [np.ones(61)]
+    skip = SkipSet((0, 1, 2), ())
+    flat = ForwardCosts(1.0, 1.0, 0.5, 3, 5, 6.5)  # a wide verification costs no more than one token
+    c = flat.draft(skip) / flat.full
+    for length in (1, 2, 4, 11):
+        speedup = flat.full / score(DraftTrace(matches, confidences), flat, skip, length, 0.0).seconds_per_token
+        assert speedup == pytest.approx((length + 1) / (length * c + 1))
+        assert speedup < 1 / c
+
+
+def test_proposals_find_a_planted_optimum() -> None:
+    switches = 24
+    target = np.random.default_rng(0).random(switches) < 0.4
+
+    def objective(bits: tuple[int, ...]) -> float:
+        return 0.5 + 0.1 * float((np.array(bits) != target).sum())
+
+    trials: list[tuple[tuple[int, ...], float]] = []
+    for _ in range(60):
+        bits = propose(trials, switches, seed=1)
+        trials.append((bits, objective(bits)))
+    assert len({bits for bits, _ in trials}) == 60
+    best = [min(value for _, value in trials[: place + 1]) for place in range(60)]
+    assert all(later <= earlier for earlier, later in pairwise(best))
+    random_best = min(objective(tuple(row)) for row in np.random.default_rng(1).random((60, switches)) < 0.4)
+    assert best[-1] <= 0.5 + 0.1 < random_best
+
+
+def test_measured_costs_are_positive_and_add_up() -> None:
+    costs = measure_costs(tiny_llama(3), [3, 4, 5], draft_length=4, repeats=3)
+    assert costs.full > 0
+    assert costs.width == 5
+    assert costs.draft(SkipSet((0, 1, 2), (0, 1, 2))) == pytest.approx(costs.rest)
+    assert costs.full == pytest.approx(costs.rest + 3 * (costs.attention + costs.mlp))
+
+
+@pytest.mark.parametrize("when", ["fit_end", "validation_end"])
+def test_callback_searches_without_disturbing_the_training(tmp_path, when: str) -> None:
+    weights = []
+    for name, callbacks in (
+        ("plain", []),
+        (
+            "searched",
+            [
+                LayerSkipSearch(
+                    when, trials=3, finalists=1, repeats=1, prompt_length=6, max_new_tokens=4, draft_length=2
+                )
+            ],
+        ),
+    ):
+        torch.manual_seed(0)
+        module = TinyModule(tiny_llama(dropout=0.2))
+        runner = trainer(tmp_path / name, callbacks=callbacks, max_epochs=2)
+        runner.fit(module, loader(rows(4), shuffle=True), loader(rows(3, seed=1)))
+        weights.append(torch.cat([weight.detach().flatten() for weight in module.parameters()]))
+    assert torch.equal(*weights)
+    skip = SelfSpeculative(skip=str(tmp_path / "searched" / "skip_layers.json")).skip_set(module.model)
+    assert callbacks[0].result.skip == SkipSet(tuple(skip["attention"]), tuple(skip["mlp"]))
+
+
+def test_the_search_behind_a_fit_runs_where_the_model_trained(tmp_path, monkeypatch) -> None:
+    """What is fast on the CPU, where Lightning leaves a model, need not be fast on a GPU."""
+    steps = []
+    module = TinyModule(tiny_llama())
+    move, leave = module.to, module.cpu
+    monkeypatch.setattr(module, "to", lambda *given: (steps.append(("to", *given)), move(*given))[1])
+    monkeypatch.setattr(module, "cpu", lambda: (steps.append(("cpu",)), leave())[1])
+    search = LayerSkipSearch(trials=1, finalists=1, repeats=1, prompt_length=6, max_new_tokens=4, draft_length=2)
+    here = search._search_here
+    monkeypatch.setattr(search, "_search_here", lambda *given: (steps.append(("search",)), here(*given))[1])
+    runner = trainer(tmp_path, callbacks=[search], max_epochs=1)
+    runner.fit(module, loader(rows(2)), loader(rows(2)))
+    assert steps[-4:] == [("cpu",), ("to", torch.device("cpu")), ("search",), ("cpu",)]
+
+
+def test_callback_needs_a_validation(tmp_path) -> None:
+    runner = trainer(tmp_path, callbacks=[LayerSkipSearch(trials=1)], max_epochs=1)
+    with pytest.raises(ValueError, match="fit needs a validation"):
+        runner.fit(TinyModule(), loader(rows(2)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"trials": 0}, "trials must be at least 1, got 0"),
+        ({"max_new_tokens": 1}, "max_new_tokens must be at least 2"),
+        ({"gamma": 1.5}, "gamma must be between 0 and 1"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_is_written(tmp_path, settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, **settings)
+    with pytest.raises(ValueError, match="prompts is empty"):
+        search_layers(tiny_llama(), [], tmp_path / "skip_layers.json")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"when": "now"}, "when must be fit_end or validation_end"),
+        ({"output": "a/b.json"}, "output must be a file name"),
+        ({"max_prompts": 0}, "max_prompts must be at least 1"),
+    ],
+)
+def test_callback_refuses_impossible_settings(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LayerSkipSearch(**settings)
+
+
+class Letters:
+    """A tokenizer of one token a character."""
+
+    def __call__(self, text: str, **_: object) -> dict[str, list[int]]:
+        return {"input_ids": [ord(letter) for letter in text]}
+
+
+def test_prompts_come_from_held_out_files(tmp_path) -> None:
+    for name, content in (("a", "abcdefghij" * 3), ("b", "short"), ("c", "0123456789" * 3)):
+        (tmp_path / f"{name}.txt").write_text(content)
+    files = held_out_files([str(tmp_path / "*.txt")])
+    prompts = prompts_of(files, Letters(), 4, 7)
+    assert [len(prompt) for prompt in prompts] == [7] * 4
+    assert len({tuple(prompt.tolist()) for prompt in prompts}) == 4
+    assert len(prompts_of(files, Letters(), 1, 5)) == 1
+    with pytest.raises(ValueError, match="no text file has 31 tokens"):
+        prompts_of(files, Letters(), 4, 31)
+    embedded = held_out_files()
+    assert len(embedded) > 5
+    assert all(file.path.suffix == ".py" for file in embedded)
+
+
+def test_a_log_without_a_trial_stands_in_no_ones_way(tmp_path) -> None:
+    """A search that failed at its first trial leaves its costs."""
+    TrialLog(tmp_path / "log.jsonl", {"max_new_tokens": 1000}).append("costs", {"full": 1.0})
+    mended = TrialLog(tmp_path / "log.jsonl", {"max_new_tokens": 4})
+    assert mended.entries == []
+    mended.append("trial", {"seconds_per_token": 1.0})
+    assert TrialLog(tmp_path / "log.jsonl", {"max_new_tokens": 4}).find("trial")
+    with pytest.raises(ValueError, match="belongs to another search"):
+        TrialLog(tmp_path / "log.jsonl", {"max_new_tokens": 5})

@@ -1,0 +1,79 @@
+"""Two processes must report what one process reports, to the last count."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.callbacks.decoding.scenarios import SCENARIOS, evaluation
+from tests.callbacks.tiny import TinyModule, loader, trainer
+from tests.support.processes import ROOT, environment
+
+COUNTS = (
+    "requests",
+    "prompt_tokens",
+    "new_tokens",
+    "verify_steps",
+    "drafted",
+    "accepted",
+    "target_forwards",
+    "draft_forwards",
+    "acceptance_histogram",
+    "kv_cache_bytes",
+    "mean_acceptance_length",
+    "draft_acceptance_rate",
+)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    folder = tmp_path_factory.mktemp("ddp")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.callbacks.decoding.ddp_script", str(folder)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=270,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.parametrize("synced", ["free", "synced"])
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_totals_of_two_ranks_equal_those_of_one(two_processes: dict, tmp_path: Path, name: str, synced: str) -> None:
+    scenario = SCENARIOS[name]
+    callback = evaluation(scenario)
+    runner = trainer(tmp_path, callbacks=[callback])
+    runner.validate(TinyModule(), loader(scenario.ids), verbose=False)
+    result = two_processes[f"{name}/{synced}"]
+    expected = min(len(scenario.ids), scenario.max_prompts)
+    assert sum(result["shares"]) == expected
+    assert result["rows"][0][0]["ranks"] == 2
+    for rank in range(2):
+        for one, two in zip(callback.rows, result["rows"][rank], strict=True):
+            assert one["name"] == two["name"]
+            assert one["statistics"]["requests"] == expected
+            for count in COUNTS:
+                assert two["statistics"][count] == one["statistics"][count], (one["name"], count)
+            assert two["agreement"] == one["agreement"]
+            assert two["quality"] == one["quality"]
+            for figure in ("mean_acceptance_length", "draft_acceptance_rate"):
+                assert two["per_request"][figure] == pytest.approx(one["per_request"][figure], abs=1e-12)
+    for row in callback.rows:
+        key = f"decoding/{row['name']}/accepted"
+        assert result["metrics"][key] == runner.callback_metrics[key].item()
+
+
+def test_the_scenarios_cover_unequal_and_empty_shares(two_processes: dict) -> None:
+    shares = {name: two_processes[f"{name}/free"]["shares"] for name in SCENARIOS}
+    assert 0 in shares["one"]
+    assert shares["padded"][0] != shares["padded"][1]
+
+
+def test_rank_0_searches_and_every_rank_knows(two_processes: dict) -> None:
+    assert two_processes["search"] == {"agree": True, "trials": 2}

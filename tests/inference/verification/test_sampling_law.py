@@ -1,0 +1,183 @@
+"""Must show 2: sampled output has the target's distribution; the same test finds the two bugs that are easy to make."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+
+import pytest
+import torch
+from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from saccade.inference import (
+    AssistedDecoding,
+    Autoregressive,
+    Decoder,
+    PromptLookup,
+    Sampling,
+    SelfSpeculative,
+    TokenTree,
+)
+from saccade.inference.drafting.drafter import Run
+from saccade.inference.verification.draft import Draft, Verdict
+from saccade.inference.verification.rejection_sampling import verify_sampling
+from tests.support.decoders import DECODERS
+from tests.support.models import tiny_model
+
+VOCABULARY, NEW, RUNS, BATCH = 3, 5, 30_000, 5_000
+PROMPT = [2, 0, 2, 0]  # holds n-grams, so that prompt lookup drafts
+PLAIN = Sampling(seed=0)
+WARPED = Sampling(temperature=0.7, top_k=2, top_p=0.8, seed=0)
+
+
+@cache
+def toy(seed: int = 0, sharpness: float = 1.0) -> PreTrainedModel:
+    return tiny_model(layers=2, vocabulary=VOCABULARY, hidden=8, seed=seed, sharpness=sharpness)
+
+
+LOSSLESS: dict[str, Decoder] = {
+    "autoregressive": Autoregressive(),
+    "prompt_lookup": PromptLookup(max_ngram=2, draft_length=3),
+    "assisted": AssistedDecoding(toy(1), draft_length=3, confidence_threshold=0.0),
+    "assisted_sure": AssistedDecoding(toy(1), draft_length=4, confidence_threshold=0.6),
+    "self_speculative": SelfSpeculative(skip={"attention": [0], "mlp": [1]}, draft_length=4, gamma=0.5),
+}
+
+
+def law(sampling: Sampling) -> torch.Tensor:
+    """Probability of each of the 243 continuations, with transformers' own warpers."""
+    texts = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=NEW)))
+    ids = torch.cat([torch.tensor(PROMPT).expand(len(texts), -1), texts], 1)
+    with torch.no_grad():
+        logits = toy()(ids).logits[:, len(PROMPT) - 1 : -1].reshape(-1, VOCABULARY)
+    scores = TemperatureLogitsWarper(sampling.temperature)(ids, logits)
+    if sampling.top_k:
+        scores = TopKLogitsWarper(sampling.top_k)(ids, scores)
+    if sampling.top_p < 1:
+        scores = TopPLogitsWarper(sampling.top_p)(ids, scores)
+    steps = scores.softmax(-1).reshape(len(texts), NEW, VOCABULARY)
+    return steps.gather(-1, texts[..., None])[..., 0].prod(-1)
+
+
+def deviation(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
+    """Standard score of a chi-square statistic, also for few cells (Wilson and Hilferty's cube root).
+
+    Cells that expect fewer than 5 are taken together.
+    """
+    assert counts[probabilities == 0].sum() == 0, "an impossible outcome"
+    expected = probabilities * counts.sum()
+    rare = expected < 5
+    seen = torch.cat([counts[~rare], counts[rare].sum()[None]])
+    wanted = torch.cat([expected[~rare], expected[rare].sum()[None]])
+    seen, wanted = seen[wanted > 0], wanted[wanted > 0]
+    freedom = len(wanted) - 1
+    ratio = float(((seen - wanted) ** 2 / wanted).sum()) / freedom
+    spread = 2 / (9 * freedom)
+    return (ratio ** (1 / 3) - (1 - spread)) / spread**0.5
+
+
+def measured(decoder: Decoder, sampling: Sampling, runs: int = RUNS) -> float:
+    """Runs a decoder on batches of one prompt, whose rows have random streams of their own, and compares."""
+    counts = torch.zeros(VOCABULARY**NEW, dtype=torch.float64)
+    powers = VOCABULARY ** torch.arange(NEW - 1, -1, -1)
+    ids = torch.tensor(PROMPT).expand(BATCH, -1)
+    drafted = 0
+    for batch in range(runs // BATCH):
+        drawn = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, seed=1000 + batch)
+        out = decoder.generate(toy(), ids, max_new_tokens=NEW, sampling=drawn, eos_token_id=())
+        counts += torch.bincount((torch.tensor(out.tokens) * powers).sum(-1), minlength=len(counts))
+        drafted += out.stats.drafted
+    assert drafted > 0 or isinstance(decoder, Autoregressive)
+    return deviation(counts, law(sampling))
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_the_law_is_the_targets(name: str) -> None:
+    assert abs(measured(LOSSLESS[name], PLAIN)) < 4
+
+
+@pytest.mark.parametrize("name", ["prompt_lookup", "self_speculative"])
+def test_the_law_with_temperature_top_k_and_top_p(name: str) -> None:
+    assert (law(WARPED) == 0).sum() > 100  # the warpers forbid something
+    assert abs(measured(LOSSLESS[name], WARPED)) < 4
+
+
+def test_every_lossless_decoder_is_under_test() -> None:
+    model = tiny_model()
+    lossless = {type(make(model)) for make in DECODERS.values() if type(make(model)).lossless}
+    assert lossless == {type(decoder) for decoder in LOSSLESS.values()}
+
+
+def test_committing_the_targets_argmax_is_found() -> None:
+    class Guided(AssistedDecoding):
+        def verify(self, logits: torch.Tensor, draft: Draft, run: Run) -> list[Verdict]:
+            verdicts = super().verify(logits, draft, run)
+            for row, verdict in enumerate(verdicts):
+                verdict.token = int(logits[row, verdict.path[-1]].argmax())
+            return verdicts
+
+    assert measured(Guided(toy(1), draft_length=3, confidence_threshold=0.0), PLAIN, runs=10_000) > 4
+
+
+def test_a_softmax_row_for_an_argmax_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the draft picks its favourite, but says that it was drawn from the softmax
+    def favourite(self: Sampling, logits: torch.Tensor, points: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.probabilities(logits), logits.argmax(-1, keepdim=True)
+
+    monkeypatch.setattr(Sampling, "proposals", favourite)
+    assert measured(AssistedDecoding(toy(1), draft_length=3, confidence_threshold=0.0), PLAIN, runs=10_000) > 4
+
+
+def test_a_biased_acceptance_is_found() -> None:
+    class Eager(AssistedDecoding):
+        def verify(self, logits: torch.Tensor, draft: Draft, run: Run) -> list[Verdict]:
+            if draft.probabilities is not None:
+                draft.probabilities = draft.probabilities * 0.9  # accepts a little too often
+            return super().verify(logits, draft, run)
+
+    assert measured(Eager(toy(1), draft_length=3, confidence_threshold=0.0), PLAIN, runs=10_000) > 4
+
+
+TREES = {
+    "siblings": TokenTree((-1, 0, 0, 0, 1, 1, 2)),
+    "chain": TokenTree.chain(2),
+    "deep": TokenTree((-1, 0, 1, 0, 3, 3, 5)),
+}
+
+
+@pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "picked"])
+@pytest.mark.parametrize("shape", [*TREES, "drafted chain"])
+def test_trees_keep_the_law(shape: str, drawn: bool) -> None:
+    """The first two tokens of a round over trees: drawn children with their distributions, or picked ones without."""
+    tree, vocabulary, rows = TREES.get(shape, TokenTree.chain(2)), 4, 30_000
+    generator = torch.Generator().manual_seed(5)
+    # the target's logits behind the root and behind each first token
+    table = torch.randn(1 + vocabulary, vocabulary, generator=generator, dtype=torch.float64)
+    proposal = torch.randn(vocabulary, generator=generator, dtype=torch.float64).softmax(-1)
+    nodes = len(tree) - 1
+    if drawn:
+        tokens = torch.multinomial(proposal, rows * nodes, replacement=True, generator=generator).reshape(rows, nodes)
+    else:
+        tokens = torch.tensor([1, 3, 0, 2, 1, 1])[:nodes].expand(rows, -1)
+    logits = torch.zeros(rows, nodes + 1, vocabulary, dtype=torch.float64)
+    logits[:, 0] = table[0]
+    for node in range(1, nodes + 1):
+        if tree.depths[node] == 1:
+            logits[:, node] = table[1 + tokens[:, node - 1]]
+    probabilities = proposal.expand(rows, nodes, -1) if drawn else None
+    draft = Draft(tokens, [nodes] * rows, probabilities, TREES.get(shape))
+    verdicts = verify_sampling(logits, draft, Sampling(), Sampling(seed=3).streams(rows))
+    first = torch.zeros(vocabulary, dtype=torch.float64)
+    second = torch.zeros(vocabulary, vocabulary, dtype=torch.float64)
+    for row, verdict in enumerate(verdicts):
+        text = draft.accepted(row, verdict)
+        assert tree.path(verdict.path[-1]) == tuple(verdict.path)
+        first[text[0]] += 1
+        if len(text) > 1:
+            second[text[0], text[1]] += 1
+    law = table.softmax(-1)
+    assert abs(deviation(first, law[0])) < 4
+    tried = [token for token in range(vocabulary) if second[token].sum() > 500]
+    assert tried
+    for token in tried:
+        assert abs(deviation(second[token], law[1 + token])) < 4

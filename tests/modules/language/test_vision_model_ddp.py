@@ -1,0 +1,37 @@
+"""Two processes: slot accuracy and losses as on one, every clip described once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.modules.language import ddp_vision_script
+from tests.modules.language.tiny import trainer
+from tests.modules.language.tiny_video import CONFIGS, TinyVideo, video_model
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
+    for family in CONFIGS:
+        module = video_model(family, learning_rate=5e-3, slot_scenes=0)
+        trainer(tmp_path, max_epochs=4, limit_val_batches=0).fit(module, TinyVideo(family))
+        module.save_pretrained(tmp_path / family)
+    ddp_vision_script.run(tmp_path, devices=1)
+    subprocess.run(
+        [sys.executable, "-m", "tests.modules.language.ddp_vision_script", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=240,
+    )
+    one, first, second = (json.loads((tmp_path / f"results{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
+    for family in CONFIGS:
+        whole, *parts = (result[family].pop("told") for result in (one, first, second))
+        assert whole == parts[0] | parts[1]
+        assert len(parts[0]) == len(parts[1]) == 4
+        assert first[family] == second[family] == pytest.approx(one[family], rel=1e-5)
+        assert 0 < one[family]["val_slot_accuracy"] < 1  # a mean of the two ranks' shares would differ
