@@ -16,16 +16,12 @@ from saccade.inference.engine.config import EngineConfig, EngineKind
 from saccade.inference.engine.observation import Observation
 from saccade.inference.engine.pool import EnginePool
 from saccade.inference.engine.session import Session
-from saccade.inference.huggingface.generation_config import (
-    generation_settings,
-    refuse_other_positions,
-    refuse_unknown_inputs,
-    refuse_unsupported_generation,
-)
+from saccade.inference.huggingface.custom_generate import read_call
 from saccade.inference.huggingface.models import is_sharded
 from saccade.inference.huggingface.sublayer_skip import SublayerSkip
-from saccade.inference.huggingface.vision import known_inputs
+from saccade.inference.huggingface.vision import VISUAL_INPUTS
 from saccade.inference.huggingface.visual_prompts import read_visual_prompts
+from saccade.inference.model_check import check_model
 from saccade.inference.request import Request
 from saccade.inference.row_tracker import RowTracker
 from saccade.inference.sampling import Sampling
@@ -111,6 +107,7 @@ class Decoder(ABC):
         max_new_tokens: int | None = None,
         max_length: int | None = None,
         sampling: Sampling | None = None,
+        do_sample: bool | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         streamer: Any = None,
@@ -125,7 +122,9 @@ class Decoder(ABC):
             attention_mask: ``[batch, length]``, 0 at padding on either side; ``None`` when there is none.
             max_new_tokens: Most new tokens of a row, at least 1. Default: the model's generation config, else 20.
             max_length: Alternative limit: length of ``input_ids`` plus new tokens.
-            sampling: How to draw tokens; ``None`` is greedy.
+            sampling: How to draw tokens. ``None``: ``do_sample`` decides.
+            do_sample: Whether tokens are drawn as the model's generation config says; ``False`` decodes greedily.
+                ``None``: the generation config decides that too, as in ``model.generate``.
             eos_token_id: Ids that end a row; ``None`` takes the model's, ``()`` never stops early.
             pad_token_id: Id behind finished rows; ``None`` takes the model's, else the first EOS id, else 0.
             streamer: A transformers streamer (``put``, ``end``), for a batch of one. It is only handed verified tokens.
@@ -138,18 +137,34 @@ class Decoder(ABC):
 
         Raises:
             ValueError: Empty prompt, prompt longer than the context, ids outside the vocabulary, impossible limits,
-                videos that do not fit their placeholders, NaN logits, or a model that cannot be driven; the message
-                names the value.
+                videos that do not fit their placeholders, NaN logits, a setting of the generation config that cannot
+                be followed (beams, penalties, ...), or a model that cannot be driven; the message names the value.
         """
         request = Request.read(
-            model, input_ids, attention_mask, max_new_tokens, max_length, eos_token_id, pad_token_id, visual
+            model,
+            input_ids,
+            attention_mask,
+            max_new_tokens,
+            max_length,
+            eos_token_id,
+            pad_token_id,
+            visual,
+            do_sample=do_sample,
+            sampling=sampling,
         )
+        return self._answer(model, request, input_ids, streamer, synced)
+
+    def _answer(
+        self, model: nn.Module, request: Request, input_ids: Tensor, streamer: Any = None, synced: bool = False
+    ) -> GenerationOutput:
+        """The output of a checked request, on the device of ``input_ids``; both doors end here."""
+        check_model(model, request, self.floor.settings, synced)
         if streamer is not None:
             if len(request.prompts) != 1:
                 raise ValueError(f"streamer needs a batch of 1, got {len(request.prompts)}: use stream() for batches.")
             streamer.put(input_ids.cpu())
         tally = RowTracker(request)
-        for round_tokens in self._rounds(model, request, sampling, synced, tally):
+        for round_tokens in self._rounds(model, request, request.sampling, synced, tally):
             if streamer is not None and round_tokens[0]:
                 streamer.put(torch.tensor(round_tokens[0]))
         if streamer is not None:
@@ -166,6 +181,7 @@ class Decoder(ABC):
         max_new_tokens: int | None = None,
         max_length: int | None = None,
         sampling: Sampling | None = None,
+        do_sample: bool | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         **visual: Tensor,
     ) -> Iterator[list[list[int]]]:
@@ -178,14 +194,27 @@ class Decoder(ABC):
             max_new_tokens: Most new tokens of a row.
             max_length: Alternative limit.
             sampling: How to draw tokens.
+            do_sample: Whether tokens are drawn where ``sampling`` is ``None``.
             eos_token_id: Ids that end a row.
             visual: Images and videos.
 
         Yields:
             The new tokens of every row since the last round.
         """
-        request = Request.read(model, input_ids, attention_mask, max_new_tokens, max_length, eos_token_id, None, visual)
-        yield from self._rounds(model, request, sampling, False, RowTracker(request))
+        request = Request.read(
+            model,
+            input_ids,
+            attention_mask,
+            max_new_tokens,
+            max_length,
+            eos_token_id,
+            None,
+            visual,
+            do_sample=do_sample,
+            sampling=sampling,
+        )
+        check_model(model, request, self.floor.settings)
+        yield from self._rounds(model, request, request.sampling, False, RowTracker(request))
 
     def __call__(
         self,
@@ -195,43 +224,30 @@ class Decoder(ABC):
         stopping_criteria: Any = None,
         generation_config: Any = None,
         synced_gpus: bool = False,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        second_per_grid_ts: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        batch_num_images: Tensor | None = None,
         **model_kwargs: Any,
     ) -> Tensor | GenerationOutput:
         """The door for ``model.generate(**inputs, custom_generate=decoder)``; transformers calls it.
 
         Seeds come from torch's global generator, as ``torch.manual_seed`` users expect. Streaming does not reach a
-        ``custom_generate``: use :meth:`generate` or :meth:`stream`.
+        ``custom_generate``: use :meth:`generate` or :meth:`stream`. transformers hands over untouched what the
+        signature names, so images and videos arrive as the processor made them.
 
         Raises:
             ValueError: A generation setting that would be ignored (beams, penalties, ...), named.
         """
-        refuse_unsupported_generation(generation_config, logits_processor, stopping_criteria)
-        refuse_unknown_inputs(
-            (name for name, value in model_kwargs.items() if value is not None),
-            known_inputs(model),
+        visual = {name: value for name, value in locals().items() if name in VISUAL_INPUTS}
+        request = read_call(
+            model, input_ids, generation_config, logits_processor, stopping_criteria, visual | model_kwargs
         )
-        refuse_other_positions(model_kwargs.get("position_ids"), model_kwargs.get("attention_mask"))
-        visual = {name: model_kwargs.get(name) for name in known_inputs(model)}
-        sampling = None
-        if getattr(generation_config, "do_sample", False):
-            sampling = Sampling(
-                temperature=1.0 if generation_config.temperature is None else generation_config.temperature,
-                top_k=generation_config.top_k or 0,
-                top_p=1.0 if generation_config.top_p is None else generation_config.top_p,
-            )
-        settings = generation_settings(model, generation_config)
-        out = self.generate(
-            model,
-            input_ids,
-            model_kwargs.get("attention_mask"),
-            max_length=getattr(generation_config, "max_length", None),
-            sampling=sampling,
-            eos_token_id=settings["eos"],
-            pad_token_id=settings["pad"],
-            # transformers keeps synced_gpus to itself when the decoding is custom
-            synced=synced_gpus or is_sharded(model),
-            **{name: value for name, value in visual.items() if value is not None},
-        )
+        # transformers keeps synced_gpus to itself when the decoding is custom
+        out = self._answer(model, request, input_ids, synced=synced_gpus or is_sharded(model))
         return out if getattr(generation_config, "return_dict_in_generate", False) else out.sequences
 
     def join(self, model: nn.Module) -> None:
@@ -242,8 +258,6 @@ class Decoder(ABC):
     def _rounds(
         self, model: nn.Module, request: Request, sampling: Sampling | None, synced: bool, tally: RowTracker
     ) -> Iterator[list[list[int]]]:
-        if sampling is not None and not isinstance(sampling, Sampling):
-            raise ValueError(f"sampling must be a Sampling, or None for greedy, got {sampling!r}.")
         rows = list(range(len(request.prompts)))
         drafter = self.drafter(model, request)
         streams = [random.Random()] * len(rows) if sampling is None else sampling.streams(len(rows))
