@@ -17,15 +17,11 @@ from saccade.inference.engine.pool import EnginePool
 from saccade.inference.engine.recording import Recording
 from saccade.inference.engine.session import Session
 from saccade.inference.generation import GenerationOutput, GenerationRun
-from saccade.inference.huggingface.generation_config import (
-    generation_settings,
-    refuse_other_positions,
-    refuse_unknown_inputs,
-    refuse_unsupported_generation,
-)
+from saccade.inference.huggingface.custom_generate import read_call
 from saccade.inference.huggingface.models import check_supported, is_sharded
 from saccade.inference.huggingface.sublayer_skip import SublayerSkip, skip_sets
-from saccade.inference.huggingface.vision import known_inputs
+from saccade.inference.huggingface.vision import VISUAL_INPUTS
+from saccade.inference.model_check import check_model
 from saccade.inference.request import Request
 from saccade.inference.sampling import Sampling
 from saccade.inference.verification.verifier import StrictVerifier, Verifier
@@ -136,12 +132,13 @@ class Decoder(ABC):
     def generate(
         self,
         model: nn.Module,
-        input_ids: Tensor,
+        input_ids: Tensor | Sequence[Sequence[int]],
         attention_mask: Tensor | None = None,
         *,
         max_new_tokens: int | None = None,
         max_length: int | None = None,
         sampling: Sampling | None = None,
+        do_sample: bool | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         streamer: Any = None,
@@ -152,11 +149,13 @@ class Decoder(ABC):
 
         Args:
             model: The target, a decoder-only Hugging Face model.
-            input_ids: ``[batch, length]`` token ids.
+            input_ids: ``[batch, length]`` token ids, or a list of ids for each prompt, of any lengths.
             attention_mask: ``[batch, length]``, 0 at padding on either side; ``None`` when there is none.
             max_new_tokens: Most new tokens of a row, at least 1. Default: the model's generation config, else 20.
             max_length: Alternative limit: length of ``input_ids`` plus new tokens.
-            sampling: How to draw tokens; ``None`` is greedy.
+            sampling: How to draw tokens. ``None``: ``do_sample`` decides.
+            do_sample: Whether tokens are drawn as the model's generation config says; ``False`` decodes greedily.
+                ``None``: the generation config decides that too, as in ``model.generate``.
             eos_token_id: Ids that end a row; ``None`` takes the model's, ``()`` never stops early.
             pad_token_id: Id behind finished rows; ``None`` takes the model's, else the first EOS id, else 0.
             streamer: A transformers streamer (``put``, ``end``), for a batch of one. It is only handed verified tokens.
@@ -169,8 +168,8 @@ class Decoder(ABC):
 
         Raises:
             ValueError: Empty prompt, prompt longer than the context, ids outside the vocabulary, impossible limits,
-                videos that do not fit their placeholders, NaN logits, or a model that cannot be driven; the message
-                names the value.
+                videos that do not fit their placeholders, NaN logits, a setting of the generation config that cannot
+                be followed (beams, penalties, ...), or a model that cannot be driven; the message names the value.
         """
         inputs: dict[str, Any] = dict(visual)
         try:
@@ -181,6 +180,7 @@ class Decoder(ABC):
                 max_new_tokens=max_new_tokens,
                 max_length=max_length,
                 sampling=sampling,
+                do_sample=do_sample,
                 eos_token_id=eos_token_id,
                 pad_token_id=pad_token_id,
                 synced=synced,
@@ -190,32 +190,27 @@ class Decoder(ABC):
                 if streamer is not None:
                     if len(run.request.prompts) != 1:
                         raise ValueError(
-                            f"streamer needs a batch of 1, got {len(run.request.prompts)}: use stream() for batches."
+                            f"streamer must have a batch of 1, got {len(run.request.prompts)} prompts: use stream()."
                         )
                     streamer.put(torch.tensor(run.request.prompts))
-                tokens = run.prefill()
-                while True:
+                for tokens in run:
                     if streamer is not None and tokens[0]:
                         streamer.put(torch.tensor(tokens[0]))
-                    if run.finished:
-                        break
-                    tokens = run.step()
         finally:
             if streamer is not None:  # also after an error: whoever reads from the streamer must not wait for ever
                 streamer.end()
-        out = run.output()
-        out.sequences = out.sequences.to(input_ids.device)
-        return out
+        return run.output()
 
     def start(
         self,
         model: nn.Module,
-        input_ids: Tensor,
+        input_ids: Tensor | Sequence[Sequence[int]],
         attention_mask: Tensor | None = None,
         *,
         max_new_tokens: int | None = None,
         max_length: int | None = None,
         sampling: Sampling | None = None,
+        do_sample: bool | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         session: Session | None = None,
@@ -226,11 +221,12 @@ class Decoder(ABC):
 
         Args:
             model: As in :meth:`generate`, and so are the other arguments.
-            input_ids: ``[batch, length]``.
+            input_ids: ``[batch, length]``, or a list for each prompt.
             attention_mask: ``[batch, length]``.
             max_new_tokens: Most new tokens of a row.
             max_length: Alternative limit.
             sampling: How to draw tokens.
+            do_sample: Whether tokens are drawn where ``sampling`` is ``None``.
             eos_token_id: Ids that end a row.
             pad_token_id: Id behind finished rows.
             session: From :meth:`session`, to continue on: what it holds of the prompts is not read again, and it stays
@@ -242,19 +238,34 @@ class Decoder(ABC):
             ValueError: As :meth:`generate`, or the session does not fit.
         """
         request = Request.read(
-            model, input_ids, attention_mask, max_new_tokens, max_length, eos_token_id, pad_token_id, visual
+            model,
+            input_ids,
+            attention_mask,
+            max_new_tokens,
+            max_length,
+            eos_token_id,
+            pad_token_id,
+            visual,
+            do_sample=do_sample,
+            sampling=sampling,
         )
-        return GenerationRun(self, model, request, sampling=sampling, session=session, synced=synced)
+        return self._run(model, request, session, synced)
+
+    def _run(self, model: nn.Module, request: Request, session: Session | None, synced: bool) -> GenerationRun:
+        """A run of a checked request; both doors pass here."""
+        check_model(model, request, self.pool.settings, synced)
+        return GenerationRun(self, model, request, session=session, synced=synced)
 
     def stream(
         self,
         model: nn.Module,
-        input_ids: Tensor,
+        input_ids: Tensor | Sequence[Sequence[int]],
         attention_mask: Tensor | None = None,
         *,
         max_new_tokens: int | None = None,
         max_length: int | None = None,
         sampling: Sampling | None = None,
+        do_sample: bool | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         **visual: Tensor,
     ) -> Iterator[list[list[int]]]:
@@ -262,11 +273,12 @@ class Decoder(ABC):
 
         Args:
             model: As in :meth:`generate`, and so are the other arguments.
-            input_ids: ``[batch, length]``.
+            input_ids: ``[batch, length]``, or a list for each prompt.
             attention_mask: ``[batch, length]``.
             max_new_tokens: Most new tokens of a row.
             max_length: Alternative limit.
             sampling: How to draw tokens.
+            do_sample: Whether tokens are drawn where ``sampling`` is ``None``.
             eos_token_id: Ids that end a row.
             visual: Images and videos.
 
@@ -281,13 +293,12 @@ class Decoder(ABC):
             max_new_tokens=max_new_tokens,
             max_length=max_length,
             sampling=sampling,
+            do_sample=do_sample,
             eos_token_id=eos_token_id,
             **inputs,
         )
         with run:
-            yield run.prefill()
-            while not run.finished:
-                yield run.step()
+            yield from run
 
     def __call__(
         self,
@@ -297,43 +308,33 @@ class Decoder(ABC):
         stopping_criteria: Any = None,
         generation_config: Any = None,
         synced_gpus: bool = False,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        image_grid_thw: Tensor | None = None,
+        video_grid_thw: Tensor | None = None,
+        second_per_grid_ts: Tensor | None = None,
+        image_sizes: Tensor | None = None,
+        batch_num_images: Tensor | None = None,
         **model_kwargs: Any,
     ) -> Tensor | GenerationOutput:
         """The door for ``model.generate(**inputs, custom_generate=decoder)``; transformers calls it.
 
         Seeds come from torch's global generator, as ``torch.manual_seed`` users expect. Streaming does not reach a
-        ``custom_generate``: use :meth:`generate` or :meth:`stream`.
+        ``custom_generate``: use :meth:`generate` or :meth:`stream`. transformers hands over untouched what the
+        signature names, so images and videos arrive as the processor made them.
 
         Raises:
             ValueError: A generation setting that would be ignored (beams, penalties, ...), named.
         """
-        refuse_unsupported_generation(generation_config, logits_processor, stopping_criteria)
-        refuse_unknown_inputs(
-            (name for name, value in model_kwargs.items() if value is not None),
-            known_inputs(model),
+        visual = {name: value for name, value in locals().items() if name in VISUAL_INPUTS}
+        request = read_call(
+            model, input_ids, generation_config, logits_processor, stopping_criteria, visual | model_kwargs
         )
-        refuse_other_positions(model_kwargs.get("position_ids"), model_kwargs.get("attention_mask"))
-        visual = {name: model_kwargs.get(name) for name in known_inputs(model)}
-        sampling = None
-        if getattr(generation_config, "do_sample", False):
-            sampling = Sampling(
-                temperature=1.0 if generation_config.temperature is None else generation_config.temperature,
-                top_k=generation_config.top_k or 0,
-                top_p=1.0 if generation_config.top_p is None else generation_config.top_p,
-            )
-        settings = generation_settings(model, generation_config)
-        out = self.generate(
-            model,
-            input_ids,
-            model_kwargs.get("attention_mask"),
-            max_length=getattr(generation_config, "max_length", None),
-            sampling=sampling,
-            eos_token_id=settings["eos"],
-            pad_token_id=settings["pad"],
-            # transformers keeps synced_gpus to itself when the decoding is custom
-            synced=synced_gpus or is_sharded(model),
-            **{name: value for name, value in visual.items() if value is not None},
-        )
+        # transformers keeps synced_gpus to itself when the decoding is custom
+        with self._run(model, request, None, synced_gpus or is_sharded(model)) as run:
+            for _ in run:
+                pass
+        out = run.output()
         return out if getattr(generation_config, "return_dict_in_generate", False) else out.sequences
 
     def join(self, model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -15,7 +16,6 @@ from saccade.inference.engine.session import Session
 from saccade.inference.huggingface.visual_prompts import read_visual_prompts
 from saccade.inference.request import Request
 from saccade.inference.row_tracker import RowTracker
-from saccade.inference.sampling import Sampling
 from saccade.inference.state import GenerationState
 from saccade.inference.statistics import DecodingStats
 from saccade.inference.verification.draft import Draft, Verdict
@@ -57,6 +57,8 @@ class GenerationRun:
                 tokens = run.step()
         output = run.output()
 
+    Iterating over a run does the same and yields the tokens of each step.
+
     Several runs, of the same or of different decoders, may take turns on one model. Rollback, EOS, limits, statistics
     and batching happen here and nowhere else.
 
@@ -64,7 +66,6 @@ class GenerationRun:
         decoder: Says how to draft and how to verify.
         model: The target.
         request: The checked prompts and limits.
-        sampling: How to draw tokens; ``None`` is greedy.
         session: A session of the model that is used and left open, with the texts in its cache; ``None`` opens one
             that is closed with the run.
         synced: Agree with the other ranks before every forward.
@@ -79,15 +80,11 @@ class GenerationRun:
         model: nn.Module,
         request: Request,
         *,
-        sampling: Sampling | None = None,
         session: Session | None = None,
         synced: bool = False,
     ) -> None:
-        if sampling is not None and not isinstance(sampling, Sampling):
-            raise ValueError(f"sampling must be a Sampling, or None for greedy, got {sampling!r}.")
-        request.sampling = sampling
         self.request = request
-        self._decoder, self._model, self._sampling = decoder, model, sampling
+        self._model = model
         self._tracker = RowTracker(request)
         self._rows = list(range(len(request.prompts)))
         self._open = ExitStack()
@@ -103,6 +100,7 @@ class GenerationRun:
                 decoder.check_session(session, model, needed)
             undo.enter_context(session.used())
             self._open = undo.pop_all()
+        sampling = request.sampling
         streams = [random.Random()] * len(self._rows) if sampling is None else sampling.streams(len(self._rows))
         self.state = GenerationState(session, [list(text) for text in request.prompts], sampling, streams, request.eos)
 
@@ -160,11 +158,21 @@ class GenerationRun:
         session.commit([verdict.path for verdict in verdicts])
         return self._take(draft, verdicts)
 
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        """The tokens of every step, from the prompts on."""
+        yield self.prefill()
+        while not self.finished:
+            yield self.step()
+
     def output(self) -> GenerationOutput:
-        """The sequences so far and their statistics; on the processor until the caller moves them."""
+        """The sequences so far and their statistics."""
         tracker = self._tracker
         return GenerationOutput(
-            self.request.sequences(tracker.tokens), tracker.tokens, tracker.pooled, tracker.rows, tracker.audit
+            self.request.sequences(tracker.tokens).to(self.request.device or self.state.session.device),
+            tracker.tokens,
+            tracker.pooled,
+            tracker.rows,
+            tracker.audit,
         )
 
     def close(self) -> None:

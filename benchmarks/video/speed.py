@@ -39,7 +39,7 @@ from benchmarks.video.rounds import RoundCost, round_cost
 from saccade.common.provenance import device_names
 from saccade.common.timing import clock
 from saccade.inference import Autoregressive, Decoder, LVSpec, SpecVLM
-from saccade.inference.huggingface.generation_config import generation_settings
+from saccade.inference.huggingface.generation_config import end_of_text_ids
 from saccade.inference.huggingface.models import cache_bytes, text_config
 from saccade.inference.statistics import DecodingStats
 
@@ -363,7 +363,7 @@ def measured(
     new, longest = chosen.new_tokens, max(inputs["input_ids"].shape[1] for inputs in prompts)
     for model in (target, draft):
         allow(model, longest + new)
-        if not generation_settings(model)["eos"]:
+        if not end_of_text_ids(model):
             raise SystemExit("--target and --draft must know the token that ends a text: take exported models")
     kept = decoders(draft, chosen.engine)
     ways = {name: ours(decoder, target, new) for name, decoder in kept.items()}

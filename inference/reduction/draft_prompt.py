@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from saccade.inference.huggingface.generation_config import generation_settings
+from saccade.inference.huggingface.generation_config import end_of_text_ids
 from saccade.inference.huggingface.vision import visual_token_ids
 from saccade.inference.huggingface.visual_prompts import PositionRule, VisualPrompt, read_visual_prompts
 from saccade.inference.reduction.selector import VideoSelector, VideoView
@@ -47,7 +47,7 @@ def pruned_video(
             "or use another decoder."
         )
     chosen = make_selector(selector, prune_ratio)
-    ends = {*generation_settings(model)["eos"], *request.eos}
+    ends = {*end_of_text_ids(model), *request.eos}
     for row, prompt in enumerate(request.prompts):
         places = [place for place, token in enumerate(prompt) if token in ids]
         if not places:
