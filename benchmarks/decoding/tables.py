@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.rows import commits_of, read, runs_of, spread
+from benchmarks.rows import by_method, commits_of, each_case, read, runs_of, spread
 
 
 def decode_cpu(sampled: bool) -> str:
-    """A table of :mod:`benchmarks.decoding.decode` on a processor for each case that samples, or for each greedy one."""
+    """Tables of :mod:`benchmarks.decoding.decode` on a processor: one for each sampled case, or for each greedy one."""
     rows = [
         row
         for row in read("decode")
@@ -62,7 +62,7 @@ def decode_gpu() -> str:
         if row["metric"] in ("ms_per_token", "ms_per_step") and row["device"].startswith("NVIDIA")
     ]
     if not rows:
-        return "No rows yet: run `benchmarks/decode_rows.sh`."
+        return "No rows yet: run `python -m benchmarks.decoding.rows_gpu`."
     lines = [
         "| model | method | ms a token or step (median, spread) | bound, ms | of the bound |",
         "| --- |" + " --- |" * 4,
@@ -84,6 +84,55 @@ def decode_gpu() -> str:
         f" {commits_of(rows)}. The bound is the time to read weights, keys and values at the copy bandwidth measured"
         f" there, {speed:.1f} TB/s.",
     ]
+    return "\n".join(lines)
+
+
+def architectures() -> str:
+    """Milliseconds a token of further model classes, from :mod:`benchmarks.decoding.architectures`."""
+    rows = [row for row in read("architectures") if row["metric"] == "ms_per_token"]
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.decoding.architectures`."
+    return each_case(rows, _architecture)
+
+
+def _architecture(rows: list[dict[str, Any]]) -> str:
+    first = rows[0]
+    versions = first["versions"]
+    return "\n".join(
+        [
+            "| method | ms a token (median, spread) | of the bound | equal to `generate` |",
+            "| --- |" + " --- |" * 3,
+            *(
+                f"| {row['method']} | {spread(row)} | {row['bound'] / row['value']:.0%} |"
+                f" {row['identical_rows']} of {row['rows']} |"
+                for row in rows
+            ),
+            "",
+            f"{first['case']}; {first['device']}, torch {versions['torch']}, transformers {versions['transformers']};"
+            f" commit {commits_of(rows)}; {runs_of(first)}. Reading what a token needs takes {first['bound']:.2f} ms.",
+        ]
+    )
+
+
+def before_after() -> str:
+    """Speed on a processor of two states of the code, from :mod:`benchmarks.decoding.before_after`."""
+    rows = read("before_after")
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.decoding.before_after`."
+    return each_case(rows, _before_after_case)
+
+
+def _before_after_case(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| decoder | tokens/s before | tokens/s after | after over before | equal texts |",
+        "| --- |" + " --- |" * 4,
+    ]
+    for name, found in by_method(rows).items():
+        cells = (found["tokens_per_second_before"], found["tokens_per_second_after"], found["after_over_before"])
+        equal = f"{cells[2]['identical_rows']} of {cells[2]['rows']}"
+        lines.append(f"| {name} | " + " | ".join(map(spread, cells)) + f" | {equal} |")
+    first = rows[0]
+    lines += ["", f"{first['case']}; {first['device']}, torch {first['versions']['torch']}; {runs_of(first)}."]
     return "\n".join(lines)
 
 
@@ -117,6 +166,8 @@ def layer_skip() -> str:
 TABLES: dict[str, Callable[[], str]] = {
     "decode_gpu": decode_gpu,
     "layer_skip": layer_skip,
+    "architectures": architectures,
+    "before_after": before_after,
     "decode_cpu": lambda: decode_cpu(sampled=True),
     "decode_cpu_greedy": lambda: decode_cpu(sampled=False),
 }
