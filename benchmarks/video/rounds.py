@@ -1,4 +1,4 @@
-"""What a round of a decoder costs, timed by the decoder's own code without the luck of its drafts."""
+"""Seconds of a decoder's round, timed with its own code for a given number of accepted drafts."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ _COMMITTED = 16  # new tokens that the text has when its rounds are timed
 
 @dataclass(frozen=True)
 class RoundCost:
-    """Seconds of a round, and what the draft holds.
+    """Seconds of a round, and the memory of its draft.
 
     Args:
         whole: A round from its draft to its commit.
         draft: Its draft alone.
-        relevance: Scoring how visual the drafted places are; ``None`` where nothing is scored.
+        relevance: Scoring the visual relevance of the drafted tokens; ``None`` where nothing is scored.
         draft_prompt: Tokens of the prompt that the draft reads; 0 without a draft model.
-        draft_kv_bytes: Keys and values of these.
-        draft_buffer_bytes: Size of its buffers, room for new tokens included.
+        draft_kv_bytes: Bytes of their keys and values.
+        draft_buffer_bytes: Bytes of its buffers, with room for new tokens.
     """
 
     whole: float
@@ -53,19 +53,19 @@ def round_cost(
     accepted: int,
     repeats: int,
 ) -> RoundCost:
-    """Times a round behind a prompt and the beginning of its answer; every repetition starts from the same text.
+    """Times a round after a prompt and the beginning of its answer; every repetition starts from the same text.
 
-    Whatever the verification says, a given number of drafts is taken for accepted: so many tokens the draft model has
-    to read at the start of its next draft, and so many slots the target moves at a commit.
+    Whatever the verification decides, a given number of drafts counts as accepted: so many tokens are read by the draft
+    model at the start of its next draft, and so many slots are moved by the target at a commit.
 
     Args:
-        decoder: Whose rounds are timed.
+        decoder: The decoder whose rounds are timed.
         model: The target.
         inputs: One prompt with its video.
-        answer: The target's own tokens behind it.
+        answer: The tokens with which the target continues it.
         new: Most new tokens of a call, so that the call's buffers and graphs serve here.
         accepted: Accepted drafts of the round.
-        repeats: Of which the median counts.
+        repeats: Number of rounds of which the median is taken.
     """
     visual = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
     request = Request.read(model, inputs["input_ids"], inputs["attention_mask"], new, None, None, None, visual)
@@ -88,7 +88,7 @@ def round_cost(
 
 
 def _timed(decoder: Decoder, drafter: object, run: Run, accepted: int, repeats: int, known: int) -> RoundCost:
-    """The cost of rounds behind a text that the target has read."""
+    """The cost of rounds after a text that the target has read."""
     session, limits = run.session, [decoder.width]
     read, length = 0, session.lengths[0]
     if isinstance(drafter, SessionDrafter):
@@ -101,7 +101,7 @@ def _timed(decoder: Decoder, drafter: object, run: Run, accepted: int, repeats: 
 
     def drafted() -> Draft:
         if isinstance(drafter, SessionDrafter):
-            # as far behind the text as the draft is after such a round, which adds one token of the target's own
+            # the draft has not read the accepted tokens and the bonus token of the round before
             drafter.follower.session.truncate([after - len(path)])
         return proposer.draft(run, limits)
 
@@ -125,13 +125,13 @@ def _timed(decoder: Decoder, drafter: object, run: Run, accepted: int, repeats: 
 
 
 def play(decoder: Decoder, run: Run, draft: Draft, path: Sequence[int]) -> None:
-    """A round from its verification on; whatever that says, a given path is committed.
+    """A round from its verification on; whatever that decides, a given path is committed.
 
     Args:
-        decoder: Who judges.
+        decoder: The decoder that verifies.
         run: A generation of one row.
         draft: The round's draft.
-        path: Nodes that the session keeps, the root first.
+        path: Nodes that are committed, the root first.
     """
     session = run.session
     last = session.token_column([run.texts[0][-1]])
@@ -149,7 +149,7 @@ def _path(draft: Draft, accepted: int) -> list[int]:
 
 
 def _relevance(decoder: Decoder, run: Run, drafted: int, repeats: int) -> float | None:
-    """Seconds of scoring a round's drafted places, as :class:`saccade.inference.LVSpec` does it."""
+    """Seconds of scoring a round's drafted tokens, as :class:`saccade.inference.LVSpec` does it."""
     noted = run.session.noted
     if not isinstance(decoder, LVSpec) or noted.states is None:
         return None

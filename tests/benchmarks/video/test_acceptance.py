@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import tables
 from benchmarks.video import acceptance as video_acceptance
+from benchmarks.video import tables
 from saccade.inference.verification.relaxed import Strict, VisualRelaxation
 
 COMMON = ("--videos", "3", "--batch", "2", "--new-tokens", "12", "--device", "cpu")

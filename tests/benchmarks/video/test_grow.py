@@ -144,7 +144,9 @@ def test_weight_bytes_leave_out_what_only_the_prompt_needs() -> None:
 
 
 def test_heads_that_do_not_fill_the_width_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^hidden_size must be Qwen2\.5-VL's 12 heads of 24, 288, got 312\.$"):
+    with pytest.raises(
+        ValueError, match=r"^hidden_size must be Qwen2\.5-VL's 12 heads of 24, 288, got 312: change the shape\.$"
+    ):
         grow(small("qwen2_5_vl"), replace(LARGER, hidden_size=312))
 
 

@@ -185,7 +185,7 @@ def test_every_score_meets_the_class_of_its_token(video_run, rows, monkeypatch):
 
 def test_a_target_that_writes_no_words_is_refused(video_run, rows, monkeypatch):
     monkeypatch.setattr(Study, "captions", lambda study, batch: [[5, 5, 5]] * len(batch.items))
-    with pytest.raises(SystemExit, match=r"^--target: no caption has both content and function words"):
+    with pytest.raises(SystemExit, match=r"^No caption of --target has both content and function words: train"):
         run(monkeypatch, "--target", str(video_run / "model"), *COMMON)
     assert rows == []
 
