@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Thread
+from typing import TextIO
 
 import torch
 
@@ -170,9 +171,9 @@ class Runner:
         return self.folder / f"{job.name}.done"
 
     @staticmethod
-    def say(line: str, stream: object = None) -> None:
+    def say(line: str, stream: TextIO | None = None) -> None:
         """Prints a line with the time."""
-        print(time.strftime("%T"), line, file=stream, flush=True)  # type: ignore[call-overload]
+        print(time.strftime("%T"), line, file=stream, flush=True)
 
 
 def add_folder(parser: argparse.ArgumentParser, default: str) -> None:

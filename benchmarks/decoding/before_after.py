@@ -4,7 +4,7 @@
     python -m benchmarks.decoding.before_after ../old RUN/model
 
 Both trees continue the same held-out prompts greedily. They take turns: each run is a process for the older tree and
-one for this tree, in which every prompt is decoded once to warm up and once on the clock. Texts are compared too.
+one for this tree, which decodes all prompts once to warm up and once to measure. Texts are compared too.
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ class Marks(BaseStreamer):
         """Does nothing."""
 
 
-Way = Callable[[dict[str, Any]], Result]
+Method = Callable[[dict[str, Any]], Result]
+"""What is measured: a function from the inputs of one prompt to a result."""
 
 
 def decoders(draft: PreTrainedModel, engine: Any) -> dict[str, Decoder]:
@@ -104,7 +105,7 @@ def decoders(draft: PreTrainedModel, engine: Any) -> dict[str, Decoder]:
     }
 
 
-def ours(decoder: Decoder, model: PreTrainedModel, new: int) -> Way:
+def ours(decoder: Decoder, model: PreTrainedModel, new: int) -> Method:
     """A decoder of this library as a method."""
 
     def run(inputs: dict[str, Any]) -> Result:
@@ -115,7 +116,7 @@ def ours(decoder: Decoder, model: PreTrainedModel, new: int) -> Way:
     return run
 
 
-def peer(model: PreTrainedModel, new: int, **settings: object) -> Way:
+def peer(model: PreTrainedModel, new: int, **settings: object) -> Method:
     """``model.generate`` as a method.
 
     With an assistant the first round is counted as prefill, because both models read the prompt in it.
@@ -137,29 +138,29 @@ def peer(model: PreTrainedModel, new: int, **settings: object) -> Way:
 
 
 def measure(
-    ways: dict[str, Way], prompts: Sequence[dict[str, Tensor]], runs: int, warm_ups: int = 1
+    methods: dict[str, Method], prompts: Sequence[dict[str, Tensor]], runs: int, warm_ups: int = 1
 ) -> dict[str, list[list[Result]]]:
     """The results of every method, for each run those of all prompts; the methods take turns.
 
     A whole round warms up this library's decoders: they capture every width of step in it.
     """
-    found: dict[str, list[list[Result]]] = {name: [] for name in ways}
-    for attempt in track(range(runs + warm_ups), description=f"runs of {len(ways)} methods"):
-        for name, way in ways.items():
-            made = [way(inputs) for inputs in prompts]
+    found: dict[str, list[list[Result]]] = {name: [] for name in methods}
+    for attempt in track(range(runs + warm_ups), description=f"runs of {len(methods)} methods"):
+        for name, method in methods.items():
+            made = [method(inputs) for inputs in prompts]
             if attempt >= warm_ups:
                 found[name].append(made)
     return {name: made for name, made in found.items() if made}
 
 
 def measure_peers(
-    ways: dict[str, Way], prompts: Sequence[dict[str, Tensor]], runs: int
+    methods: dict[str, Method], prompts: Sequence[dict[str, Tensor]], runs: int
 ) -> dict[str, list[list[Result]]]:
     """The same for transformers, without a warm-up; a method that fails is left out, and the reason is printed."""
     found: dict[str, list[list[Result]]] = {}
-    for name, way in ways.items():
+    for name, method in methods.items():
         try:
-            found |= measure({name: way}, prompts, runs, warm_ups=0)
+            found |= measure({name: method}, prompts, runs, warm_ups=0)
         except Exception as error:  # whatever happens there, the other rows are written
             reason = str(error).splitlines()[0] if str(error) else ""
             Console(soft_wrap=True).print(f"{name} is left out: {type(error).__name__} {reason}", markup=False)
@@ -367,8 +368,8 @@ def measured(
         if not generation_settings(model)["eos"]:
             raise SystemExit("--target and --draft must name an end-of-text token, got none: take exported models.")
     kept = decoders(draft, chosen.engine)
-    ways = {name: ours(decoder, target, new) for name, decoder in kept.items()}
-    found = measure(ways, prompts, chosen.runs)
+    methods = {name: ours(decoder, target, new) for name, decoder in kept.items()}
+    found = measure(methods, prompts, chosen.runs)
     costs = {}
     for name, decoder in kept.items():
         results = found[name][-1]
@@ -387,10 +388,10 @@ def report(made: Sequence[dict[str, Any]], case: str) -> None:
     for column in ("method", "decoding", "(T+1)/R", "T", "R", "whole", "ms/token", "ready, s", "relaxed", "equal",
                    "distinct-4"):  # fmt: skip
         table.add_column(column)
-    by_way: dict[str, dict[str, dict[str, Any]]] = {}
+    by_name: dict[str, dict[str, dict[str, Any]]] = {}
     for item in made:
-        by_way.setdefault(item["method"], {})[item["metric"]] = item
-    for name, found in by_way.items():
+        by_name.setdefault(item["method"], {})[item["metric"]] = item
+    for name, found in by_name.items():
         gain = found["decode_speedup"]
         table.add_row(
             name,
@@ -405,7 +406,7 @@ def report(made: Sequence[dict[str, Any]], case: str) -> None:
         )
     Console(width=170).print(table)
     console = Console(soft_wrap=True, highlight=False)
-    pace = by_way[BASE]["ms_per_token"]
+    pace = by_name[BASE]["ms_per_token"]
     console.print(
         f"device: {', '.join(device_names())}; the bound of an autoregressive token is {pace['bound']:.2f} ms"
     )

@@ -101,17 +101,17 @@ def video_brief() -> str:
         if row["metric"] == "decode_speedup" and row["method"] != "Autoregressive":
             models = re.search(r"(\S+) with draft ([^,]+),.* (\d+) video", row["case"]).groups()  # type: ignore[union-attr]
             last.setdefault("{} with a {} draft, {}".format(*models), {})[row["method"]] = row
-    names = dict.fromkeys(name for ways in last.values() for name in ways)
+    names = dict.fromkeys(name for methods in last.values() for name in methods)
     lines = ["| models, video tokens | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
-    for models, ways in sorted(last.items(), key=lambda one: -max(row["value"] for row in one[1].values())):
+    for models, methods in sorted(last.items(), key=lambda one: -max(row["value"] for row in one[1].values())):
         cells = []
         for name in names:
-            row = ways.get(name)
+            row = methods.get(name)
             cells.append("" if row is None else f"{row['value']:.2f} / {whole[row['case'], name]:.2f}")
             if row and row.get("relaxed_share"):
                 cells[-1] += f", {row['relaxed_share']:.1%}"
         lines.append(f"| {models} | " + " | ".join(cells) + " |")
-    shown = [row for ways in last.values() for row in ways.values()]
+    shown = [row for methods in last.values() for row in methods.values()]
     first = max(shown, key=lambda row: row["date"])
     lines += [
         "",
