@@ -150,11 +150,13 @@ def peer(model: PreTrainedModel, new: int, temperature: float = 0.0, **settings:
     if temperature > 0:
         plain |= {"temperature": temperature, "top_k": 0}
 
+    generate: Any = model.generate
+
     def run(ids: torch.Tensor) -> Result:
         seconds, out = [], ids
         for count in (1, new):
             begin = clock(ids.device)
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, **plain)
+            out = generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, **plain)
             seconds.append(clock(ids.device) - begin)
         return Result(out[:, ids.shape[1] :].tolist(), *seconds)
 

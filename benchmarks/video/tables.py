@@ -106,10 +106,10 @@ def video_brief() -> str:
     for models, methods in sorted(last.items(), key=lambda one: -max(row["value"] for row in one[1].values())):
         cells = []
         for name in names:
-            row = methods.get(name)
-            cells.append("" if row is None else f"{row['value']:.2f} / {whole[row['case'], name]:.2f}")
-            if row and row.get("relaxed_share"):
-                cells[-1] += f", {row['relaxed_share']:.1%}"
+            found_row = methods.get(name, {})
+            cells.append(f"{found_row['value']:.2f} / {whole[found_row['case'], name]:.2f}" if found_row else "")
+            if found_row.get("relaxed_share"):
+                cells[-1] += f", {found_row['relaxed_share']:.1%}"
         lines.append(f"| {models} | " + " | ".join(cells) + " |")
     shown = [row for methods in last.values() for row in methods.values()]
     first = max(shown, key=lambda row: row["date"])
