@@ -1,4 +1,4 @@
-"""Counts on the command lines of benchmarks."""
+"""Wrong arguments on the command lines of benchmarks end them at once with one line."""
 
 import importlib
 import sys

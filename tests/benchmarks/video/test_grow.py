@@ -83,7 +83,7 @@ def test_logits_agree(family: str, change: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_video_is_seen(family: str) -> None:
-    """Otherwise the comparison of logits would prove little about eyes."""
+    """Otherwise the comparison of logits would prove little about the vision tower."""
     model = grow(small(family), LARGER, dtype=torch.float32)
     before = logits(model, family)
     tower = model.model.visual if family == "qwen2_5_vl" else model.model.vision_tower

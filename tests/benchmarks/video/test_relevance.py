@@ -97,7 +97,7 @@ def test_classes_of_words() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("place", PLACES)
 def test_scores_are_those_of_the_decoder(family: str, place: str) -> None:
-    """Of a strict chain whose drafts are all the target's own: one forward over the text scores the same places."""
+    """For a strict chain of which all drafts are accepted: one forward over the text scores the same tokens."""
     model, prompts = video_model(family), video_prompts(family, rows=2, seed=3)
     visual = asked(prompts)
     ids, mask = visual.pop("input_ids"), visual.pop("attention_mask")

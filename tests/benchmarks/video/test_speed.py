@@ -1,4 +1,4 @@
-"""The speed of an untrained pair, grown a little: its rows say what was done."""
+"""The speed of an untrained pair, grown a little: its rows agree with what was measured."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def rows(video_run, monkeypatch, capsys):
     )  # fmt: skip
     monkeypatch.setattr("sys.argv", ["video_speed", *arguments])
     video_speed.main()
-    # our ways' rows come twice: before transformers' and with them
+    # the decoders' rows are written twice: before those of transformers and with them
     return list({(row["case"], row["method"], row["metric"]): row for row in kept}.values())
 
 
