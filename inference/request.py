@@ -13,6 +13,7 @@ from saccade.common.checks import check_count
 from saccade.inference.huggingface.generation_config import generation_settings
 from saccade.inference.huggingface.models import check_supported, text_config
 from saccade.inference.huggingface.vision import visual_inputs, visual_token_kinds
+from saccade.inference.sampling import Sampling
 
 DEFAULT_NEW_TOKENS = 20  # transformers' own default
 
@@ -28,6 +29,7 @@ class Request:
         eos: Ids that end a row; may be empty.
         pad: Id that fills up ``sequences``.
         visual: Images and videos of all rows, as the processor made them; empty for text.
+        sampling: How tokens are drawn; ``None`` is greedy.
     """
 
     prompts: list[list[int]]
@@ -36,6 +38,7 @@ class Request:
     eos: frozenset[int]
     pad: int
     visual: dict[str, Tensor] = field(default_factory=dict)
+    sampling: Sampling | None = None
 
     @property
     def positions(self) -> int:

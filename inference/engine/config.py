@@ -16,7 +16,7 @@ KINDS: tuple[EngineKind, ...] = ("auto", "eager", "graph")
 
 @dataclass
 class EngineConfig:
-    """Settings of the floor that a decoder stands on. Its results do not depend on them beyond rounding.
+    """Settings of the pool that a decoder stands on. Its results do not depend on them beyond rounding.
 
     Args:
         kind: ``eager`` calls the model's own modules for every step. ``graph`` keeps lengths, positions and tree masks

@@ -12,7 +12,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from saccade.inference.engine.attention import decode_attention
-from saccade.inference.engine.observation import watching
+from saccade.inference.engine.recording import active_recorder
 
 if TYPE_CHECKING:
     pass
@@ -69,7 +69,7 @@ def session_attention(
     batch, heads, tokens, head_dim = query.shape
     kv_heads, slots = key.shape[1], key.shape[2]
     groups = heads // kv_heads
-    if (watcher := watching()) is not None:
+    if (watcher := active_recorder()) is not None:
         watcher.add(query, key, scaling)
     if (step := _DEVICE_STEP.get()) is not None:
         return decode_attention(query, key, value, *step, scaling=scaling), None

@@ -109,6 +109,11 @@ class SublayerSkip:
         return forward
 
 
+def skip_sets(skip: SublayerSkip | None) -> tuple[frozenset[int], frozenset[int]]:
+    """The layers whose attention and whose MLP are skipped; empty without a skip."""
+    return (frozenset(), frozenset()) if skip is None else (skip.attention, skip.mlp)
+
+
 @contextmanager
 def layer_output(model: nn.Module, layer: int | str | None) -> Iterator[list[Tensor]]:
     """Within this context the output ``[batch, tokens, hidden]`` of a decoder layer is put into the yielded list.
