@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import TIME_LIMIT
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "trained_rows.sh"
 PYTHON = """#!/usr/bin/env bash
 if [[ $1 == -c ]]; then echo "/packages"; exit; fi
@@ -42,7 +44,7 @@ def rows(tmp_path):
             env=environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=TIME_LIMIT,
             check=False,
         )
         calls = (tmp_path / "calls").read_text().splitlines()

@@ -9,18 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-import saccade.inference
 from benchmarks.tables import PAGES as TABLE_PAGES
 from benchmarks.tables import render
 from saccade.cli.config_lookup import packaged_configs
-from saccade.inference import Decoder, DecodingStats
+from saccade.inference import DecodingStats
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, name_of, prose
-from tests.support.decoders import DECODERS, VIDEO_DECODERS
-from tests.support.models import tiny_model
+from tests.support.decoders import METHODS
 
 README = ROOT / "README.md"
-EXPORTED = [getattr(saccade.inference, name) for name in saccade.inference.__all__]
-METHODS = [item for item in EXPORTED if isinstance(item, type) and issubclass(item, Decoder) and item is not Decoder]
 
 
 def module_of(method: type) -> str:
@@ -119,25 +115,3 @@ def test_every_statistic_is_explained() -> None:
     derived = [name for name, item in vars(DecodingStats).items() if isinstance(item, property)]
     for name in [*derived, "acceptance_histogram", "target_forwards", "draft_forwards", "kv_cache_bytes"]:
         assert f"`{name}`" in text
-
-
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
-def test_every_decoder_has_its_places(method: type[Decoder]) -> None:
-    name, path = module_of(method), f"saccade.inference.{method.__name__}"
-    assert (ROOT / "inference" / "decoders" / f"{name}.py").is_file()
-    assert f"class_path: {path}\n" in (ROOT / "configs" / "decoder" / f"{name}.yaml").read_text(encoding="utf-8") + "\n"
-    assert f"::: {path}\n" in (ROOT / "docs" / "inference" / f"{name}.md").read_text(encoding="utf-8")
-    assert (ROOT / "tests" / "inference" / "decoders" / f"test_{name}.py").is_file()
-    model = tiny_model()
-    made = {type(make(model)) for make in [*DECODERS.values(), *VIDEO_DECODERS.values()]}
-    assert method in made, "no line in tests/support/decoders.py"
-
-
-@pytest.mark.parametrize(
-    ("folder", "pattern"),
-    [("inference/decoders", "*.py"), ("configs/decoder", "*.yaml"), ("docs/inference", "*.md"),
-     ("tests/inference/decoders", "test_*.py")],
-)  # fmt: skip
-def test_no_place_without_a_decoder(folder: str, pattern: str) -> None:
-    found = {path.stem.removeprefix("test_") for path in (ROOT / folder).glob(pattern)} - {"__init__"}
-    assert found == {module_of(method) for method in METHODS}
