@@ -31,8 +31,10 @@ TINY_CALLBACK = {
     "LayerSkipSearch": ("trials=2", "finalists=1", "repeats=1", "max_prompts=1", "max_new_tokens=4"),
     "decoder/": ("max_prompts=2", "prompt_length=8", "max_new_tokens=8"),
     "decoding/demo.yaml": ("max_prompts=2", "prompt_length=8", "max_new_tokens=8"),
-    "trait/": ("budget=3", "candidates=20"),
+    "trait/": ("budget=2", "candidates=10"),
+    "t2dr/": ("mask_seeds=1",),
 }
+TINY_PAIRS = ["--data.max_pairs_per_package=32", "--data.chunk_size=8", "--data.passes=1"]
 TINY_CLIPS = [
     "--data.generator=SyntheticSentiment", "--data.generator.clips=[40,16,16]", "--data.batch_size=16",
     "--model.width=8", "--trainer.max_epochs=1",
@@ -82,6 +84,8 @@ def saccade(arguments: list[str], run: bool) -> int:
     text = " ".join(arguments)
     if "t2dr/" in text:
         tiny += TINY_CLIPS
+    if "trait/" in text:
+        tiny += TINY_PAIRS
     if "video/" in text:
         tiny += TINY_VIDEOS
     small = [setting for word, settings in TINY_CALLBACK.items() if word in text for setting in settings]

@@ -39,7 +39,8 @@ def test_the_readme_is_short_and_in_order() -> None:
 
 
 def test_the_documentation_has_four_parts() -> None:
-    folders = {path.name for path in (ROOT / "docs").iterdir() if path.is_dir()}
+    inside = [path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*") if path.is_file()]
+    folders = {path.parts[0] for path in inside if len(path.parts) > 1}
     assert folders == {"tutorials", "guides", "reference", "reports", "images"}
     assert {path.name for path in (ROOT / "docs").glob("*.md")} == {"index.md", "design.md"}
     headings = re.findall(r"^## (.+)$", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
@@ -47,9 +48,11 @@ def test_the_documentation_has_four_parts() -> None:
 
 
 def test_the_start_page_links_to_every_page() -> None:
+    """A decoder's page is linked by the README's table of methods."""
     index = ROOT / "docs" / "index.md"
     linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+\.md)", prose(index))}
-    assert {page.resolve() for page in index.parent.rglob("*.md")} - linked == {index.resolve()}
+    pages = {page.resolve() for page in index.parent.rglob("*.md") if page.parent.name != "decoders"}
+    assert pages - linked == {index.resolve()}
 
 
 def test_tables_are_those_of_the_committed_rows() -> None:
