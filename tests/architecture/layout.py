@@ -58,7 +58,7 @@ def decoder_places(root: Path) -> list[str]:
         ("inference/decoders", "*.py"),
         ("tests/inference/decoders", "test_*.py"),
         ("configs/decoder", "*.yaml"),
-        ("docs/inference", "*.md"),
+        ("docs/guides/decoders", "*.md"),
     ):
         found = {path.stem.removeprefix("test_") for path in (root / folder).glob(pattern)} - {"__init__"}
         wrong += [f"{folder}: no file of {name}" for name in sorted(set(exported) - found)]
@@ -69,9 +69,9 @@ def decoder_places(root: Path) -> list[str]:
             ("inference/__init__.py", f'"{kind}",'),
             ("tests/support/decoders.py", f"DecoderCase({kind}"),
             (f"configs/decoder/{name}.yaml", f"class_path: saccade.inference.{kind}\n"),
-            (f"docs/inference/{name}.md", f"::: saccade.inference.{kind}\n"),
-            ("mkdocs.yml", f"inference/{name}.md"),
-            ("README.md", f"[`{kind}`](docs/inference/{name}.md)"),
+            (f"docs/guides/decoders/{name}.md", f"::: saccade.inference.{kind}\n"),
+            ("mkdocs.yml", f"guides/decoders/{name}.md"),
+            ("README.md", f"[`{kind}`](docs/guides/decoders/{name}.md)"),
             ("CHANGELOG.md", f"`{kind}`"),
         ):
             text = (root / file).read_text(encoding="utf-8") + "\n" if (root / file).exists() else ""

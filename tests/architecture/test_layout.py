@@ -58,9 +58,9 @@ def test_a_missing_place_of_a_decoder_is_found(tmp_path: Path) -> None:
         "tests/inference/decoders/test_x.py": "",
         "tests/support/decoders.py": 'CASES = {\n    "x": DecoderCase(\n        X, {"length": 3}\n    ),\n}\n',
         "configs/decoder/x.yaml": "x:\n  class_path: saccade.inference.X\n",
-        "docs/inference/x.md": "# X\n\n::: saccade.inference.X",
-        "mkdocs.yml": "nav:\n  - inference/x.md\n",
-        "README.md": "| [`X`](docs/inference/x.md) | no paper | yes |\n",
+        "docs/guides/decoders/x.md": "# X\n\n::: saccade.inference.X",
+        "mkdocs.yml": "nav:\n  - guides/decoders/x.md\n",
+        "README.md": "| [`X`](docs/guides/decoders/x.md) | no paper | yes |\n",
         "CHANGELOG.md": "- `X`.\n",
     }
     assert decoder_places(planted(tmp_path, files)) == []

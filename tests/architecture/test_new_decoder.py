@@ -56,7 +56,7 @@ trainer:
             init_args:
               draft_length: 3
 """,
-    "docs/inference/repeat.md": """\
+    "docs/guides/decoders/repeat.md": """\
 # Repeat
 
 Drafts the last token again. Its settings: `decoder/repeat.yaml`.
@@ -73,7 +73,7 @@ Drafts the last token again. Its settings: `decoder/repeat.yaml`.
 CHANGED = {
     "inference/__init__.py": "PromptLookup",
     "tests/support/decoders.py": "PromptLookup",
-    "mkdocs.yml": "inference/prompt_lookup.md",
+    "mkdocs.yml": "guides/decoders/prompt_lookup.md",
     "README.md": "[`PromptLookup`]",
     "CHANGELOG.md": "`PromptLookup`",
 }
