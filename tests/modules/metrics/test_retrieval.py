@@ -15,6 +15,7 @@ from torchmetrics import MetricCollection
 
 from saccade.modules.metrics.retrieval import RetrievalMeasures
 from saccade.retrieval.measures import METRICS, measure, run_lines
+from tests.support.processes import TIME_LIMIT
 
 ROOT = Path(__file__).parents[3]
 SHARES = (7, 0, 40)
@@ -88,7 +89,9 @@ def test_unknown_measures_are_refused_at_once():
 
 def main(rank, folder):
     """One of two processes, each with its share of the queries."""
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=TIME_LIMIT)
+    )
     run, qrels = data()
     found = {}
     for first in SHARES:
@@ -107,7 +110,7 @@ def test_two_processes_agree_with_one(tmp_path):
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=120,
+        timeout=TIME_LIMIT,
     )
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     run, qrels = data()
