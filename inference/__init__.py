@@ -1,4 +1,9 @@
-"""Decoders for Hugging Face language models: one object, three doors, lossless where it says so."""
+"""Decoding methods for Hugging Face language and vision-language models.
+
+A decoder is an object of settings. It is called as ``decoder.generate(model, ...)``, as
+``model.generate(..., custom_generate=decoder)``, or named in a YAML configuration. Decoders with ``lossless = True``
+return the model's own greedy text, or samples with exactly the model's distribution.
+"""
 
 from saccade.inference.decoder import Decoder
 from saccade.inference.decoders.assisted import AssistedDecoding

@@ -1,7 +1,7 @@
-"""The contract of a decoder, and its doors."""
+"""Base classes of all decoders, with the ways to call them."""
 
-# Annotations stay objects here, unlike elsewhere: jsonargparse reads those that decoders inherit in the module of the
-# decoder, where the names of this one mean nothing, and would take any value for every setting.
+# No postponed annotations here, unlike elsewhere: jsonargparse resolves inherited annotations in the module of the
+# subclass, where the names of this module are not defined, and would then accept any value for every setting.
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -28,27 +28,29 @@ from saccade.inference.verification.verifier import StrictVerifier, Verifier
 
 
 class Decoder(ABC):
-    """Turns prompts into tokens with some Hugging Face causal language model.
+    """Generates text with a Hugging Face causal language model, called the target.
 
-    One object, three doors: ``decoder.generate(model, **inputs)`` returns a :class:`GenerationOutput`;
+    There are three ways to use a decoder: ``decoder.generate(model, **inputs)`` returns a :class:`GenerationOutput`;
     ``model.generate(**inputs, custom_generate=decoder)`` returns what ``model.generate`` returns; in YAML it is a
-    ``class_path`` with ``init_args``. Settings are fixed at construction; a call leaves nothing behind on the model.
+    ``class_path`` with ``init_args``. Settings are fixed at construction. A call leaves the model unchanged.
+
+    A subclass defines :meth:`drafter`, and :meth:`verifier` if it does not verify by the strict rules.
     """
 
     lossless: ClassVar[bool] = True
-    """Whether greedy output equals the target's own and sampled output has the target's distribution."""
+    """Whether greedy output equals the target's greedy output, and sampled output has the target's distribution."""
 
     engine: EngineConfig | EngineKind = "auto"
-    """How forwards run, how long prompts are read, how much the cache holds; each decoder's setting."""
+    """How forwards run, the chunk size of the prefill and the capacity of the cache."""
 
     @property
     def width(self) -> int:
-        """Most tokens that are drafted in a round."""
+        """Largest number of tokens drafted in a round."""
         return 0
 
     @property
     def pool(self) -> EnginePool:
-        """The engines that the decoder keeps from call to call; :meth:`release` frees them."""
+        """The engines that the decoder reuses in later calls; :meth:`release` frees them."""
         if "_pool" not in vars(self):
             vars(self)["_pool"] = EnginePool(EngineConfig.of(self.engine))
         pool: EnginePool = vars(self)["_pool"]
@@ -56,28 +58,28 @@ class Decoder(ABC):
 
     @abstractmethod
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
-        """A fresh proposer for one generation."""
+        """A new drafter for one generation."""
 
     def verifier(self, model: nn.Module, request: Request) -> Verifier:
-        """A fresh judge for one generation: the strict rules by default. Relaxed decoders bring their own."""
+        """A new verifier for one generation; by default one with the strict, lossless rules."""
         return StrictVerifier()
 
     def skipped(self, model: nn.Module) -> SublayerSkip | None:
-        """Sub-layers of the target that drafting leaves out; most decoders leave out none."""
+        """Sub-layers of the target that are skipped while drafting; ``None`` by default."""
         return None
 
     def recording(self, model: nn.Module) -> Recording | None:
-        """What the target's session records beside its logits; most decoders need nothing."""
+        """What the target's session records besides logits; ``None``, the default, records nothing."""
         return None
 
     def check(self, model: nn.Module | None = None) -> None:
-        """Refuses settings that cannot work, before any prompt is there.
+        """Checks the settings before there is any prompt.
 
         Args:
-            model: The target, where it is known already; ``None`` checks what does not depend on it, such as paths.
+            model: The target; ``None`` checks only what does not depend on it, such as paths.
 
         Raises:
-            ValueError: Names what stands in the way.
+            ValueError: A setting cannot work; the message names it.
         """
         if model is not None:
             check_supported(model)
@@ -85,22 +87,22 @@ class Decoder(ABC):
             self.recording(model)
 
     def independent(self) -> Self:
-        """A copy with the same settings: its results depend on no earlier call, and it keeps engines of its own."""
-        twin = copy.copy(self)
-        vars(twin).pop("_pool", None)
-        return twin
+        """A copy with the same settings, with its own engines, whose results do not depend on earlier calls."""
+        copied = copy.copy(self)
+        vars(copied).pop("_pool", None)
+        return copied
 
     def release(self) -> None:
-        """Frees what the decoder keeps from call to call: graphs, buffers and draft models that it has loaded."""
+        """Frees what the decoder keeps between calls: graphs, buffers and draft models that it loaded."""
         if "_pool" in vars(self):
             self.pool.clear()
 
     def session(self, model: nn.Module, capacity: int, *, synced: bool = False) -> Session:
-        """A session of the target as this decoder needs it, for several generations one after the other.
+        """Opens a session of the target that several generations of this decoder can use one after the other.
 
         Args:
             model: The target.
-            capacity: Tokens of the longest text, with its new tokens, and :attr:`width`.
+            capacity: Slots of each row: tokens of the longest text, new tokens included, plus :attr:`width`.
             synced: Agree with the other ranks before every forward.
         """
         return Session(
@@ -113,21 +115,21 @@ class Decoder(ABC):
         )
 
     def check_session(self, session: Session, model: nn.Module, capacity: int) -> None:
-        """Refuses a session that does not serve a generation of this decoder.
+        """Checks that a session can be used for a generation of this decoder.
 
         Raises:
-            ValueError: Names what does not fit.
+            ValueError: The session does not fit; the message says why.
         """
-        mend = "open it with decoder.session(model, capacity)"
+        advice = "open it with decoder.session(model, capacity)"
         if session.model is not model:
-            raise ValueError(f"session is of another model: {mend}.")
+            raise ValueError(f"session is of another model: {advice}.")
         if session.capacity < capacity:
-            raise ValueError(f"session.capacity must be at least {capacity} tokens, got {session.capacity}: {mend}.")
+            raise ValueError(f"session.capacity must be at least {capacity} tokens, got {session.capacity}: {advice}.")
         if skip_sets(self.skipped(model)) not in ((frozenset(), frozenset()), skip_sets(session.skip)):
-            raise ValueError(f"session skips other sub-layers than {type(self).__name__} does: {mend}.")
+            raise ValueError(f"session skips other sub-layers than {type(self).__name__} does: {advice}.")
         wanted = self.recording(model) or Recording()
         if wanted not in (Recording(), session.recording):
-            raise ValueError(f"session does not record what {type(self).__name__} needs: {mend}.")
+            raise ValueError(f"session does not record what {type(self).__name__} needs: {advice}.")
 
     def generate(
         self,
@@ -145,31 +147,32 @@ class Decoder(ABC):
         synced: bool = False,
         **visual: Tensor,
     ) -> GenerationOutput:
-        """Continues every prompt of a batch.
+        """Generates a continuation for every prompt of a batch.
 
         Args:
             model: The target, a decoder-only Hugging Face model.
             input_ids: ``[batch, length]`` token ids, or a list of ids for each prompt, of any lengths.
-            attention_mask: ``[batch, length]``, 0 at padding on either side; ``None`` when there is none.
-            max_new_tokens: Most new tokens of a row, at least 1. Default: the model's generation config, else 20.
+            attention_mask: ``[batch, length]``, 0 at padding on either side; ``None`` means no padding.
+            max_new_tokens: Maximum number of new tokens of a row, at least 1. Default: that of the model's generation
+                config, or 20.
             max_length: Alternative limit: length of ``input_ids`` plus new tokens.
             sampling: How to draw tokens. ``None``: ``do_sample`` decides.
             do_sample: Whether tokens are drawn as the model's generation config says; ``False`` decodes greedily.
                 ``None``: the generation config decides that too, as in ``model.generate``.
-            eos_token_id: Ids that end a row; ``None`` takes the model's, ``()`` never stops early.
-            pad_token_id: Id behind finished rows; ``None`` takes the model's, else the first EOS id, else 0.
-            streamer: A transformers streamer (``put``, ``end``), for a batch of one. It is only handed verified tokens.
+            eos_token_id: Ids that end a row; ``None`` uses the model's, ``()`` never stops early.
+            pad_token_id: Id after the end of finished rows; ``None`` uses the model's, else the first EOS id, else 0.
+            streamer: A transformers streamer (``put``, ``end``) for a batch of one; it receives verified tokens only.
             synced: Agree with the other ranks before every forward, as sharded weights (ZeRO-3, FSDP) need.
-            visual: Images and videos of all rows as a vision-language model's processor makes them:
-                ``pixel_values_videos``, ``video_grid_thw``, ... Others are refused by name.
+            visual: Images and videos of all rows as returned by a vision-language model's processor:
+                ``pixel_values_videos``, ``video_grid_thw``, ... Unknown names raise an error.
 
         Returns:
             The sequences and their statistics.
 
         Raises:
             ValueError: Empty prompt, prompt longer than the context, ids outside the vocabulary, impossible limits,
-                videos that do not fit their placeholders, NaN logits, a setting of the generation config that cannot
-                be followed (beams, penalties, ...), or a model that cannot be driven; the message names the value.
+                videos that do not match their placeholders, NaN logits, a setting of the generation config that cannot
+                be followed (beams, penalties, ...), or an unsupported model; the message names the value.
         """
         inputs: dict[str, Any] = dict(visual)
         try:
@@ -190,14 +193,15 @@ class Decoder(ABC):
                 if streamer is not None:
                     if len(run.request.prompts) != 1:
                         raise ValueError(
-                            f"streamer must have a batch of 1, got {len(run.request.prompts)} prompts: use stream()."
+                            f"streamer must be used with a batch of 1, got {len(run.request.prompts)} rows: use "
+                            "stream() for batches."
                         )
                     streamer.put(torch.tensor(run.request.prompts))
                 for tokens in run:
                     if streamer is not None and tokens[0]:
                         streamer.put(torch.tensor(tokens[0]))
         finally:
-            if streamer is not None:  # also after an error: whoever reads from the streamer must not wait for ever
+            if streamer is not None:  # also after an error: a consumer of the streamer must not wait for ever
                 streamer.end()
         return run.output()
 
@@ -217,22 +221,25 @@ class Decoder(ABC):
         synced: bool = False,
         **visual: Tensor,
     ) -> GenerationRun:
-        """Begins a generation that the caller drives step by step; :meth:`generate` and :meth:`stream` do so.
+        """Starts a generation that the caller runs step by step.
 
         Args:
             model: As in :meth:`generate`, and so are the other arguments.
             input_ids: ``[batch, length]``, or a list for each prompt.
             attention_mask: ``[batch, length]``.
-            max_new_tokens: Most new tokens of a row.
+            max_new_tokens: Maximum number of new tokens of a row.
             max_length: Alternative limit.
             sampling: How to draw tokens.
             do_sample: Whether tokens are drawn where ``sampling`` is ``None``.
             eos_token_id: Ids that end a row.
-            pad_token_id: Id behind finished rows.
-            session: From :meth:`session`, to continue on: what it holds of the prompts is not read again, and it stays
-                open. ``None`` opens one for this generation.
+            pad_token_id: Id after the end of finished rows.
+            session: A session opened with :meth:`session`. Tokens that its cache already holds are not read again, and
+                it stays open. ``None`` opens one for this generation.
             synced: Agree with the other ranks before every forward.
             visual: Images and videos.
+
+        Returns:
+            The generation, which has not read its prompts yet.
 
         Raises:
             ValueError: As :meth:`generate`, or the session does not fit.
@@ -269,13 +276,13 @@ class Decoder(ABC):
         eos_token_id: int | Sequence[int] | None = None,
         **visual: Tensor,
     ) -> Iterator[list[list[int]]]:
-        """Like :meth:`generate`, but yields every round's verified tokens, one list (maybe empty) for each row.
+        """Like :meth:`generate`, but yields the verified tokens of every round, one list (possibly empty) per row.
 
         Args:
             model: As in :meth:`generate`, and so are the other arguments.
             input_ids: ``[batch, length]``, or a list for each prompt.
             attention_mask: ``[batch, length]``.
-            max_new_tokens: Most new tokens of a row.
+            max_new_tokens: Maximum number of new tokens of a row.
             max_length: Alternative limit.
             sampling: How to draw tokens.
             do_sample: Whether tokens are drawn where ``sampling`` is ``None``.
@@ -283,7 +290,7 @@ class Decoder(ABC):
             visual: Images and videos.
 
         Yields:
-            The new tokens of every row since the last round.
+            The new tokens of every row since the previous round.
         """
         inputs: dict[str, Any] = dict(visual)
         run = self.start(
@@ -317,14 +324,14 @@ class Decoder(ABC):
         batch_num_images: Tensor | None = None,
         **model_kwargs: Any,
     ) -> Tensor | GenerationOutput:
-        """The door for ``model.generate(**inputs, custom_generate=decoder)``; transformers calls it.
+        """Called by transformers for ``model.generate(**inputs, custom_generate=decoder)``.
 
-        Seeds come from torch's global generator, as ``torch.manual_seed`` users expect. Streaming does not reach a
-        ``custom_generate``: use :meth:`generate` or :meth:`stream`. transformers hands over untouched what the
-        signature names, so images and videos arrive as the processor made them.
+        Seeds come from torch's global generator, so ``torch.manual_seed`` makes results reproducible. transformers does
+        not pass a streamer to a ``custom_generate``: use :meth:`generate` or :meth:`stream` for streaming. It passes on
+        unchanged what the signature names, so images and videos arrive as the processor made them.
 
         Raises:
-            ValueError: A generation setting that would be ignored (beams, penalties, ...), named.
+            ValueError: A generation setting that would be ignored (beams, penalties, ...); the message names it.
         """
         visual = {name: value for name, value in locals().items() if name in VISUAL_INPUTS}
         request = read_call(
@@ -338,14 +345,14 @@ class Decoder(ABC):
         return out if getattr(generation_config, "return_dict_in_generate", False) else out.sequences
 
     def join(self, model: nn.Module) -> None:
-        """For a rank without prompts: takes part in the forwards of the other ranks' ``generate(synced=True)``."""
+        """Joins the forwards of the other ranks' ``generate(synced=True)`` from a rank that has no prompts."""
         with self.session(model, 1, synced=True) as session:
             session.drain()
 
 
 @dataclass
 class EngineDecoder(Decoder):
-    """A decoder whose engine is a setting; the base of all methods.
+    """Base of all decoding methods: a decoder with the setting ``engine``.
 
     Args:
         engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.EngineConfig`).
@@ -357,4 +364,4 @@ class EngineDecoder(Decoder):
     engine: EngineConfig | EngineKind = field(default="auto", kw_only=True)
 
     def __post_init__(self) -> None:
-        EngineConfig.of(self.engine)  # refuses wrong settings
+        EngineConfig.of(self.engine)  # validates the settings

@@ -1,4 +1,4 @@
-"""One generation in progress, driven step by step, and what it returns."""
+"""A generation that runs step by step, and its output."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class GenerationOutput:
-    """What a decoder returns.
+    """The output of a decoder.
 
     Args:
         sequences: ``[batch, length + new]`` token ids in the layout of ``model.generate``, on the device of the input:
-            prompts padded on the left as wide as they were given, new tokens behind them, padded on the right.
+            prompts padded on the left to the width of the input, then the new tokens, padded on the right.
         tokens: The new tokens of every row, EOS included.
         stats: Statistics of the whole call.
         per_request: Statistics of every row.
-        audit: What a relaxed rule decided of every judged token of every row, with ``position`` its place among the
-            new tokens; empty for strict decoders.
+        audit: For relaxed decoders, the decision on every judged token of every row; ``position`` is the token's index
+            among the new tokens. Empty for strict decoders.
     """
 
     sequences: Tensor
@@ -47,7 +47,7 @@ class GenerationOutput:
 
 
 class GenerationRun:
-    """A generation that goes on only when it is asked to; :meth:`saccade.inference.Decoder.start` makes one.
+    """A generation that advances when the caller asks for it; created by :meth:`saccade.inference.Decoder.start`.
 
     ::
 
@@ -60,14 +60,14 @@ class GenerationRun:
     Iterating over a run does the same and yields the tokens of each step.
 
     Several runs, of the same or of different decoders, may take turns on one model. Rollback, EOS, limits, statistics
-    and batching happen here and nowhere else.
+    and batching are handled here for all decoders.
 
     Args:
-        decoder: Says how to draft and how to verify.
+        decoder: Provides the drafter and the verifier.
         model: The target.
         request: The checked prompts and limits.
-        session: A session of the model that is used and left open, with the texts in its cache; ``None`` opens one
-            that is closed with the run.
+        session: A session of the model; the run uses it and leaves it open, with the texts in its cache. ``None`` opens
+            a session that is closed with the run.
         synced: Agree with the other ranks before every forward.
 
     Raises:
@@ -89,7 +89,7 @@ class GenerationRun:
         self._rows = list(range(len(request.prompts)))
         self._open = ExitStack()
         self._closed = self._prefilled = False
-        with ExitStack() as undo:  # what is open is closed again where the next one cannot be opened
+        with ExitStack() as undo:  # if a later part cannot be opened, the earlier ones are closed again
             self._drafter = decoder.drafter(model, request)
             undo.callback(self._drafter.close)
             self._verifier = decoder.verifier(model, request)
@@ -118,16 +118,16 @@ class GenerationRun:
         return self._closed or not self._rows
 
     def prefill(self) -> list[list[int]]:
-        """Reads the prompts, or what the session does not hold of them yet; the first step.
+        """Reads the prompts, except for tokens that the session's cache already holds; the first step of a run.
 
         Returns:
-            The first token of every row.
+            The first new token of every row.
 
         Raises:
             ValueError: The prompts have been read already, the run is closed, or the logits hold NaN.
         """
         if self._prefilled or self._closed:
-            raise ValueError("the run has read its prompts already, or is closed: start another one.")
+            raise ValueError("the run has already read its prompts, or is closed: start another one.")
         self._prefilled = True
         state, request = self.state, self.request
         self._tracker.start(state.session, self._drafter)
@@ -165,7 +165,7 @@ class GenerationRun:
             yield self.step()
 
     def output(self) -> GenerationOutput:
-        """The sequences so far and their statistics."""
+        """The sequences generated so far and their statistics."""
         tracker = self._tracker
         return GenerationOutput(
             self.request.sequences(tracker.tokens).to(self.request.device or self.state.session.device),
@@ -176,7 +176,7 @@ class GenerationRun:
         )
 
     def close(self) -> None:
-        """Ends the run, finished or not: frees what it holds. A session that was handed in stays open."""
+        """Ends the run, finished or not, and frees what it holds. A session given by the caller stays open."""
         if self._closed:
             return
         self._closed = True
@@ -188,7 +188,7 @@ class GenerationRun:
             self._open.close()
 
     def _take(self, draft: Draft, verdicts: list[Verdict]) -> list[list[int]]:
-        """Adds verified tokens to the texts, and drops the rows that end with them."""
+        """Adds the verified tokens to the texts and drops the rows that end with them."""
         state = self.state
         added = [draft.verified(row, verdict) for row, verdict in enumerate(verdicts)]
         logs = [verdict.log for verdict in verdicts]

@@ -1,4 +1,4 @@
-"""Where the text of each row ends, and what its rounds cost."""
+"""Emitted tokens, ends and statistics of the rows of a generation."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from saccade.common.timing import clock
+from saccade.inference.statistics import DecodingStats
+
 if TYPE_CHECKING:
     from saccade.inference.drafting.drafter import Drafter
     from saccade.inference.engine.session import Session
     from saccade.inference.request import Request
     from saccade.inference.verification.relaxed.rule import AuditEntry
-from saccade.common.timing import clock
-from saccade.inference.statistics import DecodingStats
 
 
 class RowTracker:
-    """Keeps the emitted tokens, the ends of rows and the statistics of one ``generate`` call.
+    """Records the emitted tokens of one generation, decides where rows end, and counts its statistics.
 
     Args:
-        request: Prompts, limits and EOS ids of the call.
+        request: Prompts, limits and EOS ids.
     """
 
     def __init__(self, request: Request) -> None:
@@ -36,17 +37,17 @@ class RowTracker:
     def start(self, session: Session, drafter: Drafter) -> None:
         """Starts the clock."""
         self._session, self._drafter = session, drafter
-        self._forwards = session.target_forwards, session.draft_forwards  # of earlier generations on this session
+        self._forwards = session.target_forwards, session.draft_forwards  # made by earlier generations of the session
         if session.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(session.device)
         self._begin = self._clock()
 
     def first_token(self) -> None:
-        """Notes that the first token of every row is known."""
+        """Records the time of the first token, which all rows share."""
         self._first = self._clock() - self._begin
 
     def remaining(self, row: int) -> int:
-        """Tokens that a row may still emit."""
+        """Number of tokens that a row may still emit."""
         return self.request.max_new_tokens - len(self.tokens[row])
 
     def emit(
@@ -56,16 +57,16 @@ class RowTracker:
         drafted: Sequence[int],
         logs: Sequence[Sequence[AuditEntry]],
     ) -> tuple[list[list[int]], list[int]]:
-        """Takes a round's tokens, cuts them at EOS and at the limit, and counts the round.
+        """Cuts the tokens of a round at EOS and at the limit, and counts the round.
 
         Args:
             rows: Index in the batch of every unfinished row.
-            added: Accepted tokens and the target's own for every unfinished row.
-            drafted: Verified proposals of every unfinished row.
-            logs: What a relaxed rule decided of them.
+            added: For every unfinished row its accepted tokens and the token that the target added.
+            drafted: Number of verified draft tokens of every unfinished row.
+            logs: The decisions of a relaxed rule on these draft tokens.
 
         Returns:
-            The emitted tokens of every row of the batch, and which of ``rows`` (as positions) go on.
+            The emitted tokens of every row of the batch, and the positions in ``rows`` of the rows that continue.
         """
         emitted: list[list[int]] = [[] for _ in self.tokens]
         unfinished = []
@@ -92,7 +93,7 @@ class RowTracker:
         return emitted, unfinished
 
     def finish(self) -> None:
-        """Stops the clock and pools the rows; once, at the end of the generation."""
+        """Stops the clock and pools the statistics of the rows; later calls do nothing."""
         if self.finished:
             return
         self.finished = True

@@ -1,4 +1,4 @@
-"""The sampling law: temperature, top-k, top-p, and reproducible random numbers, one stream for each row."""
+"""Sampling with temperature, top-k and top-p, and reproducible random numbers for each row."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ NO_DRAFT_DISTRIBUTION = (
 
 @dataclass
 class Sampling:
-    """How tokens are drawn. Leave it away for greedy decoding.
+    """How tokens are sampled. Pass ``sampling=None`` for greedy decoding.
 
     The warpers are applied in the order of ``model.generate``: temperature, top-k, top-p.
 
     Args:
-        temperature: Divides the logits; above 0. Greedy decoding is ``sampling=None``, not temperature 0.
-        top_k: Keeps the ``top_k`` largest logits (and what ties with the last of them); 0 keeps all.
-        top_p: Keeps the smallest set of tokens whose probability reaches ``top_p``; 1 keeps all.
-        seed: Seed of the random streams; ``None`` takes one from torch's global generator. Every row has its own
-            stream, so that what a row draws does not depend on the rest of the batch.
+        temperature: Divides the logits; above 0.
+        top_k: Keeps the ``top_k`` largest logits, and those equal to the smallest of them; 0 keeps all.
+        top_p: Keeps the smallest set of tokens whose total probability reaches ``top_p``; 1 keeps all.
+        seed: Seed of the random numbers; ``None`` draws one from torch's global generator. Every row has its own
+            stream, so its tokens do not depend on the other rows of the batch.
 
     Raises:
         ValueError: A value outside its range.
@@ -50,19 +50,19 @@ class Sampling:
             check_count("seed", self.seed, -(2**63))
         if not 0 < self.temperature < float("inf"):
             raise ValueError(
-                f"temperature must be above 0 and finite, got {self.temperature}: leave sampling away for greedy "
+                f"temperature must be above 0 and finite, got {self.temperature}: pass sampling=None for greedy "
                 "decoding."
             )
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}.")
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}: use 1 to keep all tokens.")
 
     @property
     def warpers(self) -> tuple[float, int, float]:
-        """All that the distribution depends on."""
+        """The settings that the distribution depends on."""
         return self.temperature, self.top_k, self.top_p
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """The distribution that is sampled from.
+        """The distribution that tokens are drawn from.
 
         Args:
             logits: ``[..., vocabulary]``.
@@ -74,31 +74,32 @@ class Sampling:
         if self.temperature != 1.0:
             scores = scores / self.temperature
         if 0 < self.top_k < scores.shape[-1]:
-            floor = scores.topk(self.top_k, dim=-1).values[..., -1:]
-            scores = scores.masked_fill(scores < floor, -torch.inf)
+            smallest = scores.topk(self.top_k, dim=-1).values[..., -1:]
+            scores = scores.masked_fill(scores < smallest, -torch.inf)
         if self.top_p < 1.0:
             ascending, order = scores.sort(dim=-1)
-            # the tokens whose mass from the smallest upwards stays within 1 - top_p go; the largest always stays
+            # remove the least likely tokens while their total is at most 1 - top_p; always keep the most likely one
             remove = ascending.softmax(-1).cumsum(-1) <= 1 - self.top_p
             remove[..., -1] = False
             scores = scores.masked_fill(remove.scatter(-1, order, remove), -torch.inf)
         return scores.softmax(-1)
 
     def proposals(self, logits: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """One drawn token for each row, and the distribution it was drawn from.
+        """Draws one token for each row and returns it with its distribution.
 
         Args:
             logits: ``[rows, vocabulary]``.
-            points: ``[rows]`` float64 in [0, 1).
+            points: ``[rows]`` float64 in [0, 1), uniform random numbers.
 
         Returns:
-            ``[rows, vocabulary]`` and ``[rows, 1]`` ids; a row that holds NaN gets token 0, which verification refuses.
+            ``[rows, vocabulary]`` probabilities and ``[rows, 1]`` ids. A row with NaN logits gets token 0; verification
+            then raises an error.
         """
         distribution = self.probabilities(logits)
         return distribution, draw_on_device(distribution, points).clamp(min=0)[:, None]
 
     def streams(self, rows: int) -> list[random.Random]:
-        """One stream of uniform random numbers for each row."""
+        """One generator of uniform random numbers for each row."""
         seed = int(torch.randint(2**62, ()).item()) if self.seed is None else self.seed
         return [random.Random(f"{seed}/{row}") for row in range(rows)]
 
@@ -114,7 +115,7 @@ def draw(probabilities: Tensor, uniforms: Sequence[float]) -> list[int]:
         One token id for each row, never one of probability 0.
 
     Raises:
-        ValueError: A row holds NaN or has no mass.
+        ValueError: A row holds NaN or sums to 0.
     """
     tokens: list[int] = draw_on_device(probabilities, to_device(uniforms, probabilities.device, torch.float64)).tolist()
     if -1 in tokens:
@@ -127,14 +128,14 @@ def draw_on_device(probabilities: Tensor, points: Tensor) -> Tensor:
 
     Args:
         probabilities: ``[rows, vocabulary]``.
-        points: ``[rows]`` float64 in [0, 1).
+        points: ``[rows]`` float64 in [0, 1), uniform random numbers.
 
     Returns:
-        ``[rows]`` token ids; -1 where a row holds NaN or has no mass.
+        ``[rows]`` token ids; -1 where a row holds NaN or sums to 0.
     """
     cumulative = probabilities.double().cumsum(-1)
     total = cumulative[:, -1:].contiguous()
     index = torch.searchsorted(cumulative, points[:, None] * total, right=True)
-    # rounding may put u * total on the total itself: the last token that has mass is meant, the first to reach it
+    # u * total may round to the total: then draw the last token of non-zero probability, the first to reach the total
     last = torch.searchsorted(cumulative, total)
     return torch.minimum(index, last).masked_fill(~(total > 0), -1)[:, 0]

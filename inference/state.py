@@ -1,4 +1,4 @@
-"""What drafters and verifiers see of a generation in progress."""
+"""The state of a generation, as drafters and verifiers see it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from saccade.inference.sampling import Sampling
 
 @dataclass
 class GenerationState:
-    """The unfinished rows of a generation; every list has one entry for each of them.
+    """The unfinished rows of a generation; every list has one entry per unfinished row.
 
     Args:
-        session: The target's session. ``session.lengths[b]`` is ``len(texts[b]) - 1``: the last token of a text has
-            not been read yet.
+        session: The target's session. ``session.lengths[b]`` is ``len(texts[b]) - 1``: the target has not read the last
+            token of a text yet.
         texts: Verified tokens of every row, the prompt included.
         sampling: How tokens are drawn; ``None`` is greedy.
-        streams: Random numbers of every row.
+        streams: The random number generator of every row.
         eos: Ids that end a row.
         visual: The prompts with their images or videos; ``None`` for text.
     """
@@ -33,7 +33,11 @@ class GenerationState:
     visual: list[VisualPrompt] | None = None
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops finished rows, of the session too."""
+        """Keeps the given rows and drops the others, also in the session.
+
+        Args:
+            rows: Indices of the rows to keep, ascending.
+        """
         self.session.keep(rows)
         self.texts = [self.texts[row] for row in rows]
         self.streams = [self.streams[row] for row in rows]

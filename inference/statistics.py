@@ -1,39 +1,36 @@
-"""What a decoder did, as one typed record of plain sums. Names as in vLLM and NVIDIA AIPerf."""
+"""Statistics of decoding, as one record of plain sums. Names follow vLLM and NVIDIA AIPerf."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
+from typing import Any
 
 
 @dataclass
 class DecodingStats:
-    """Counts and times of one request, or of several pooled with ``a + b``.
+    """Counts and times of one request, or of several requests pooled with ``a + b``.
 
     Args:
         requests: Number of rows.
         prompt_tokens: Tokens of the prompts.
         new_tokens: Emitted tokens, EOS included.
-        verify_steps: Rounds after the prefill, summed over rows: each emits its accepted drafts and one token of the
-            target's own.
+        verify_steps: Rounds after the prefill, summed over rows. Each emits its accepted draft tokens and the bonus
+            token, or the recovered token after a rejection.
         drafted: Drafted tokens that were verified.
         accepted: Drafted tokens that were accepted and emitted.
-        target_forwards: Forward calls of the target, the prefill included. In a pooled record a call that served
-            several rows of a batch counts once.
-        draft_forwards: Forward calls of the draft (a target with skipped layers counts here).
-        seconds: Wall-clock time. A request of a batch has the time until its own last token; a pooled record of one
-            ``generate`` call has the time of the call, and sums of such records add up.
+        target_forwards: Forward calls of the target, the prefill included. A pooled record counts a call for several
+            rows of a batch once.
+        draft_forwards: Forward calls of the draft model, or of the target with skipped sub-layers.
+        seconds: Wall-clock time. For a request of a batch, the time until its last token; for the pooled record of one
+            ``generate`` call, the time of the call. Sums of pooled records add up.
         prefill_seconds: Wall-clock time until the first token, counted once for each ``generate`` call.
-        first_token_seconds: The same summed over requests.
-        draft_prefill_seconds: Wall-clock time in which a draft model chose and read its prompts, counted like
+        first_token_seconds: The same time, summed over requests.
+        draft_prefill_seconds: Wall-clock time in which a draft model selected and read its prompts, counted like
             ``prefill_seconds``; part of ``seconds``, not of ``prefill_seconds``.
-        relaxed: Emitted tokens that are not the target's own choice, of decoders that are not lossless.
-        acceptance_histogram: ``{accepted drafts in a round: number of rounds}``, the bonus token not counted.
-        peak_memory_bytes: Highest memory allocated by torch on the GPU; 0 on a CPU. Pools as the maximum.
-        kv_cache_bytes: Size of the key-value buffers, the draft's included. Pools as the maximum.
+        relaxed: Emitted tokens that differ from the target's choice; 0 for lossless decoders.
+        acceptance_histogram: ``{accepted draft tokens in a round: number of rounds}``, without the bonus token.
+        peak_memory_bytes: Peak memory allocated by torch on the GPU; 0 on a CPU. Pooled as the maximum.
+        kv_cache_bytes: Size of the key-value buffers, the draft's included. Pooled as the maximum.
     """
 
     requests: int = 0
@@ -55,12 +52,12 @@ class DecodingStats:
 
     @property
     def mean_acceptance_length(self) -> float:
-        """Tokens per verification, the bonus token counted: ``1 + accepted / verify_steps``."""
+        """Tokens per verification, bonus token included: ``1 + accepted / verify_steps``."""
         return 1.0 + self.mean_accepted_draft_tokens
 
     @property
     def mean_accepted_draft_tokens(self) -> float:
-        """Accepted drafts per verification, without the bonus token, as the papers quote it."""
+        """Accepted draft tokens per verification, without the bonus token, as papers report it."""
         return self.accepted / self.verify_steps if self.verify_steps else 0.0
 
     @property
@@ -70,12 +67,12 @@ class DecodingStats:
 
     @property
     def relaxed_share(self) -> float:
-        """Share of the emitted tokens that are not the target's own choice; 0 for lossless decoders."""
+        """Share of the emitted tokens that differ from the target's choice; 0 for lossless decoders."""
         return self.relaxed / self.new_tokens if self.new_tokens else 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """Emitted tokens per second of wall-clock time, the prefill included."""
+        """Emitted tokens per second of wall-clock time, prefill included."""
         return self.new_tokens / self.seconds if self.seconds > 0 else 0.0
 
     @property
@@ -108,7 +105,7 @@ class DecodingStats:
         return pooled
 
     def to_dict(self) -> dict[str, Any]:
-        """Fields and derived figures as plain values; histogram keys are strings, as in JSON."""
+        """Fields and derived properties as plain values; histogram keys are strings, as in JSON."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         values["acceptance_histogram"] = {str(key): count for key, count in sorted(self.acceptance_histogram.items())}
         derived = [name for name, item in vars(DecodingStats).items() if isinstance(item, property)]

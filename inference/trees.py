@@ -1,4 +1,4 @@
-"""Token trees: what one verification forward looks at. A chain is a tree."""
+"""Token trees: the shape of the tokens in one verification forward. A chain is a tree too."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 MAX_NODES = 64
-"""Most nodes whose ancestors fit in one 64-bit number, which is what the engine's attention reads."""
+"""Maximum number of nodes: the engine's attention reads the ancestors of a node as bits of one 64-bit number."""
 
 
 @dataclass(frozen=True)
 class TokenTree:
-    """The shape of a round's tokens; node 0 is the last committed token, the others are drafted.
+    """The shape of the tokens of a round; node 0 is the last committed token, the others are drafted.
 
     Args:
-        parents: For every node the index of its parent; ``-1`` for node 0. Parents come before their children.
+        parents: Index of the parent of every node; ``-1`` for node 0. Parents come before their children.
 
     Raises:
         ValueError: Node 0 is not the root, or a parent does not come before its child.
@@ -27,10 +27,14 @@ class TokenTree:
 
     def __post_init__(self) -> None:
         if not self.parents or self.parents[0] != -1:
-            raise ValueError("parents[0] must be -1: node 0 is the last committed token, the root of the tree.")
+            raise ValueError(
+                f"parents must begin with -1, got {self.parents[:1]}: node 0 is the root, the last committed token."
+            )
         for node, parent in enumerate(self.parents[1:], start=1):
             if not 0 <= parent < node:
-                raise ValueError(f"parents[{node}] is {parent}: a parent must be one of the nodes 0 to {node - 1}.")
+                raise ValueError(
+                    f"parents[{node}] must be between 0 and {node - 1}, got {parent}: list parents before children."
+                )
 
     @staticmethod
     @lru_cache(maxsize=256)
@@ -43,12 +47,12 @@ class TokenTree:
 
     @cached_property
     def is_chain(self) -> bool:
-        """Whether every node has the node before it as its parent."""
+        """Whether the parent of every node is the node before it."""
         return self.parents == tuple(range(-1, len(self.parents) - 1))
 
     @cached_property
     def depths(self) -> tuple[int, ...]:
-        """Distance of every node from the root; the position of node ``n`` is the root's plus ``depths[n]``."""
+        """Distance of every node from the root; the position of node ``n`` is that of the root plus ``depths[n]``."""
         depths: list[int] = []
         for parent in self.parents:
             depths.append(0 if parent < 0 else depths[parent] + 1)
@@ -56,7 +60,7 @@ class TokenTree:
 
     @cached_property
     def children(self) -> tuple[tuple[int, ...], ...]:
-        """For every node its children, in the order in which verification tries them."""
+        """The children of every node, in the order in which verification tries them."""
         children: list[list[int]] = [[] for _ in self.parents]
         for node, parent in enumerate(self.parents):
             if parent >= 0:
@@ -78,14 +82,14 @@ class TokenTree:
 
     @cached_property
     def ancestor_bits(self) -> tuple[int, ...]:
-        """For every node a signed 64-bit number whose bit j says whether it sees node j.
+        """For every node a signed 64-bit number; bit ``j`` is set where the node attends to node ``j``.
 
         Raises:
             ValueError: The tree has more than 64 nodes.
         """
         if len(self.parents) > MAX_NODES:
             raise ValueError(
-                f"the tree has {len(self.parents)} nodes, attention takes {MAX_NODES} at most: draft fewer tokens."
+                f"tree must have at most {MAX_NODES} nodes, got {len(self.parents)}: draft fewer tokens in a round."
             )
         bits: list[int] = []
         for node, parent in enumerate(self.parents):

@@ -1,1 +1,1 @@
-"""Decoding methods, one file each."""
+"""Decoding methods."""

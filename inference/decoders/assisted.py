@@ -1,4 +1,4 @@
-"""Assisted decoding: a smaller model drafts, the target verifies (speculative decoding in its first form)."""
+"""Assisted decoding: a smaller model drafts and the target verifies, the original form of speculative decoding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from transformers import PreTrainedModel
 
-from saccade.common.checks import check_count, check_share
+from saccade.common.checks import check_count, check_model, check_share
 from saccade.inference.draft_decoder import DraftModelDecoder
 from saccade.inference.drafting.draft_model import DraftModelDrafter
 from saccade.inference.drafting.draft_session import DraftSession
@@ -20,15 +20,15 @@ class AssistedDecoding(DraftModelDecoder):
     """Speculative decoding with an independent draft model of the same vocabulary (arXiv 2211.17192, 2302.01318).
 
     Args:
-        draft_model: The draft: a path or hub id, loaded at the first use in the target's precision and on its device,
+        draft_model: The draft model: a path or hub id, loaded at first use in the target's precision and on its device,
             or a loaded model.
-        draft_length: Most drafted tokens in a round.
-        confidence_threshold: Drafting stops behind a token whose probability is below this; 0 never stops early.
+        draft_length: Maximum number of drafted tokens in a round.
+        confidence_threshold: Drafting stops after a token whose probability is below this; 0 never stops early.
         engine: How forwards of both models run: the name of a kind, or all settings
             (:class:`saccade.inference.EngineConfig`).
 
     Raises:
-        ValueError: A setting outside its range, a draft that cannot be loaded, or of another vocabulary.
+        ValueError: A setting outside its range, or a draft model that cannot be loaded or has another vocabulary.
     """
 
     draft_model: str | PreTrainedModel = field()  # required: the base has a default
@@ -37,6 +37,7 @@ class AssistedDecoding(DraftModelDecoder):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_model("draft_model", self.draft_model)  # the base allows None
         check_count("draft_length", self.draft_length)
         check_share("confidence_threshold", self.confidence_threshold)
 
@@ -46,7 +47,7 @@ class AssistedDecoding(DraftModelDecoder):
         return self.draft_length
 
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
-        """Drafts with the small model, on a cache of its own."""
+        """Drafts chains with the draft model, which has its own cache."""
         draft = self.draft(model, request)
         draft_session = DraftSession(draft, request.max_new_tokens + self.width, request.prompts, self.pool)
         return DraftModelDrafter(draft_session, self.draft_length, self.confidence_threshold)

@@ -1,4 +1,4 @@
-"""Autoregressive decoding: the reference that every other decoder is compared with."""
+"""Autoregressive decoding: the baseline that every other decoder is compared with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saccade.inference.request import Request
 
 @dataclass
 class Autoregressive(EngineDecoder):
-    """One token of the target's own in every forward.
+    """Generates one token with every forward of the target.
 
     >>> Autoregressive().width
     0
@@ -26,5 +26,5 @@ class Autoregressive(EngineDecoder):
     """
 
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
-        """Proposes nothing."""
+        """A drafter that proposes no tokens."""
         return NoDraft()

@@ -1,4 +1,4 @@
-"""Prompt lookup decoding: drafts are copied from the text so far; needs no model and no training."""
+"""Prompt lookup decoding: drafts are copied from earlier text, without a draft model and without training."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from saccade.inference.request import Request
 
 @dataclass
 class PromptLookup(EngineDecoder):
-    """Drafts what followed the most recent earlier occurrence of the text's last n-gram (A. Saxena, 2023).
+    """Drafts the tokens that followed the most recent earlier occurrence of the last n-gram (A. Saxena, 2023).
 
-    Good where the output repeats its input: code editing, summaries, extraction.
+    Useful where the output repeats its input: code editing, summaries, extraction.
 
     Args:
-        max_ngram: Longest n-gram that is looked up; shorter ones follow when it does not occur.
-        draft_length: Most drafted tokens in a round.
+        max_ngram: Size of the longest n-gram that is looked up; if it does not occur, shorter ones are tried.
+        draft_length: Maximum number of drafted tokens in a round.
         engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.EngineConfig`).
 
     Raises:
@@ -42,5 +42,5 @@ class PromptLookup(EngineDecoder):
         return self.draft_length
 
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
-        """Looks up n-grams of the rows' own texts."""
+        """Looks up n-grams in the text of each row."""
         return NgramDrafter(self.max_ngram, self.draft_length)

@@ -18,25 +18,26 @@ from saccade.inference.request import Request
 
 @dataclass
 class SelfSpeculative(EngineDecoder):
-    """Drafts with the target's own weights, attention and MLP sub-layers skipped independently of each other.
+    """Drafts with the target itself, with some attention and MLP sub-layers skipped.
 
-    No second model and no second copy of the prompt: the draft reads the target's cache, and the verification
-    overwrites what the draft wrote. Speed is bounded by ``1 / c``, where ``c`` is the cost of a draft forward relative
-    to a full one, so the choice of the skipped sub-layers decides: search them with ``saccade search-layers``.
+    There is no second model and no second cache: the draft reads the target's cache, and verification overwrites what
+    the draft wrote. The speed-up is at most ``1 / c``, where ``c`` is the cost of a draft forward relative to a full
+    one. It depends on which sub-layers are skipped: search them with ``saccade search-layers``.
 
     Args:
-        skip: Path of a ``skip_layers.json`` written by the search; or ``{"attention": [...], "mlp": [...]}``, layer
-            indices from 0; or ``"auto"``, 45 % of the sub-layers between the first and the last layer, evenly spread,
+        skip: Path of a ``skip_layers.json`` written by the search; or ``{"attention": [...], "mlp": [...]}`` with layer
+            indices from 0; or ``"auto"``: 45 % of the sub-layers between the first and the last layer, evenly spread,
             for models that were trained with sub-layer dropout.
-        draft_length: Most drafted tokens in a round (K of the paper).
-        gamma: Initial confidence below which drafting stops; 0 with ``adaptive=False`` always drafts K tokens.
-        adaptive: Adapt gamma to the acceptance (below).
-        alpha: Acceptance that the threshold aims at.
-        beta1: Weight of the old acceptance in its running mean.
+        draft_length: Maximum number of drafted tokens in a round (K of the paper).
+        gamma: Initial confidence threshold: drafting stops after a token whose probability is below it. 0 with
+            ``adaptive=False`` always drafts K tokens.
+        adaptive: Adapt the threshold to the acceptance rate, with the four settings below.
+        alpha: Target acceptance rate.
+        beta1: Weight of the old acceptance rate in its running mean.
         beta2: Weight of the old threshold.
         epsilon: Step of the threshold.
-        carry: Begin a greedy call with the threshold that the last greedy call ended with, as the authors' code does;
-            the running acceptance starts at 0. False, and always when sampling: every call begins with ``gamma``.
+        carry: Start a greedy call with the final threshold of the previous greedy call, as the authors' code does; the
+            running acceptance rate starts at 0. With ``False``, and when sampling, every call starts with ``gamma``.
         engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.EngineConfig`).
 
     Raises:
@@ -70,7 +71,11 @@ class SelfSpeculative(EngineDecoder):
         return self.draft_length
 
     def skip_set(self, model: nn.Module) -> dict[str, list[int]]:
-        """The skipped layers for this model, ``{"attention": [...], "mlp": [...]}``."""
+        """The skipped layers of a model, ``{"attention": [...], "mlp": [...]}``.
+
+        Raises:
+            ValueError: The skip file cannot be read or is of another model.
+        """
         if isinstance(self.skip, dict):
             return {kind: list(self.skip.get(kind, [])) for kind in ("attention", "mlp")}
         if self.skip == "auto":
@@ -78,28 +83,31 @@ class SelfSpeculative(EngineDecoder):
         return read_skip_file(self.skip, model)
 
     def skipped(self, model: nn.Module) -> SublayerSkip:
-        """The switch that turns the target into its own draft."""
+        """The sub-layers of the target that are skipped while drafting."""
         return SublayerSkip(model, **self.skip_set(model))
 
     def check(self, model: nn.Module | None = None) -> None:
-        """Refuses a skip file that is not there, and what the base refuses.
+        """Checks the settings, and that the skip file exists.
+
+        Args:
+            model: The target; ``None`` checks only what does not depend on it.
 
         Raises:
-            ValueError: Names what stands in the way.
+            ValueError: A setting cannot work; the message names it.
         """
         super().check(model)
         if isinstance(self.skip, str) and self.skip != "auto":
             check_place("skip", self.skip)
 
     def independent(self) -> Self:
-        """A copy whose calls begin with ``gamma``, whatever was generated before."""
-        twin = super().independent()
-        twin.carry, twin._carried = False, []
-        return twin
+        """A copy of which every call starts with ``gamma``, whatever was generated before."""
+        copied = super().independent()
+        copied.carry, copied._carried = False, []
+        return copied
 
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
-        """Drafts on the target's session, with one threshold for each row."""
-        # how many random numbers a draft takes depends on its length: sampled text must not depend on earlier calls
+        """Drafts with the target's session, with one threshold for each row."""
+        # a draft's length decides how many random numbers it uses, and sampled text must not depend on earlier calls
         carries = self.carry and request.sampling is None
         gamma = self._carried[-1] if carries and self._carried else self.gamma
         controllers = [
@@ -109,13 +117,13 @@ class SelfSpeculative(EngineDecoder):
 
 
 class _CarryingDrafter(LayerSkipDrafter):
-    """Leaves the mean of the rows' thresholds with the decoder for its next call, where that may use it."""
+    """Stores the mean threshold of all rows on the decoder for its next call, if that call may use it."""
 
     def __init__(self, decoder: SelfSpeculative, controllers: list[ThresholdController], carries: bool) -> None:
         super().__init__(decoder.draft_length, controllers, decoder.adaptive)
         self._decoder, self._all, self._carries = decoder, list(controllers), carries
 
     def close(self) -> None:
-        """Hands the thresholds over."""
+        """Stores the mean threshold."""
         if self.adaptive and self._carries:
             self._decoder._carried[:] = [sum(c.gamma for c in self._all) / len(self._all)]

@@ -1,4 +1,4 @@
-"""SpecVLM: speculative decoding of video LLMs whose draft reads a tenth of the video (arXiv 2508.16201, EMNLP 2025)."""
+"""SpecVLM: speculative decoding for video LLMs with a pruned video for the draft (arXiv 2508.16201, EMNLP 2025)."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ from saccade.inference.request import Request
 
 @dataclass
 class SpecVLM(DraftModelDecoder):
-    """Drafts a token tree from a pruned video and verifies it on the whole one; output is the target's own.
+    """Drafts token trees with a pruned video and verifies them with the whole video; lossless.
 
-    The draft keeps ``1 - prune_ratio`` of the video tokens: those that the target attended to while it read the
-    question, filled up evenly over the rest. One forward of the target verifies the tree, at any temperature.
+    The draft keeps ``1 - prune_ratio`` of the video tokens: those with the highest attention of the target from the
+    question, and evenly spaced ones of the others. One forward of the target verifies a tree, greedily or sampled.
 
     Args:
-        draft_model: A smaller model of the target's family: a path or hub id, loaded at the first use in the target's
-            precision and on its device, or a loaded model. ``None``: the target drafts for itself, with the same
-            weights and the video features it has already made.
-        prune_ratio: Share of the video tokens that the draft does not read, 0 to 1.
-        selector: Which tokens it keeps: ``two_stage``, ``uniform`` (needs no attention), ``attention``, ``random``,
-            ``window``, ``none``, ... (:data:`saccade.inference.reduction.selectors.SELECTORS`), or a selector
-            with settings of its own, whose ratio then counts.
-        tree: ``default`` (25 nodes, 5 deep), ``chain`` (5 nodes), or the nodes as paths of child ranks, for example
+        draft_model: A smaller model of the target's family: a path or hub id, loaded at first use in the target's
+            precision and on its device, or a loaded model. ``None`` drafts with the target itself, which reuses its
+            weights and video features.
+        prune_ratio: Share of the video tokens that the draft model does not read, 0 to 1.
+        selector: Which video tokens the draft model keeps: ``two_stage``, ``uniform`` (needs no attention),
+            ``attention``, ``random``, ``window``, ``none``, ...
+            (:data:`saccade.inference.reduction.selectors.SELECTORS`), or a selector object, whose own ``prune_ratio``
+            is then used.
+        tree: ``default`` (25 nodes, depth 5), ``chain`` (5 nodes), or the nodes as paths of child ranks, for example
             ``[[0], [1], [0, 0]]``.
         positions: Rotary positions of the draft after pruning: ``original`` keeps those of the whole prompt (ours),
-            ``compact`` counts what is left (the authors' code).
+            ``compact`` renumbers the kept tokens (the authors' code).
         engine: How forwards of both models run: the name of a kind, or all settings
             (:class:`saccade.inference.EngineConfig`).
 
     Raises:
-        ValueError: A setting outside its range, a draft that cannot be loaded or is of another family, a prompt
-            without a video, or a question that stands before it.
+        ValueError: A setting outside its range, a draft model that cannot be loaded or is of another family, a prompt
+            without a video, or a question before the video.
     """
 
     prune_ratio: float = 0.9
@@ -57,9 +58,12 @@ class SpecVLM(DraftModelDecoder):
         super().__post_init__()
         make_selector(self.selector, self.prune_ratio)
         if self.positions not in get_args(PositionRule):
-            raise ValueError(f"positions must be original or compact, got {self.positions!r}.")
+            raise ValueError(f"positions must be original or compact, got {self.positions!r}: choose one.")
         if isinstance(self.tree, str) and self.tree not in ("default", "chain"):
-            raise ValueError(f"tree must be default, chain or a list of paths of child ranks, got {self.tree!r}.")
+            raise ValueError(
+                f"tree must be default, chain or a list of paths of child ranks, got {self.tree!r}: list for example "
+                "[[0], [1], [0, 0]]."
+            )
         if self.tree == "chain":
             self._shape = StaticTree.chain(5)
         else:
@@ -67,15 +71,15 @@ class SpecVLM(DraftModelDecoder):
 
     @property
     def width(self) -> int:
-        """Nodes of the tree."""
+        """Number of drafted nodes of the tree."""
         return len(self._shape.paths)
 
     def recording(self, model: nn.Module) -> Recording:
-        """The attention on the video, where the selector looks at it."""
+        """Attention on the video if the selector needs scores."""
         return Recording(attention=make_selector(self.selector, self.prune_ratio).needs_scores)
 
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
-        """Drafts trees on a session over the pruned prompt."""
+        """Drafts trees with a session that reads the pruned video."""
         shared = self.draft_model is None
         video = pruned_video(self, model, request, self.selector, self.prune_ratio, self.positions, shared)
         draft = self.draft(model, request)

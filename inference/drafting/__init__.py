@@ -1,1 +1,1 @@
-"""Ways to propose tokens, one file each."""
+"""Drafters: each proposes tokens in its own way."""

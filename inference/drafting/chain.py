@@ -1,4 +1,4 @@
-"""Drafting a chain with a language model: one token after the other, until it is no longer sure."""
+"""Drafting chains with a language model: one token after the other while its confidence is high enough."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def confidence(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 class ChainDrafter(Drafter):
-    """Drafts with any forward that continues texts by one token; a subclass says which forward.
+    """Drafts chains with a forward that continues every text by one token; a subclass defines that forward.
 
-    A token whose probability (softmax of the raw logits at temperature 1) is below the row's threshold is still
-    proposed, and drafting stops there for that row.
+    A row stops drafting after a token whose probability (softmax of the raw logits at temperature 1) is below the
+    row's threshold; that token is still proposed.
 
     Args:
-        length: Most drafted tokens in a round, at least 1.
+        length: Maximum number of drafted tokens in a round, at least 1.
     """
 
     def __init__(self, length: int) -> None:
@@ -43,7 +43,7 @@ class ChainDrafter(Drafter):
 
     @abstractmethod
     def begin(self, state: GenerationState) -> Tensor:
-        """Logits ``[batch, vocabulary]`` behind the texts: the distribution of the first drafted token."""
+        """Logits ``[batch, vocabulary]`` after the texts: the distribution of the first drafted token."""
 
     @abstractmethod
     def step(self, state: GenerationState, tokens: Tensor) -> Tensor:
@@ -53,11 +53,11 @@ class ChainDrafter(Drafter):
         """Called when the draft is complete."""
 
     def thresholds(self, state: GenerationState) -> list[float]:
-        """Confidence below which a row stops drafting; 0 never stops."""
+        """Confidence threshold of every row; with 0 a row never stops early."""
         return [0.0] * len(state.texts)
 
     def draft(self, state: GenerationState, limits: Sequence[int]) -> Draft:
-        """Drafts until every row is unsure, at its limit, or ``length`` tokens long."""
+        """Drafts until every row is below its threshold, at its limit, or at ``length`` tokens."""
         limits = [min(limit, self.length) for limit in limits]
         thresholds = self.thresholds(state)
         counts = [0] * len(limits)
@@ -69,18 +69,18 @@ class ChainDrafter(Drafter):
             if state.sampling is None:
                 tokens = logits.argmax(-1, keepdim=True)
             else:
-                # closed rows draw nothing, so that a row's random numbers do not depend on its neighbours
+                # finished rows use no random numbers, so that those of a row do not depend on the other rows
                 uniforms = [stream.random() if row in open_rows else 0.5 for row, stream in enumerate(state.streams)]
-                drawn = state.session.pool.captured(("draft", state.sampling.warpers), state.sampling.proposals)
-                # a captured function's results are overwritten by its next call
+                propose = state.session.pool.captured(("draft", state.sampling.warpers), state.sampling.proposals)
                 points = to_device(uniforms, logits.device, torch.float64)
-                distribution, tokens = (made.clone() for made in drawn(logits, points))
+                # the next call of a captured function overwrites its results
+                distribution, tokens = (result.clone() for result in propose(logits, points))
                 distributions.append(distribution)
             columns.append(tokens)
             unsure: list[bool] = [False] * len(counts)
             if any(thresholds):
-                sure = state.session.pool.captured("confidence", confidence)(logits, tokens).tolist()
-                unsure = [share < threshold for share, threshold in zip(sure, thresholds, strict=True)]
+                confidences = state.session.pool.captured("confidence", confidence)(logits, tokens).tolist()
+                unsure = [value < threshold for value, threshold in zip(confidences, thresholds, strict=True)]
             for row in list(open_rows):
                 counts[row] += 1
                 if unsure[row] or counts[row] >= limits[row]:

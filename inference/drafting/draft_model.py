@@ -1,4 +1,4 @@
-"""Drafting a chain with a model of its own session: an independent, smaller one, or the target itself on less video."""
+"""Drafting chains with a session of its own: of a smaller model, or of the target with a pruned video."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from saccade.inference.state import GenerationState
 
 
 class DraftModelDrafter(SessionDrafter, ChainDrafter):
-    """Continues the texts with the draft model; its cache keeps what verification accepted.
+    """Continues the texts with the draft model; accepted tokens stay in its cache.
 
     Args:
         draft_session: The draft model's session.
-        length: Most drafted tokens in a round.
-        threshold: Confidence below which drafting stops; 0 never stops.
+        length: Maximum number of drafted tokens in a round.
+        threshold: Confidence below which drafting stops; 0 never stops early.
     """
 
     def __init__(self, draft_session: DraftSession, length: int, threshold: float = 0.0) -> None:
@@ -24,11 +24,11 @@ class DraftModelDrafter(SessionDrafter, ChainDrafter):
         self.threshold = threshold
 
     def begin(self, state: GenerationState) -> Tensor:
-        """Catches up with the committed texts: the whole prompt at first, one or two tokens later."""
+        """Reads the committed tokens that are not in the draft's cache: the prompt at first, later one or two."""
         return self.draft_session.catch_up(state)
 
     def step(self, state: GenerationState, tokens: Tensor) -> Tensor:
-        """One forward of the draft model."""
+        """Runs one forward of the draft model."""
         logits = self.draft_session.session.forward(tokens)[:, -1]
         self.draft_session.session.commit([[0]] * len(state.texts))
         return logits

@@ -1,4 +1,4 @@
-"""A draft model's session that follows the target's texts, with or without all of their video."""
+"""The draft model's session, which follows the committed texts of a generation."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from saccade.inference.state import GenerationState
 
 
 class DraftSession:
-    """Keeps a draft model's cache at the committed texts.
+    """Keeps the cache of a draft model in step with the committed texts.
 
-    Its session opens at the first call, when it is known how much of the prompts the draft reads: the buffers are as
-    long as that and no longer.
+    The session is opened by the first :meth:`catch_up`, when the length of the pruned prompts is known, so that its
+    buffers are no longer than needed.
 
     Args:
         model: The draft model, on the target's device and with its vocabulary.
-        extra: Slots beyond the prompts: new tokens and the widest step.
+        extra: Slots beyond the prompts, for new tokens and the widest step.
         prompts: Token ids of all prompts of the batch.
-        pool: Engines that are kept from call to call; ``None`` runs eagerly.
-        video: How much of the videos the draft reads; ``None`` for text.
+        pool: Where graph engines are kept between calls; ``None`` is a pool of default settings.
+        video: Prunes the videos that the draft reads; ``None`` for text.
     """
 
     def __init__(
@@ -41,8 +41,8 @@ class DraftSession:
         self.prompts = prompts
         self.rows = list(range(len(prompts)))
         self.prefill_seconds = 0.0
-        self._gone: list[int] = []  # tokens of every row's prompt that the draft does not read
-        self._open: Session | None = None
+        self._pruned: list[int] = []  # number of prompt tokens of every row that the draft does not read
+        self._opened: Session | None = None
 
     @property
     def session(self) -> Session:
@@ -51,30 +51,31 @@ class DraftSession:
         Raises:
             RuntimeError: Before the first :meth:`catch_up`.
         """
-        if self._open is None:
-            raise RuntimeError("the draft has not read its prompts yet: catch_up comes first.")
-        return self._open
+        if self._opened is None:
+            raise RuntimeError("the draft model has not read its prompts yet: call catch_up first.")
+        return self._opened
 
     def catch_up(self, state: GenerationState) -> Tensor:
-        """Reads what was committed since the last call: at first the prompts.
+        """Reads the tokens committed since the last call; the first call reads the prompts.
 
         Args:
             state: The generation.
 
         Returns:
-            Logits behind the texts, ``[batch, vocabulary]``.
+            Logits after the texts, ``[batch, vocabulary]``.
         """
-        if self._open is None:
+        if self._opened is None:
             begin = clock(state.session.device)
             logits = self._read_prompts(state)
             self.prefill_seconds = clock(state.session.device) - begin
             if self.video is None:
                 return logits
         session = self.session
-        ends = [len(text) - gone for text, gone in zip(state.texts, self._gone, strict=True)]
+        ends = [len(text) - pruned for text, pruned in zip(state.texts, self._pruned, strict=True)]
         session.truncate([end - 1 for end in ends])
         pending = [
-            text[length + gone :] for text, length, gone in zip(state.texts, session.lengths, self._gone, strict=True)
+            text[length + pruned :]
+            for text, length, pruned in zip(state.texts, session.lengths, self._pruned, strict=True)
         ]
         longest = max(len(tokens) for tokens in pending)
         padded = to_device([tokens + [0] * (longest - len(tokens)) for tokens in pending], session.device)
@@ -84,26 +85,26 @@ class DraftSession:
         return logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))[:, 0]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops finished rows."""
+        """Keeps the given rows and drops the others."""
         self.rows = [self.rows[row] for row in rows]
-        if self._open is not None:
-            self._open.keep(rows)
-            self._gone = [self._gone[row] for row in rows]
+        if self._opened is not None:
+            self._opened.keep(rows)
+            self._pruned = [self._pruned[row] for row in rows]
 
     def close(self) -> None:
-        """Gives the draft model back as it was."""
-        if self._open is not None:
-            self._open.__exit__(None, None, None)
+        """Closes the draft model's session."""
+        if self._opened is not None:
+            self._opened.close()
 
     @property
     def forwards(self) -> int:
-        """Forward calls of the draft model, its prefill included."""
-        return 0 if self._open is None else self._open.target_forwards
+        """Number of forward calls of the draft model, prefill included."""
+        return 0 if self._opened is None else self._opened.target_forwards
 
     @property
     def cache_bytes(self) -> int:
-        """Size of the draft's buffers."""
-        return 0 if self._open is None else self._open.storage.bytes
+        """Size of the draft model's key-value buffers in bytes."""
+        return 0 if self._opened is None else self._opened.storage.bytes
 
     def _read_prompts(self, state: GenerationState) -> Tensor:
         visual = None
@@ -112,38 +113,37 @@ class DraftSession:
             visual = self.video.prompts(self.model, state, self.rows, self.prompts)
             texts = [prompt.tokens for prompt in visual]
         read = [self.prompts[row] for row in self.rows] if visual is None else texts
-        session = Session(self.model, max(len(text) for text in read) + self.extra, pool=self.pool)
-        self._open = session.__enter__()
-        self._gone = [0] * len(texts)
+        self._opened = session = Session(self.model, max(len(text) for text in read) + self.extra, pool=self.pool)
+        self._pruned = [0] * len(texts)
         if visual is not None:
-            self._gone = [len(self.prompts[row]) - len(text) for row, text in zip(self.rows, texts, strict=True)]
+            self._pruned = [len(self.prompts[row]) - len(text) for row, text in zip(self.rows, texts, strict=True)]
         return session.prefill(texts, visual)
 
 
 class SessionDrafter(Drafter):
-    """A drafter whose state is a draft session; a subclass sets ``draft_session`` and writes how it drafts."""
+    """A drafter with a draft session; a subclass sets ``draft_session`` and defines ``draft``."""
 
     draft_session: DraftSession
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops finished rows from the draft's cache."""
+        """Keeps the given rows of the draft's cache and drops the others."""
         self.draft_session.keep(rows)
 
     def close(self) -> None:
-        """Gives the draft model back as it was."""
+        """Closes the draft model's session."""
         self.draft_session.close()
 
     @property
     def forwards(self) -> int:
-        """Forward calls of the draft model, its prefill included."""
+        """Number of forward calls of the draft model, prefill included."""
         return self.draft_session.forwards
 
     @property
     def cache_bytes(self) -> int:
-        """Size of the draft's buffers."""
+        """Size of the draft model's key-value buffers in bytes."""
         return self.draft_session.cache_bytes
 
     @property
     def prefill_seconds(self) -> float:
-        """Time of choosing and reading the draft's prompts."""
+        """Time in which the draft's prompts were pruned and read."""
         return self.draft_session.prefill_seconds

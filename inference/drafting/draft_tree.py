@@ -1,4 +1,4 @@
-"""Drafting a tree of fixed shape with a model of its own session (SpecVLM, arXiv 2508.16201, after EAGLE's trees)."""
+"""Drafting trees of fixed shape with a draft session (SpecVLM, arXiv 2508.16201, after EAGLE)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from saccade.inference.verification.draft import Draft
 
 
 class DraftTreeDrafter(SessionDrafter):
-    """Tries the best tokens of the draft model behind each other in a tree.
+    """Drafts a tree of the draft model's most likely tokens.
 
-    Tokens are picked, not drawn, so that strict sampling takes each for a certain proposal. A forward for each level
-    reads the root and all inner nodes so far with the tree as their mask: a few rows cost little more than one, and no
-    key of a node that was left behind is ever seen.
+    Tokens are picked and not sampled, so verification by sampling treats each as proposed with probability 1. One
+    forward per level reads the root and all inner nodes drafted so far, with the tree as its mask. Reading a few nodes
+    again costs little, and no node can attend to keys of another branch.
 
     Args:
         draft_session: The draft model's session.
-        tree: The shape.
+        tree: The shape of the tree.
     """
 
     def __init__(self, draft_session: DraftSession, tree: StaticTree) -> None:
         self.draft_session, self.tree = draft_session, tree
 
     def draft(self, state: GenerationState, limits: Sequence[int]) -> Draft:
-        """Proposes the tree, cut where no row can use deeper nodes."""
+        """Proposes the tree, cut at the depth that at least one row can use."""
         depth = min(self.tree.depth, max(limits))
         if depth == 0:
             return NoDraft().draft(state, limits)

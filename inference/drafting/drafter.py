@@ -1,4 +1,4 @@
-"""The contract of everything that proposes tokens, and the proposer that proposes none."""
+"""Base class of all drafters, and the drafter that proposes nothing."""
 
 from __future__ import annotations
 
@@ -10,48 +10,55 @@ from saccade.inference.verification.draft import Draft, Verdict
 
 
 class Drafter(ABC):
-    """Proposes tokens for the rounds of one generation; a subclass writes ``draft`` and keeps its state on itself."""
+    """Proposes tokens in every round of one generation.
+
+    Every generation creates a new drafter, so a drafter keeps its state in its own attributes. A subclass defines
+    :meth:`draft`.
+    """
 
     @abstractmethod
     def draft(self, state: GenerationState, limits: Sequence[int]) -> Draft:
-        """Proposes up to ``limits[b]`` tokens behind the text of every row.
+        """Proposes up to ``limits[b]`` tokens that continue the text of row ``b``.
 
         Args:
-            state: The generation. A drafter may run the target's session, but leaves its lengths as they were.
-            limits: Most tokens that a row can use before its length limit, at least 0.
+            state: The generation. A drafter may run the target's session, but must restore its lengths.
+            limits: Maximum number of tokens that each row can use before its length limit, at least 0.
 
         Returns:
             The proposals; a row may get fewer than its limit, or none.
         """
 
     def observe(self, state: GenerationState, draft: Draft, verdicts: Sequence[Verdict]) -> None:  # noqa: B027
-        """Learns what became of the last draft; called after the accepted tokens are in ``state.texts``."""
+        """Receives the outcome of the last draft; called after the accepted tokens are added to ``state.texts``.
+
+        Also called after the prefill, with an empty draft.
+        """
 
     def keep(self, rows: Sequence[int]) -> None:  # noqa: B027
-        """Drops the state of finished rows."""
+        """Keeps the state of the given rows and drops that of the others."""
 
     def close(self) -> None:  # noqa: B027
-        """Gives back what the drafter holds; called also after an error."""
+        """Frees what the drafter holds; also called after an error."""
 
     @property
     def forwards(self) -> int:
-        """Forward calls of a model of the drafter's own."""
+        """Number of forward calls of the drafter's model, if it has one."""
         return 0
 
     @property
     def cache_bytes(self) -> int:
-        """Size of key-value buffers of the drafter's own."""
+        """Size in bytes of the drafter's key-value buffers, if it has any."""
         return 0
 
     @property
     def prefill_seconds(self) -> float:
-        """Time until a model of the drafter's own has read the prompts."""
+        """Time in which the drafter's model, if it has one, read the prompts."""
         return 0.0
 
 
 class NoDraft(Drafter):
-    """Proposes nothing: every round is one token of the target's own."""
+    """Proposes nothing: every round gives one token of the target."""
 
     def draft(self, state: GenerationState, limits: Sequence[int]) -> Draft:
-        """No columns for every row."""
+        """An empty draft for every row."""
         return Draft.empty(len(state.texts), state.session.device)

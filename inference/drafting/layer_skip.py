@@ -1,4 +1,4 @@
-"""Drafting with the target itself, some sub-layers skipped, on the target's own cache (Draft & Verify)."""
+"""Drafting with the target's session while some of its sub-layers are skipped (Draft & Verify)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from saccade.inference.verification.draft import Draft, Verdict
 class ThresholdController:
     """The adaptive draft-exit threshold of Draft & Verify (arXiv 2309.08168, section 3.3, and its released code).
 
-    The running acceptance is ``AR <- beta1 AR + (1 - beta1) matched / drafted``. Where it is below ``alpha`` the
-    threshold is pulled up by ``epsilon``, else down, unless the draft already had its full length:
-    ``gamma <- beta2 gamma + (1 - beta2) (gamma +- epsilon)``.
+    The running acceptance rate is ``AR <- beta1 AR + (1 - beta1) matched / drafted``. The threshold becomes
+    ``gamma <- beta2 gamma + (1 - beta2) (gamma + step)``, where ``step`` is ``epsilon`` if ``AR`` is below ``alpha``,
+    0 if the draft had its full length, and ``-epsilon`` otherwise.
 
     Args:
         gamma: Confidence below which drafting stops.
-        alpha: Acceptance that is aimed at.
-        beta1: Weight of the old acceptance.
+        alpha: Target acceptance rate.
+        beta1: Weight of the old acceptance rate.
         beta2: Weight of the old threshold.
         epsilon: Step of the threshold.
+        acceptance: Running acceptance rate.
     """
 
     gamma: float = 0.6
@@ -36,7 +37,13 @@ class ThresholdController:
     acceptance: float = 0.0
 
     def update(self, matched: int, drafted: int, longest: int) -> None:
-        """Learns from a round that accepted ``matched`` of ``drafted`` tokens, with ``longest`` allowed."""
+        """Updates the threshold after a round.
+
+        Args:
+            matched: Number of accepted tokens.
+            drafted: Number of drafted tokens.
+            longest: Maximum number of drafted tokens in a round.
+        """
         if drafted == 0:
             return
         self.acceptance = self.beta1 * self.acceptance + (1 - self.beta1) * matched / drafted
@@ -45,17 +52,17 @@ class ThresholdController:
             aim = self.gamma + self.epsilon
         elif drafted != longest:
             aim = self.gamma - self.epsilon
-        # a threshold at 0 or 1 would never stop, or always stop, whatever the acceptance says (ours)
+        # with a threshold of 0 or 1 drafting would never or always stop, whatever the acceptance rate (ours)
         self.gamma = min(0.99, max(0.05, self.beta2 * self.gamma + (1 - self.beta2) * aim))
 
 
 class LayerSkipDrafter(ChainDrafter):
-    """Runs the target's session with its skipped sub-layers; the draft's keys are overwritten by the verification.
+    """Drafts with the target's session, sub-layers skipped; verification overwrites the keys that the draft writes.
 
     Args:
-        length: Most drafted tokens in a round.
+        length: Maximum number of drafted tokens in a round.
         controllers: One threshold controller for each row.
-        adaptive: Whether the controllers learn.
+        adaptive: Whether the thresholds are updated after each round.
     """
 
     def __init__(self, length: int, controllers: list[ThresholdController], adaptive: bool) -> None:
@@ -71,25 +78,25 @@ class LayerSkipDrafter(ChainDrafter):
         return self.step(state, tokens)
 
     def step(self, state: GenerationState, tokens: Tensor) -> Tensor:
-        """One forward of the kept sub-layers, behind what was drafted so far."""
+        """Runs one forward without the skipped sub-layers, after the tokens drafted so far."""
         logits = state.session.forward(tokens, skipped=True)[:, -1]
         state.session.commit([[0]] * len(state.texts))
         return logits
 
     def end(self, state: GenerationState) -> None:
-        """Rolls the cache back: the verification writes the same slots with all layers."""
+        """Rolls the cache back: verification writes the same slots with all layers."""
         state.session.truncate(self._before)
 
     def thresholds(self, state: GenerationState) -> list[float]:
-        """The controllers' thresholds."""
+        """The current threshold of every row."""
         return [controller.gamma for controller in self.controllers]
 
     def observe(self, state: GenerationState, draft: Draft, verdicts: Sequence[Verdict]) -> None:
-        """Lets the controllers learn from the round."""
+        """Updates the threshold of every row."""
         if self.adaptive:
             for controller, verdict, drafted in zip(self.controllers, verdicts, draft.counts, strict=True):
                 controller.update(len(verdict.path) - 1, drafted, self.length)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops the controllers of finished rows."""
+        """Keeps the controllers of the given rows and drops the others."""
         self.controllers = [self.controllers[row] for row in rows]

@@ -1,4 +1,4 @@
-"""Drafting by looking up what followed the last words earlier in the text (prompt lookup)."""
+"""Drafting by n-gram lookup: copies what followed an earlier occurrence of the last tokens (prompt lookup)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from saccade.inference.verification.draft import Draft, Verdict
 
 
 class NgramIndex:
-    """For every n-gram of a growing text, where its most recent occurrence ended; constant time for each token.
+    """Index of a growing text: where the most recent occurrence of every n-gram ends. Constant time for each token.
 
     Args:
-        largest: Longest n-gram that is indexed.
+        largest: Size of the longest n-gram that is indexed.
     """
 
     def __init__(self, largest: int) -> None:
@@ -26,8 +26,8 @@ class NgramIndex:
     def extend(self, tokens: Sequence[int]) -> None:
         """Appends tokens.
 
-        The n-grams that end with the very last token are indexed by the next call: a lookup of the text's end must
-        find an earlier place, not itself.
+        The n-grams that end with the last token are indexed by the next call, so that a lookup of the text's end finds
+        an earlier occurrence and not itself.
         """
         for token in tokens:
             end = len(self.text)
@@ -38,8 +38,14 @@ class NgramIndex:
     def lookup(self, count: int) -> list[int]:
         """The ``count`` tokens that followed the most recent earlier occurrence of the longest matching n-gram.
 
-        Where the text ends before ``count`` tokens, what stands between the two occurrences is repeated: a text that
-        repeats itself goes on in its period.
+        If fewer than ``count`` tokens follow, the tokens between the two occurrences are repeated, as in a periodic
+        text.
+
+        Args:
+            count: Number of tokens.
+
+        Returns:
+            ``count`` tokens, or none if no n-gram occurred before.
         """
         for size in range(min(self.largest, len(self.text) - 1), 0, -1):
             end = self._ends.get(tuple(self.text[-size:]))
@@ -50,11 +56,11 @@ class NgramIndex:
 
 
 class NgramDrafter(Drafter):
-    """Proposes the continuation of the longest n-gram of the text's end that occurred before, per row.
+    """Proposes, for each row, what followed the longest n-gram at the end of its text that occurred before.
 
     Args:
-        largest: Longest n-gram.
-        length: Most proposed tokens.
+        largest: Size of the longest n-gram.
+        length: Maximum number of proposed tokens.
     """
 
     def __init__(self, largest: int, length: int) -> None:
@@ -62,7 +68,7 @@ class NgramDrafter(Drafter):
         self._indices: list[NgramIndex] = []
 
     def draft(self, state: GenerationState, limits: Sequence[int]) -> Draft:
-        """Looks every row up; rows without a match get nothing."""
+        """Looks up the end of every text; rows without a match get no tokens."""
         proposals = [
             index.lookup(min(limit, self.length)) if limit > 0 else []
             for index, limit in zip(self._indices, limits, strict=True)
@@ -73,12 +79,12 @@ class NgramDrafter(Drafter):
         return Draft(tokens, [len(proposal) for proposal in proposals])
 
     def observe(self, state: GenerationState, draft: Draft, verdicts: Sequence[Verdict]) -> None:
-        """Indexes the tokens that were committed since the last round."""
+        """Indexes the tokens committed since the last round."""
         if not self._indices:
             self._indices = [NgramIndex(self.largest) for _ in state.texts]
         for index, text in zip(self._indices, state.texts, strict=True):
             index.extend(text[len(index.text) :])
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops the indices of finished rows."""
+        """Keeps the indices of the given rows and drops the others."""
         self._indices = [self._indices[row] for row in rows]

@@ -1,4 +1,4 @@
-"""Which sub-layers a draft skips: the file that the search writes, and a spread for when nobody has searched."""
+"""Sets of skipped sub-layers: the file that the layer search writes, and an evenly spread default."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from saccade.common.files import write_json
 from saccade.inference.huggingface.sublayer_skip import decoder_layers
 
 FORMAT = "saccade.skip_layers/1"
-AUTO_SHARE = 0.45  # SWIFT's ratio (arXiv 2410.06916); ours in where the skipped sub-layers lie
+AUTO_SHARE = 0.45  # SWIFT's ratio (arXiv 2410.06916); which sub-layers are skipped is our choice
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A short text that tells models apart: shapes of all weights, and a sample of their values.
+    """A short text that identifies a model by the shapes of its weights and a sample of their values.
 
-    The sample is rounded to bfloat16, so that one model has one fingerprint in float32 and bfloat16. Where weights are
-    sharded (ZeRO-3) there is no sample; such a fingerprint matches every model of the same shapes.
+    The sample is rounded to bfloat16, so that a model has the same fingerprint in float32 and in bfloat16. Sharded
+    weights (ZeRO-3) cannot be sampled; their fingerprint matches every model with the same shapes.
 
     Returns:
         ``"<shapes>-<values>"``, hexadecimal; ``<values>`` is ``sharded`` without a sample.
@@ -41,20 +41,28 @@ def model_fingerprint(model: nn.Module) -> str:
 
 
 def check_skip_set(skip: Any) -> None:
-    """Refuses what is no skip set: lists of layers, counted from 0, below ``attention`` and ``mlp``.
+    """Checks a skip set: a mapping with the keys ``attention`` and ``mlp`` to lists of layer indices from 0.
 
     Raises:
-        ValueError: Says what is wrong.
+        ValueError: It is not a skip set; the message says why.
     """
     if not isinstance(skip, Mapping):
-        raise ValueError(f"skip must be auto, a file of search-layers, or lists attention and mlp, got {skip!r}.")
+        raise ValueError(
+            f"skip must be auto, a path or a mapping with attention and mlp, got {skip!r}: write a skip file with "
+            "'saccade search-layers', or list the layers."
+        )
     if unknown := set(skip) - {"attention", "mlp"}:
-        raise ValueError(f"skip knows the keys attention and mlp, got {sorted(map(str, unknown))[0]!r}.")
+        raise ValueError(
+            f"skip must have no keys other than attention and mlp, got {sorted(map(str, unknown))[0]!r}: remove it."
+        )
     for kind, layers in skip.items():
         listed = isinstance(layers, Collection) and not isinstance(layers, str)
         wrong = [layer for layer in layers if type(layer) is not int or layer < 0] if listed else [layers]
         if wrong:
-            raise ValueError(f"skip.{kind} must list layers, counted from 0, got {wrong[0]!r}.")
+            raise ValueError(
+                f"skip.{kind} must be a list of layer indices of at least 0, got {wrong[0]!r}: write for example "
+                "[3, 5]."
+            )
 
 
 def write_skip_file(
@@ -64,17 +72,17 @@ def write_skip_file(
     mlp: Collection[int],
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes a skip set with the model's fingerprint, at once or not at all.
+    """Writes a skip set with the model's fingerprint, atomically.
 
     Args:
-        path: The file.
-        model: The model it was searched for.
+        path: The file; an existing skip file is replaced.
+        model: The model that it was searched for.
         attention: Layers whose attention is skipped.
         mlp: Layers whose MLP is skipped.
-        extra: Further entries, for example what the search measured.
+        extra: Further entries, for example measurements of the search.
 
     Raises:
-        ValueError: Another file is there.
+        ValueError: The path is a file that is not a skip file.
     """
     content = {
         "format": FORMAT,
@@ -88,13 +96,13 @@ def write_skip_file(
 
 
 def refuse_other_file(path: str | Path) -> None:
-    """Refuses to put a skip file in the place of a file that is none.
+    """Checks that writing a skip file would not replace a file of another kind.
 
     Args:
-        path: Where the skip file would go.
+        path: Where the skip file is to be written.
 
     Raises:
-        ValueError: Something else is there.
+        ValueError: The path is a file that is not a skip file.
     """
     if not Path(path).is_file():
         return
@@ -103,17 +111,21 @@ def refuse_other_file(path: str | Path) -> None:
     except ValueError:
         found = None
     if not isinstance(found, dict) or found.get("format") != FORMAT:
-        raise ValueError(f"{path} is there and is no skip file: choose another output, or move it away.")
+        raise ValueError(f"{path} exists and is not a skip file: choose another path, or move the file away.")
 
 
 def read_skip_file(path: str | Path, model: nn.Module) -> dict[str, list[int]]:
     """Reads a skip set and checks that it was searched for this model.
 
+    Args:
+        path: The skip file.
+        model: The model that will skip the layers.
+
     Returns:
         ``{"attention": [...], "mlp": [...]}``.
 
     Raises:
-        ValueError: No such file, not a skip file, or of another model.
+        ValueError: The file does not exist, is not a skip file, or was searched for another model.
     """
     path = Path(path)
     try:
@@ -121,14 +133,19 @@ def read_skip_file(path: str | Path, model: nn.Module) -> dict[str, list[int]]:
     except FileNotFoundError:
         raise ValueError(f"skip file {path} does not exist: write it with 'saccade search-layers'.") from None
     except (OSError, ValueError) as error:
-        raise ValueError(f"skip file {path} cannot be read ({error}): write it anew with search-layers.") from None
+        raise ValueError(
+            f"skip file {path} cannot be read ({error}): write it again with 'saccade search-layers'."
+        ) from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is not a skip file ({FORMAT}): write one with 'saccade search-layers'.")
     for name, kind in (("fingerprint", str), ("attention", list), ("mlp", list)):
         value = content.get(name)
         if not isinstance(value, kind) or not all(type(layer) is int for layer in value if kind is list):
             wanted = "text" if kind is str else "a list of layers"
-            raise ValueError(f"skip file {path}: {name} must be {wanted}, got {value!r}: write it anew.")
+            raise ValueError(
+                f"{name} of skip file {path} must be {wanted}, got {value!r}: write it again with 'saccade "
+                "search-layers'."
+            )
     theirs, ours = content["fingerprint"], model_fingerprint(model)
     same_values = theirs.split("-")[-1] == ours.split("-")[1] or "sharded" in (theirs + ours)
     if theirs.split("-")[0] != ours.split("-")[0] or not same_values:
@@ -141,7 +158,7 @@ def read_skip_file(path: str | Path, model: nn.Module) -> dict[str, list[int]]:
 
 
 def spread_skip_set(layers: int) -> dict[str, list[int]]:
-    """An even spread over 45 % of the sub-layers of all layers but the first and the last (ours).
+    """Skips 45 % of the sub-layers, evenly spread over all layers except the first and the last (ours).
 
     Args:
         layers: Number of decoder layers.

@@ -1,1 +1,1 @@
-"""The pool on which decoders stand: session, cache, synchronisation of ranks."""
+"""The engine that runs forwards for decoders: sessions, key-value cache, CUDA graphs, fused kernels, rank agreement."""

@@ -1,4 +1,4 @@
-"""Decode attention: a few new tokens, a chain or a tree, against a cache whose lengths the device knows."""
+"""Decode attention: a few new tokens, a chain or a tree, attend to a cache whose lengths are on the device."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ def reference_decode_attention(
     starts: Tensor | None = None,
     scaling: float | None = None,
 ) -> Tensor:
-    """What decode attention is, in plain torch (ours); the Triton kernel is tested against it.
+    """Reference implementation of decode attention in plain torch (ours); the Triton kernel is tested against it.
 
-    Node ``n`` of row ``b`` reads, of every KV head, the slots ``starts .. lengths - 1`` and, among the slots
-    ``lengths .. lengths + nodes - 1`` that hold the step's own keys, those of its ancestors and itself. Scores and sums
-    are kept in float32, or in float64 for float64 inputs.
+    A node of row ``b`` attends, in every KV head, to the slots ``starts .. lengths - 1`` and, of the step's own slots
+    ``lengths .. lengths + nodes - 1``, to those of its ancestors and itself. Scores and sums are computed in float32,
+    or in float64 for float64 inputs.
 
     Args:
         query: ``[batch, heads, nodes, head_dim]``, at most 64 nodes.
-        keys: ``[batch, kv_heads, slots, head_dim]``; ``kv_heads`` divides ``heads``. Slots that no node reads may hold
-            anything but NaN.
+        keys: ``[batch, kv_heads, slots, head_dim]``; ``kv_heads`` divides ``heads``. Slots that no node attends to must
+            not hold NaN; other values are ignored.
         values: Like ``keys``.
-        lengths: ``[batch]`` or, for heads of their own lengths, ``[batch, kv_heads]``: slots in use before the step.
+        lengths: Slots in use before the step, ``[batch]`` or, where KV heads differ in length, ``[batch, kv_heads]``.
         ancestors: ``[nodes]`` int64 (:attr:`saccade.inference.trees.TokenTree.ancestor_bits`).
         starts: First slot in use, of the shape of ``lengths``; ``None`` is 0.
-        scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
+        scaling: Factor of the scores; ``None`` is ``head_dim ** -0.5``.
 
     Returns:
         ``[batch, nodes, heads, head_dim]`` in the precision of ``query``.
@@ -61,16 +61,16 @@ def decode_attention(
     starts: Tensor | None = None,
     scaling: float | None = None,
 ) -> Tensor:
-    """Decode attention by the Triton kernel on CUDA, by :func:`reference_decode_attention` elsewhere and in float64.
+    """Decode attention with the Triton kernel on CUDA, otherwise, and in float64, with the reference.
 
     Args:
-        query: ``[batch, heads, nodes, head_dim]``; this and the others as in the reference.
+        query: ``[batch, heads, nodes, head_dim]``; this and the others as in :func:`reference_decode_attention`.
         keys: ``[batch, kv_heads, slots, head_dim]``.
         values: Like ``keys``.
         lengths: ``[batch]`` or ``[batch, kv_heads]``.
         ancestors: ``[nodes]`` int64.
         starts: Of the shape of ``lengths``, or ``None``.
-        scaling: Factor on the scores.
+        scaling: Factor of the scores.
 
     Returns:
         ``[batch, nodes, heads, head_dim]``.

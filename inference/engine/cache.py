@@ -1,4 +1,4 @@
-"""The preallocated key-value cache: written in place, rolled back by moving a length."""
+"""The preallocated key-value cache, which is written in place and rolled back by reducing lengths."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from saccade.inference.engine.captured import Captured
 
 
 class KVCache:
-    """Key and value buffers of one model for one batch; no slot is ever moved while a text only grows.
+    """Key and value buffers of one model for one batch; appending tokens moves no slots.
 
-    The buffers of a layer are allocated at its first write, in that write's precision and on its device, so that
-    models spread over devices work. Slots at and after a row's length hold rubbish that no mask shows.
+    The buffers of a layer are allocated at its first write, with the precision and on the device of what is written, so
+    that models spread over several devices work. Slots at and after a row's length are unused and always masked.
 
     Args:
         layers: Number of decoder layers.
         capacity: Slots of each row, in tokens.
-        captured: The buffers stay where they are and belong to CUDA graphs: moves within them may be graphs too.
+        captured: Whether the buffers are used by CUDA graphs; then :meth:`gather` runs as a graph too.
     """
 
     def __init__(self, layers: int, capacity: int, captured: bool = False) -> None:
@@ -38,9 +38,9 @@ class KVCache:
 
     @contextmanager
     def on_device(self, starts: Tensor) -> Iterator[None]:
-        """Within this context rows are written at ``starts`` ``[batch]``, a tensor, and whole buffers are returned.
+        """Context in which rows are written at ``starts`` ``[batch]``, a tensor, and whole buffers are returned.
 
-        Nothing that the host knows is read, so that a captured step stays right while texts grow.
+        Nothing is read from the host, so that a captured step stays valid while texts grow.
         """
         self._starts_on_device = starts
         try:
@@ -50,11 +50,11 @@ class KVCache:
 
     @property
     def start(self) -> int:
-        """First slot that the step in progress writes, of the longest row."""
+        """First slot that the current step writes in the longest row."""
         return max(self.starts)
 
     def place(self, starts: Sequence[int], tokens: int) -> None:
-        """Says where the next step writes: row ``b`` at slots ``starts[b] .. starts[b] + tokens - 1``.
+        """Sets where the next step writes: row ``b`` at slots ``starts[b] .. starts[b] + tokens - 1``.
 
         Raises:
             ValueError: The step does not fit in the buffers.
@@ -64,10 +64,12 @@ class KVCache:
         self.extent = max(starts) + tokens
         self._slots = None
         if self.extent > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens, this step needs {self.extent}: raise capacity.")
+            raise ValueError(
+                f"capacity must be at least {self.extent} tokens for this step, got {self.capacity}: raise it."
+            )
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes ``[batch, kv_heads, tokens, head_dim]`` and returns views of all slots in use."""
+        """Writes keys and values ``[batch, kv_heads, tokens, head_dim]`` and returns views of all slots in use."""
         if self.keys[layer] is None:
             batch, heads, _, _ = keys.shape
             self.keys[layer] = keys.new_zeros(batch, heads, self.capacity, keys.shape[-1])
@@ -95,49 +97,49 @@ class KVCache:
         return key_buffer[:, :, : self.extent], value_buffer[:, :, : self.extent]
 
     def gather(self, starts: Sequence[int], paths: Sequence[Sequence[int]]) -> None:
-        """Keeps the accepted path of every row's tree: slot ``starts[b] + paths[b][i]`` moves to ``starts[b] + i``.
+        """Moves the accepted path of every row to the front: slot ``starts[b] + paths[b][i]`` to ``starts[b] + i``.
 
-        All rows move at once, and where steps are graphs, all layers in one launch: moved one by one they would cost as
-        much as a forward of a small draft.
+        All rows are moved at once, and with CUDA graphs all layers in one launch: separate moves would take as long as
+        a forward of a small draft model.
 
         Args:
-            starts: First slot of every row's tree.
-            paths: Nodes of every row, ascending; none for a row that keeps nothing.
+            starts: First slot of the tree of every row.
+            paths: Accepted nodes of every row, ascending; empty for a row that keeps none.
         """
         width = max(len(path) for path in paths)
-        # what lies behind a shorter path is moved onto itself
-        moves = [[start, *path, *range(len(path), width)] for start, path in zip(starts, paths, strict=True)]
-        known = to_device(moves, self.buffers(0)[0].device)
+        # shorter paths are padded with slots that move onto themselves
+        padded = [[start, *path, *range(len(path), width)] for start, path in zip(starts, paths, strict=True)]
+        moves = to_device(padded, self.buffers(0)[0].device)
         if self._captured is None:
-            self._move(known)
+            self._move(moves)
             return
-        if known.shape not in self._moved:
-            # a capture runs the moves more than once, which must change nothing
-            self._moved.add(known.shape)
+        if moves.shape not in self._moved:
+            # capturing runs the function several times, so the first call of a shape moves every slot onto itself
+            self._moved.add(moves.shape)
             self._captured(
-                torch.cat([known[:, :1], torch.arange(width, device=known.device).expand(len(moves), -1)], 1)
+                torch.cat([moves[:, :1], torch.arange(width, device=moves.device).expand(len(moves), -1)], 1)
             )
-        self._captured(known)
+        self._captured(moves)
 
-    def _move(self, known: Tensor) -> None:
-        """Moves slots of all buffers; ``known`` ``[rows, 1 + width]`` holds starts and nodes."""
+    def _move(self, moves: Tensor) -> None:
+        """Moves slots of all buffers; ``moves`` ``[rows, 1 + width]`` holds the start and the nodes of every row."""
         for layer in range(len(self.keys)):
             for buffer in self.buffers(layer):
-                known = known.to(buffer.device)
-                starts, nodes = known[:, :1], known[:, 1:]
-                rows = torch.arange(len(known), device=buffer.device)[:, None]
+                moves = moves.to(buffer.device)
+                starts, nodes = moves[:, :1], moves[:, 1:]
+                rows = torch.arange(len(moves), device=buffer.device)[:, None]
                 target = starts + torch.arange(nodes.shape[1], device=buffer.device)
                 buffer[rows, :, target] = buffer[rows, :, starts + nodes]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops all rows but the given ones."""
+        """Keeps the given rows and drops the others, by copying the buffers."""
         for buffers in (self.keys, self.values):
             for layer, buffer in enumerate(buffers):
                 if buffer is not None:
                     buffers[layer] = buffer[list(rows)]
 
     def compact(self, rows: Sequence[int]) -> None:
-        """Moves the given rows, in ascending order, to the front; buffers stay where they are."""
+        """Moves the given rows, which must be ascending, to the front of the same buffers."""
         for buffer in (*self.keys, *self.values):
             if buffer is not None:
                 for place, row in enumerate(rows):
@@ -145,7 +147,7 @@ class KVCache:
                         buffer[place] = buffer[row]
 
     def clear(self) -> None:
-        """Gives the buffers back."""
+        """Frees the buffers."""
         self.keys, self.values = [None] * len(self.keys), [None] * len(self.values)
 
     @property
@@ -154,7 +156,7 @@ class KVCache:
         return sum(buffer.nbytes for buffer in (*self.keys, *self.values) if buffer is not None)
 
     def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
-        """Key and value buffer of a layer, ``[batch, kv_heads, capacity, head_dim]`` each.
+        """The key and the value buffer of a layer, ``[batch, kv_heads, capacity, head_dim]`` each.
 
         Raises:
             ValueError: The layer has not been written yet.

@@ -1,4 +1,4 @@
-"""How a decoder's forwards run: eagerly, or as replayed CUDA graphs; how long prompts are read; how much fits."""
+"""Settings of the engine: eager forwards or CUDA graphs, prefill chunks, capacity of the cache."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from typing import Any, Literal
 from saccade.common.checks import check_count, check_switch
 
 EngineKind = Literal["auto", "eager", "graph"]
-"""``eager`` runs the Hugging Face modules as they are; ``graph`` replays captured steps; ``auto`` chooses."""
+"""``eager`` calls the Hugging Face modules; ``graph`` replays captured steps; ``auto`` chooses."""
 
 KINDS: tuple[EngineKind, ...] = ("auto", "eager", "graph")
 
 
 @dataclass
 class EngineConfig:
-    """Settings of the pool that a decoder stands on. Its results do not depend on them beyond rounding.
+    """Settings of a decoder's engine. They do not change results, except by rounding.
 
     Args:
-        kind: ``eager`` calls the model's own modules for every step. ``graph`` keeps lengths, positions and tree masks
-            on the device and replays every step of a known width as one CUDA graph, with fused kernels for Llama,
-            Qwen2, Qwen3, Qwen2.5-VL and LLaVA-OneVision; its buffers stay with the decoder from call to call. ``auto``
-            is ``graph`` for those models on one CUDA device, and ``eager`` for everything else. Where a step cannot be
-            captured, both go on eagerly and say so once.
-        prefill_chunk: Prompts longer than this are read in pieces of this many tokens, which bounds memory.
-        capacity: Slots of each row in tokens, at least the longest text and the widest step; ``None`` is just enough.
-        check_model: Compare the logits of a model whose class the tests do not cover with the engine's, on a few tokens,
-            the first time that it is used, and refuse the model where they differ beyond rounding.
+        kind: ``eager`` calls the model's modules for every step. ``graph`` keeps lengths, positions and tree masks on
+            the device and replays every step as one CUDA graph, with fused kernels for Llama, Qwen2, Qwen3, Qwen2.5-VL
+            and LLaVA-OneVision; the decoder keeps the buffers between calls. ``auto`` is ``graph`` for models on one
+            CUDA device without hooks, and ``eager`` otherwise. If a step cannot be captured, decoding continues eagerly
+            with a warning.
+        prefill_chunk: Longer prompts are read in chunks of this many tokens, which limits memory.
+        capacity: Slots of each row in tokens, at least the longest text plus the widest step; ``None`` allocates what
+            is needed.
+        check_model: Compare the logits of a model whose class is not covered by the tests with those of its own
+            forward, on a few tokens at its first use, and refuse the model if they differ by more than rounding.
 
     Raises:
         ValueError: A setting outside its range.
@@ -40,7 +41,7 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"engine.kind must be one of {', '.join(KINDS)}, got {self.kind!r}.")
+            raise ValueError(f"engine.kind must be one of {', '.join(KINDS)}, got {self.kind!r}: choose one.")
         check_count("engine.prefill_chunk", self.prefill_chunk)
         check_switch("engine.check_model", self.check_model)
         if self.capacity is not None:
@@ -48,14 +49,17 @@ class EngineConfig:
 
     @classmethod
     def of(cls, given: EngineConfig | EngineKind | Mapping[str, Any]) -> EngineConfig:
-        """Settings from themselves, from the name of a kind, or from a mapping, as YAML hands them over.
+        """Settings from an ``EngineConfig``, from the name of a kind, or from a mapping, as read from YAML.
 
         Raises:
-            ValueError: The mapping has a key that is no setting.
+            ValueError: The mapping has an unknown key, or a setting is outside its range.
         """
         if isinstance(given, Mapping):
-            known = {item.name for item in fields(cls)}
-            if unknown := sorted(set(given) - known):
-                raise ValueError(f"engine knows the settings {', '.join(sorted(known))}, got {unknown[0]!r}.")
+            names = {item.name for item in fields(cls)}
+            if unknown := sorted(set(given) - names):
+                raise ValueError(
+                    f"engine must have only the settings {', '.join(sorted(names))}, got {unknown[0]!r}: rename or "
+                    "remove it."
+                )
             return cls(**given)
         return given if isinstance(given, EngineConfig) else cls(given)

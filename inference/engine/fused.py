@@ -1,8 +1,8 @@
-"""One decoding step of a Llama-shaped model in few kernels, on the weights of its Hugging Face modules.
+"""One decoding step of a Llama-like model in few kernels, with the weights of its Hugging Face modules.
 
-Seven launches a layer, nine for several rows: projections of the same input share one, and norms, biases, rotation,
-cache writes, gated activation and residual sums happen inside them. The weights stay where they are and are read once.
-Ours.
+A layer takes seven launches for one row and nine for several rows: projections of the same input share a launch, and
+norms, biases, rotary embeddings, cache writes, gated activations and residual sums are part of the same kernels. Each
+weight is read once and none is copied. The design is ours.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ def reference_linear(
     gated: bool = False,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Projections of one input with what surrounds them, in plain torch; defines the kernel.
+    """Projections of one input with norm, activation and residual sum, in plain torch; the reference of the kernel.
 
     Args:
         inputs: ``[rows, depth]``.
         weights: One to three matrices ``[outputs, depth]``; two of equal size when ``gated``.
         biases: One for each matrix, or ``None``.
-        norm: ``[depth]`` weights of an RMSNorm before, or ``None``.
-        eps: Of that norm.
+        norm: ``[depth]`` weights of an RMSNorm of the input, or ``None``.
+        eps: Epsilon of the RMSNorm.
         gated: Whether the result is ``silu(first) * second``.
         residual: ``[rows, outputs]``, added to the result, or ``None``.
 
     Returns:
-        ``[rows, outputs]``: those of all matrices side by side, or of one when ``gated``.
+        ``[rows, outputs]``: the outputs of all matrices, concatenated, or of one when ``gated``.
     """
     if norm is not None:
         inputs = rms_norm(inputs, norm, eps)
@@ -55,15 +55,15 @@ def reference_linear(
 def reference_add(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, norm: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """A projection onto the residual stream and the norm behind it; defines the kernel.
+    """Adds a projection to the residual stream and normalizes the sum; the reference of the kernel.
 
     Args:
         inputs: ``[rows, depth]``.
         weight: ``[outputs, depth]``.
         bias: ``[outputs]`` or ``None``.
         residual: ``[rows, outputs]``.
-        norm: ``[outputs]`` weights of the RMSNorm behind.
-        eps: Of that norm.
+        norm: ``[outputs]`` weights of the RMSNorm of the sum.
+        eps: Epsilon of the RMSNorm.
 
     Returns:
         The residual stream and its normalized form, ``[rows, outputs]`` each.
@@ -83,49 +83,49 @@ def reference_rotate(
     norms: tuple[Tensor, Tensor] | None = None,
     eps: float = 0.0,
 ) -> Tensor:
-    """Turns queries and keys by their positions and writes keys and values into the cache; defines the kernel.
+    """Applies rotary embeddings to queries and keys and writes keys and values; the reference of the kernel.
 
     Args:
-        packed: ``[batch * nodes, (heads + 2 * kv_heads) * head_dim]``: queries, keys, values side by side.
+        packed: ``[batch * nodes, (heads + 2 * kv_heads) * head_dim]``: queries, keys and values, concatenated.
         cos: ``[batch, nodes, head_dim]``.
         sin: Like ``cos``.
         lengths: ``[batch]``: the slot that node 0 is written to.
-        keys: ``[batch, kv_heads, slots, head_dim]``; written.
-        values: Like ``keys``.
-        norms: RMSNorm weights ``[head_dim]`` of queries and keys before they are turned, or ``None``.
-        eps: Of these norms.
+        keys: ``[batch, kv_heads, slots, head_dim]``, the key cache; written.
+        values: Like ``keys``, the value cache.
+        norms: RMSNorm weights ``[head_dim]`` of queries and keys before the rotation, or ``None``.
+        eps: Epsilon of these norms.
 
     Returns:
         Queries ``[batch, heads, nodes, head_dim]``.
     """
     batch, nodes, head_dim = cos.shape
     kv_heads = keys.shape[1]
-    apart = packed.view(batch, nodes, -1, head_dim)
-    query, key, value = apart.split([apart.shape[2] - 2 * kv_heads, kv_heads, kv_heads], 2)
+    heads = packed.view(batch, nodes, -1, head_dim)
+    query, key, value = heads.split([heads.shape[2] - 2 * kv_heads, kv_heads, kv_heads], 2)
     if norms is not None:
         query, key = rms_norm(query, norms[0], eps), rms_norm(key, norms[1], eps)
-    turned = []
+    rotated = []
     for part in (query, key):
         low, high = part.chunk(2, -1)
-        turned.append(part * cos[:, :, None] + torch.cat([-high, low], -1) * sin[:, :, None])
+        rotated.append(part * cos[:, :, None] + torch.cat([-high, low], -1) * sin[:, :, None])
     rows = torch.arange(batch, device=packed.device)[:, None]
     slots = lengths[:, None] + torch.arange(nodes, device=packed.device)
-    keys[rows, :, slots] = turned[1]
+    keys[rows, :, slots] = rotated[1]
     values[rows, :, slots] = value
-    return turned[0].transpose(1, 2)
+    return rotated[0].transpose(1, 2)
 
 
 def rms_norm(inputs: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMSNorm ``[..., depth]`` as transformers' modules compute it; defines the kernel."""
-    exact = inputs.float()  # in float64 too, as transformers' modules do: the engines shall not differ
+    """RMSNorm over the last dimension as in transformers; the reference of the kernel."""
+    exact = inputs.float()  # also for float64, as in transformers, so that fused and eager steps agree
     return weight * (exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)).to(inputs.dtype)
 
 
 class FusedStep:
-    """The model's forward for a few new tokens, its weights those of the Hugging Face modules at the time of the call.
+    """The model's forward for a few new tokens. Every call reads the current weights of the Hugging Face modules.
 
     Args:
-        model: A model for which :func:`why_not_fused` is empty.
+        model: A model for which :func:`why_not_fused` returns an empty string.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -147,27 +147,29 @@ class FusedStep:
         skipped_mlp: Collection[int] = (),
         observed: int | str | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Reads the tokens behind ``lengths``, whose keys and values it writes.
+        """Runs the model on tokens that follow the first ``lengths`` slots, and writes their keys and values.
 
         Args:
             tokens: ``[batch, nodes]`` ids.
             positions: ``[batch, nodes]`` rotary positions.
             lengths: ``[batch]`` slots in use.
             ancestors: ``[nodes]`` (:attr:`saccade.inference.trees.TokenTree.ancestor_bits`).
-            storage: The cache, allocated.
-            skipped_attention: Layers whose attention is left out.
-            skipped_mlp: Layers whose MLP is left out.
-            observed: Layer whose output is returned too, or ``"norm"`` for the final norm's; ``None`` for none.
+            storage: The cache, with allocated buffers.
+            skipped_attention: Layers whose attention is skipped.
+            skipped_mlp: Layers whose MLP is skipped.
+            observed: Layer whose output is also returned, or ``"norm"`` for the output of the final norm; ``None`` for
+                neither.
 
         Returns:
-            Logits ``[batch, nodes, vocabulary]``, and ``[batch, nodes, hidden]`` of the observed layer.
+            Logits ``[batch, nodes, vocabulary]``, and the output ``[batch, nodes, hidden]`` of the observed layer or
+            ``None``.
         """
         kernels = _kernels(self.base.embed_tokens.weight)
         batch, nodes = tokens.shape
         hidden = self.base.embed_tokens(tokens)
-        # new tokens stand at the same place on all axes of M-RoPE, so one of them says all
-        turns = self.base.rotary_emb(hidden, positions[None].expand(3, -1, -1) if self.axes else positions)
-        cos, sin = ((part[0] if part.ndim == 4 else part).expand(batch, nodes, -1).contiguous() for part in turns)
+        # a text token has the same position on all axes of M-RoPE, so the first axis is enough
+        angles = self.base.rotary_emb(hidden, positions[None].expand(3, -1, -1) if self.axes else positions)
+        cos, sin = ((part[0] if part.ndim == 4 else part).expand(batch, nodes, -1).contiguous() for part in angles)
         hidden = hidden.view(batch * nodes, -1)
         sublayers = [
             (index, layer, kind)
@@ -180,7 +182,7 @@ class FusedStep:
             for _, layer, kind in sublayers
         ]
         stream = _Stream(kernels, hidden, [*norms, self.base.norm])
-        # the residual stream is replaced, never written in place: what is noted stays
+        # every sub-layer makes a new residual stream and never writes in place, so a reference to it stays valid
         last = observed % len(self.layers) if isinstance(observed, int) else -1
         states = None
         for index, layer, kind in sublayers:
@@ -206,7 +208,7 @@ class FusedStep:
 
 
 class _Stream:
-    """The residual stream: one row is normalized by whoever reads it, several rows by whoever wrote them."""
+    """The residual stream. With one row the consumer applies the RMSNorm; with several rows the producer does."""
 
     def __init__(self, kernels: _Kernels, hidden: Tensor, norms: list[Any]) -> None:
         self.kernels, self.hidden, self.norms = kernels, hidden, norms
@@ -215,7 +217,7 @@ class _Stream:
         self.place = 0
 
     def enter(self, parts: Sequence[nn.Linear], gated: bool = False) -> Tensor:
-        """Projections of the normalized stream."""
+        """Projects the normalized stream, the input of a sub-layer."""
         weights, biases = [part.weight for part in parts], [part.bias for part in parts]
         if self.ready is not None:
             return self.kernels.linear(self.ready, weights, biases, gated=gated)
@@ -225,7 +227,7 @@ class _Stream:
         )
 
     def leave(self, inputs: Tensor, part: nn.Linear) -> None:
-        """Adds a projection to the stream."""
+        """Adds the output projection of a sub-layer to the stream."""
         self.place += 1
         if self.ready is None:
             self.hidden = self.kernels.linear(inputs, [part.weight], [part.bias], residual=self.hidden)
@@ -238,7 +240,7 @@ class _Stream:
 
 @dataclass(frozen=True)
 class _Kernels:
-    """What a step is made of: the definitions, or the kernels that compute the same."""
+    """The operations of a step: the torch references, or the Triton kernels that compute the same."""
 
     linear: Callable[..., Tensor] = reference_linear
     add: Callable[..., tuple[Tensor, Tensor]] = reference_add
@@ -262,27 +264,27 @@ _KNOWN_MODELS = {
     "Qwen2_5_VLForConditionalGeneration",
     "LlavaOnevisionForConditionalGeneration",
 }
-_KNOWN_PARTS = {"Qwen2Model", "Qwen2_5_VLTextModel", "LlamaModel", "Qwen3Model"}  # language parts of the last two
+_KNOWN_PARTS = {"Qwen2Model", "Qwen2_5_VLTextModel", "LlamaModel", "Qwen3Model"}  # language models of the last two
 
 
 def why_not_fused(model: nn.Module) -> str:
-    """Why :class:`FusedStep` cannot run a model, or an empty string.
+    """The reason why :class:`FusedStep` cannot run a model, or an empty string.
 
-    A model of another class, with hooks, with adapters, or spread over devices keeps its own modules: they run in the
-    captured graph as they are.
+    Models of other classes, with hooks, with adapters or spread over several devices are run with their own modules,
+    which may still be captured as a graph.
     """
     name = type(model).__name__
     if name not in _KNOWN_MODELS or type(language_part(model)).__name__ not in _KNOWN_PARTS | {name}:
-        return f"{name} is not one of the model classes that are known"
+        return f"{name} is not a supported model class"
     config = text_config(model)
     if config.hidden_act not in ("silu", "swish"):
         return f"its activation is {config.hidden_act}"
     part = language_part(model)
-    beside = [] if part is model else [("lm_head", model.get_submodule("lm_head"))]
-    weights = [*part.parameters(), *(weight for _, module in beside for weight in module.parameters())]
+    head = [] if part is model else [("lm_head", model.get_submodule("lm_head"))]
+    weights = [*part.parameters(), *(weight for _, module in head for weight in module.parameters())]
     if len({(weight.device, weight.dtype) for weight in weights}) > 1:
-        return "its weights lie on several devices or have several precisions"
-    for path, module in [*part.named_modules(), *beside]:
+        return "its weights are on several devices or have several precisions"
+    for path, module in [*part.named_modules(), *head]:
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return f"{path or name} has a hook or a changed forward"
         if path.rpartition(".")[2].endswith(("_proj", "lm_head")) and type(module) is not nn.Linear:

@@ -1,4 +1,4 @@
-"""Steps of a fixed width as replayed CUDA graphs over static buffers (ours)."""
+"""Steps of fixed width, captured as CUDA graphs over static buffers and replayed (ours)."""
 
 from __future__ import annotations
 
@@ -19,58 +19,57 @@ from saccade.inference.huggingface.sublayer_skip import SublayerSkip, layer_outp
 from saccade.inference.trees import MAX_NODES, TokenTree
 
 Attached = Callable[[bool], AbstractContextManager[None]]
+"""Makes a context in which the model's modules use the session's cache; ``True`` also skips its sub-layers."""
 
-
-"""Hands a model to its session for the time of a forward; true leaves the skipped sub-layers out."""
-
-
-_WARM_UPS = 2  # runs before a capture: kernels are compiled and libraries set up outside of it
+_WARM_UPS = 2  # runs before a capture, in which kernels are compiled and libraries are initialized
 
 
 class NotCapturedError(RuntimeError):
-    """A model's step cannot become a CUDA graph; it has not run."""
+    """A step cannot be captured as a CUDA graph. The step has not run."""
 
 
 @dataclass
 class Step:
-    """Static inputs of one step and, on a GPU, its graph.
+    """Static inputs of a step and, on a GPU, its graph.
 
     Args:
         tokens: ``[batch, nodes]`` ids.
-        known: All that the host knows beside them, in one piece: ``[2 * batch + 2 * nodes]``.
-        runs: How often the step has run.
+        layout: ``[2 * batch + 2 * nodes]``: lengths, offsets, depths and ancestor bits in one tensor, which is filled
+            with one copy from the host.
+        runs: Number of times the step has run.
         captured: The graph, and the logits and states that it writes.
     """
 
     tokens: Tensor
-    known: Tensor
+    layout: Tensor
     runs: int = 0
     captured: tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None] | None = field(default=None, repr=False)
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Views of ``known``.
+        """Views of ``layout``.
 
-        Slots in use ``[batch]``, what rotary positions are ahead of them ``[batch]``, depths ``[nodes]`` and ancestors'
-        bits ``[nodes]``.
+        Returns:
+            Slots in use ``[batch]``, offsets of rotary positions from slots ``[batch]``, depths ``[nodes]`` and
+            ancestor bits ``[nodes]``.
         """
         batch, nodes = self.tokens.shape
-        lengths, offsets, depths, ancestors = self.known.split([batch, batch, nodes, nodes])
+        lengths, offsets, depths, ancestors = self.layout.split([batch, batch, nodes, nodes])
         return lengths, offsets, depths, ancestors
 
 
 class GraphEngine:
-    """Runs a session's short forwards with everything that changes between them on the device.
+    """Runs the steps of a session as CUDA graphs; everything that changes between steps is on the device.
 
-    Rows that end leave the batch as it is captured: the others move to the front, the rest runs along unread. Steps are
-    padded to the next power of two of nodes, so that a few graphs serve all. Without a GPU the same steps run
-    uncaptured, which is what tests on a processor see.
+    The batch of a graph is fixed: when rows end, the others move to the front and the outputs of the rest are ignored.
+    Steps are padded to a power of two of nodes, so that a few graphs are enough. Without a GPU the same steps run
+    uncaptured, which lets tests run them on a CPU.
 
     Args:
-        model: The model; its weights are read where they lie at every step.
-        batch: Rows.
-        capacity: Slots of each row that texts may use; the widest padded step is added.
-        skip: Sub-layers that skipped steps leave out.
-        observed: Layer whose output is noted (:class:`saccade.inference.engine.recording.Recording`).
+        model: The model; every step reads its current weights.
+        batch: Number of rows.
+        capacity: Slots of each row for texts; the widest padded step is added.
+        skip: Sub-layers that steps with ``skipped=True`` skip.
+        observed: Layer whose output is recorded (:class:`saccade.inference.engine.recording.Recording`).
     """
 
     def __init__(
@@ -89,9 +88,9 @@ class GraphEngine:
         self._last_position = last_position(model)
         self._fused = None if why_not_fused(model) else FusedStep(model)
         self.proven = self._fused is not None
-        """Whether replayed steps are known to be right; a model's own modules may have been captured with a value of
-        the host that changes from step to step, so their first replay is compared with an eager step."""
-        self.replayed = False  # whether the last step had run before
+        """Whether replays are known to be correct. A capture of a model's own modules may contain a host value that
+        changes from step to step, so the session compares the first replay with an eager step."""
+        self.replayed = False  # whether the last step was not the first of its width
         self._steps: dict[tuple[int, bool], Step] = {}
         self._pool: Any = None
         self._signature = _addresses(model)
@@ -104,7 +103,7 @@ class GraphEngine:
         skip: SublayerSkip | None,
         observed: int | str | None = None,
     ) -> bool:
-        """Whether this engine's buffers and graphs serve another call."""
+        """Whether this engine's buffers and graphs can be used for a call with these arguments."""
         return (
             model is self.model
             and observed == self.observed
@@ -123,25 +122,25 @@ class GraphEngine:
         skipped: bool,
         attached: Attached,
     ) -> tuple[Tensor, Tensor | None]:
-        """Runs the model on new tokens; a capture at the first step of a width, replays later.
+        """Runs the model on new tokens. The first step of a width is captured, later ones are replayed.
 
         Args:
             tokens: ``[rows, nodes]`` ids.
             lengths: Slots in use of every row.
-            offsets: What every row's rotary positions are ahead of its slots.
+            offsets: Rotary position minus slot, for every row.
             tree: Shape of the tokens.
-            skipped: Leave out the skipped sub-layers.
-            attached: Hands the model's modules to the session; entered where they themselves run.
+            skipped: Skip the session's sub-layers.
+            attached: Context in which the model's own modules run.
 
         Returns:
-            Logits ``[rows, nodes, vocabulary]`` and the observed layer's output ``[rows, nodes, hidden]``, both
-            overwritten by the next step of this width.
+            Logits ``[rows, nodes, vocabulary]`` and the observed layer's output ``[rows, nodes, hidden]`` or ``None``.
+            The next step of this width overwrites both.
 
         Raises:
             ValueError: More than 64 nodes.
-            NotCapturedError: The step cannot be captured; eager forwards go on over the same cache.
+            NotCapturedError: The step cannot be captured; eager forwards can continue with the same cache.
         """
-        bits = tree.ancestor_bits  # refuses more than 64 nodes
+        bits = tree.ancestor_bits  # raises an error for more than 64 nodes
         rows, nodes = tokens.shape
         padded = min(MAX_NODES, 1 << (nodes - 1).bit_length())
         step = self._steps.get((padded, skipped))
@@ -153,13 +152,13 @@ class GraphEngine:
         step.runs += 1
         self.replayed = step.runs > 1
         step.tokens[:rows, :nodes].copy_(tokens)
-        # nobody looks at padding nodes: at depth 0 they see the prefix and the root
+        # padding nodes have depth 0 and see the prefix and the root; their outputs are not used
         extra = padded - nodes
         ended = [0] * (self.batch - rows)
-        known = [*lengths, *ended, *offsets, *ended, *tree.depths, *[0] * extra, *bits, *[1] * extra]
+        layout = [*lengths, *ended, *offsets, *ended, *tree.depths, *[0] * extra, *bits, *[1] * extra]
         on_gpu = tokens.device.type == "cuda"
-        # from pinned memory the host does not wait for the copy: it may be a whole draft ahead of the device
-        step.known.copy_(torch.tensor(known, pin_memory=on_gpu), non_blocking=True)
+        # with pinned memory the host does not wait for the copy and can be a whole draft ahead of the device
+        step.layout.copy_(torch.tensor(layout, pin_memory=on_gpu), non_blocking=True)
         if on_gpu:
             graph, logits, states = step.captured or self._capture(step, skipped, attached)
             graph.replay()
@@ -174,11 +173,11 @@ class GraphEngine:
             attention, mlp = skip_sets(self.skip) if skipped else (frozenset(), frozenset())
             return self._fused(step.tokens, positions, lengths, ancestors, self.storage, attention, mlp, self.observed)
         device_side = device_step(lengths, ancestors)
-        noted = layer_output(self.model, self.observed)
-        with attached(skipped), self.storage.on_device(lengths), device_side, noted as states:
+        recorded = layer_output(self.model, self.observed)
+        with attached(skipped), self.storage.on_device(lengths), device_side, recorded as states:
             logits: Tensor = self.model(
                 input_ids=step.tokens,
-                # any mask of four dimensions keeps transformers from making one; the device's bits say what is seen
+                # with a mask of four dimensions transformers builds none; the ancestor bits define what is seen
                 attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=step.tokens.device),
                 position_ids=positions,
                 past_key_values=self.cache,
@@ -192,7 +191,7 @@ class GraphEngine:
         side = torch.cuda.Stream(step.tokens.device)
         side.wait_stream(torch.cuda.current_stream(step.tokens.device))
         with torch.cuda.stream(side):
-            for _ in range(_WARM_UPS):  # they write behind the lengths, where the step itself writes again
+            for _ in range(_WARM_UPS):  # these write after the lengths, to the slots that the step writes again
                 self._run(step, skipped, attached)
         torch.cuda.current_stream(step.tokens.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
@@ -200,12 +199,12 @@ class GraphEngine:
             self._pool = torch.cuda.graph_pool_handle()
         try:
             with torch.cuda.graph(graph, pool=self._pool):
-                made = self._run(step, skipped, attached)
+                outputs = self._run(step, skipped, attached)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
             raise NotCapturedError(str(error).strip().splitlines()[0]) from error
-        step.captured = graph, *made
+        step.captured = graph, *outputs
         return step.captured
 
 
@@ -214,9 +213,9 @@ def _addresses(model: nn.Module) -> tuple[int, ...]:
 
 
 def why_not_captured(model: nn.Module) -> str:
-    """Why a model's steps should not be captured unasked, or an empty string.
+    """The reason why ``engine: auto`` does not capture a model's steps, or an empty string.
 
-    Hooks and changed forwards are code of the host: a graph would run them once, at its capture, and never again.
+    Hooks and replaced forwards run on the host: a graph would run them at its capture only, and not at replays.
     """
     for path, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):

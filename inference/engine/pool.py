@@ -1,4 +1,4 @@
-"""Graph engines kept from call to call, one for each model."""
+"""Graph engines that a decoder keeps between calls."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from saccade.inference.huggingface.sublayer_skip import SublayerSkip
 
 
 class EnginePool:
-    """Keeps the graph engines of a decoder from call to call, one for each model, and chooses the engine of a call.
+    """Keeps the graph engines of a decoder between calls, one for each model, and chooses the engine of a call.
 
     Args:
-        settings: Of the decoder.
+        settings: The engine settings of the decoder.
     """
 
     def __init__(self, settings: EngineConfig) -> None:
         self.settings = settings
-        self.uncaptured = False  # tests set it: the graphs' steps on a processor, one by one
+        self.uncaptured = False  # set by tests: run graph steps on a CPU, without capturing them
         self._idle: list[GraphEngine] = []
         self._refused: nn.Module | None = None
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._captured: dict[Hashable, Captured] = {}
 
     def captured(self, key: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of tensors as a graph, where this pool's engine makes graphs; else the function itself.
+        """The captured form of a function of tensors, or, if the engine is eager, the function itself.
 
         Args:
-            key: Names the function and all that it depends on beside its tensors.
+            key: Identifies the function and everything that it depends on besides its tensors.
             function: See :class:`saccade.inference.engine.captured.Captured`.
         """
         if self.settings.kind == "eager":
@@ -53,7 +53,19 @@ class EnginePool:
         synced: bool,
         observed: int | str | None = None,
     ) -> GraphEngine | None:
-        """An engine for one call, or ``None`` where steps run eagerly."""
+        """Takes an engine for one call out of the pool, or creates one.
+
+        Args:
+            model: The model.
+            batch: Number of rows.
+            capacity: Slots of each row.
+            skip: Sub-layers that skipped steps skip.
+            synced: Whether the forwards of several ranks are kept in step.
+            observed: Layer whose output is recorded.
+
+        Returns:
+            The engine, or ``None`` if steps run eagerly. Return it with :meth:`give_back`.
+        """
         kind = self.settings.kind
         if kind == "eager" or self._refused is model:
             return None
@@ -62,42 +74,42 @@ class EnginePool:
         if device.type != "cuda" and not self.uncaptured:
             reason = f"CUDA graphs need a CUDA device and the model is on {device.type}"
         elif synced:
-            reason = "sharded weights are gathered anew for every step"
+            reason = "sharded weights are gathered again for every step"
         elif len({weight.device for weight in model.parameters()}) > 1:
-            reason = "the model lies on several devices"
+            reason = "the model is on several devices"
         if reason and kind == "graph":
-            self._tell(f"{reason}, so steps run eagerly instead of as graphs.")
+            self._warn_once(f"{reason}, so steps run eagerly instead of as graphs.")
         if reason or (kind == "auto" and why_not_captured(model)):
             return None
         for index, engine in enumerate(self._idle):
             if engine.fits(model, batch, capacity, skip, observed):
                 return self._idle.pop(index)
-        # an idle engine of this model that does not fit would only hold memory
+        # free idle engines of this model: they do not fit the call and would only hold memory
         self._idle = [engine for engine in self._idle if engine.model is not model]
         grain = max(256, capacity // 8)
         if kind == "graph" and (slower := why_not_fused(model)):
-            self._tell(f"{type(model).__name__}'s own modules run in the graphs, without fused kernels: {slower}.")
+            self._warn_once(f"{type(model).__name__}'s own modules run in the graphs, without fused kernels: {slower}.")
         return GraphEngine(model, batch, -(-capacity // grain) * grain, skip, observed)
 
     def refuse(self, model: nn.Module, error: NotCapturedError) -> None:
-        """Remembers that a model's steps cannot be captured, and says so."""
+        """Makes later calls with this model run eagerly, with a warning, because its steps cannot be captured."""
         self._refused = model
-        self._tell(
+        self._warn_once(
             f"a step of {type(model).__name__} cannot be captured ({error}), so steps run eagerly instead of as graphs."
         )
 
-    def _tell(self, message: str) -> None:
-        """Warns once about each thing."""
-        if message not in self._told:
+    def _warn_once(self, message: str) -> None:
+        """Issues every warning once."""
+        if message not in self._warned:
             warnings.warn(f"engine: {message}", stacklevel=2)
-            self._told.add(message)
+            self._warned.add(message)
 
     def give_back(self, engine: GraphEngine) -> None:
-        """Keeps an engine for the next call."""
+        """Returns an engine to the pool, for later calls."""
         self._idle.append(engine)
 
     def clear(self) -> None:
-        """Frees the buffers and graphs."""
+        """Frees all buffers and graphs."""
         self._idle.clear()
         self._captured.clear()
         self._refused = None

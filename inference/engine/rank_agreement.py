@@ -1,9 +1,10 @@
-"""Keeps the forward calls of several processes in step when a model's weights are sharded over them.
+"""Keeps the forward calls of several ranks in step when the weights of a model are sharded over them.
 
-Under DeepSpeed ZeRO-3 or FSDP a forward gathers its weights from all ranks: a rank that makes a call alone waits for
-ever. Speculative decoding makes different numbers of calls, of different kinds (with and without skipped layers), on
-every rank. So before each call the ranks agree on a kind: whoever wants that kind makes the call, the others make a
-dummy call of the same kind and ask again. A rank that is done keeps answering until all are (design: ours).
+With DeepSpeed ZeRO-3 or FSDP every forward gathers weights from all ranks, so a rank that calls a forward alone waits
+for ever. In speculative decoding the ranks make different numbers of calls, of different kinds (with and without
+skipped layers). Before each call the ranks therefore agree on a kind: ranks that need this kind make their call, the
+others make a dummy call of the same kind and ask again. A rank that has finished joins in until all have finished. The
+design is ours.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ Result = TypeVar("Result")
 
 
 class RankAgreement:
-    """Agreement between ranks about which kind of forward comes next.
+    """Agrees with the other ranks on the kind of the next forward.
 
     Args:
-        dummies: For every kind of forward, in the same order on every rank, a call that runs it on a dummy input.
-        device: Device of the tensors exchanged: a GPU under NCCL, the CPU under gloo.
+        dummies: For every kind of forward a function that runs it on a dummy input; in the same order on every rank.
+        device: Device of the exchanged tensors: a GPU for NCCL, the CPU for gloo.
     """
 
     def __init__(self, dummies: Mapping[str, Callable[[], object]], device: torch.device) -> None:
@@ -32,7 +33,7 @@ class RankAgreement:
         self.dummy_calls = 0
 
     def call(self, kind: str, forward: Callable[[], Result]) -> Result:
-        """Runs ``forward``, a call of the given kind, as soon as it is that kind's turn."""
+        """Runs ``forward`` when the ranks agree on its kind, and dummy calls of other kinds until then."""
         while True:
             turn = self._agree(kind)
             if turn == kind:
@@ -40,7 +41,7 @@ class RankAgreement:
             self._dummy(turn)
 
     def drain(self) -> None:
-        """Answers the calls of the other ranks until none of them wants one."""
+        """Joins the calls of the other ranks with dummy calls until none of them needs another call."""
         while (turn := self._agree(None)) is not None:
             self._dummy(turn)
 

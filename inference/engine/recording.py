@@ -1,4 +1,4 @@
-"""What a session notes of a model beside its logits: attention on visual tokens, and hidden states."""
+"""What a session records besides logits: attention on visual tokens, and hidden states."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-QUERIES_AT_A_TIME = 64  # rows of attention that are held at once: 64 x 28 heads x 16k keys are 115 MB
+QUERIES_AT_A_TIME = 64  # limits memory: attention of 64 queries x 28 heads x 16k keys takes 115 MB
 _ACTIVE: ContextVar[AttentionRecorder | None] = ContextVar("saccade_visual_attention", default=None)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What a session shall note.
+    """What a session records.
 
     Args:
-        attention: How much the text behind the visual tokens attends to each of them, while prompts are read.
-        layer: Decoder layer whose output is noted at every forward, counted from 0, negative from the end (before the
-            final norm), or ``"norm"``, the last one's behind the final norm; ``None`` notes none.
+        attention: Whether to record, during the prefill, how much the text after the visual tokens attends to each of
+            them.
+        layer: Decoder layer whose output is recorded at every forward, counted from 0, or from the end where negative;
+            ``"norm"`` records the output of the final norm, ``None`` nothing.
     """
 
     attention: bool = False
@@ -29,14 +30,14 @@ class Recording:
 
 
 class AttentionRecorder:
-    """Mean attention on each visual token, of all heads and layers and of all queries behind the last one.
+    """Computes the mean attention on each visual token, over all heads, layers and text tokens after the last of them.
 
-    The score of SpecVLM's verifier guidance (arXiv 2508.16201), added up in float32 while the prompt is read once: the
-    queries of the text tail are few, and no map of the whole prompt is ever there.
+    This is the score of SpecVLM's verifier guidance (arXiv 2508.16201). It is accumulated in float32 during the
+    prefill, from the queries of the final text only, so the attention of the whole prompt is never in memory.
 
     Args:
-        visual: For every row ``[n]`` the places of its visual tokens, ascending.
-        lengths: Of the prompts.
+        visual: For every row the positions ``[n]`` of its visual tokens, ascending.
+        lengths: Length of every prompt.
     """
 
     def __init__(self, visual: Sequence[Tensor], lengths: Sequence[int]) -> None:
@@ -51,10 +52,10 @@ class AttentionRecorder:
 
     @contextmanager
     def recording(self, start: int) -> Iterator[None]:
-        """Within this context every attention of the model's layers is added.
+        """Context in which the attention of every layer is added to the scores.
 
         Args:
-            start: Place in the prompts of the forward's first token.
+            start: Position in the prompts of the first token of the forward.
         """
         self.start = start
         token = _ACTIVE.set(self)
@@ -64,12 +65,12 @@ class AttentionRecorder:
             _ACTIVE.reset(token)
 
     def add(self, query: Tensor, key: Tensor, scaling: float | None) -> None:
-        """Adds one layer's attention.
+        """Adds the attention of one layer.
 
         Args:
-            query: ``[batch, heads, tokens, head_dim]`` with positions turned in.
+            query: ``[batch, heads, tokens, head_dim]``, with rotary embeddings applied.
             key: ``[batch, kv_heads, slots, head_dim]`` of all tokens so far.
-            scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
+            scaling: Factor of the scores; ``None`` is ``head_dim ** -0.5``.
         """
         _, heads, tokens, head_dim = query.shape
         kv_heads = key.shape[1]
@@ -78,33 +79,33 @@ class AttentionRecorder:
             first, end = max(self.tails[row], self.start), min(self.lengths[row], self.start + tokens)
             for at in range(first, end, QUERIES_AT_A_TIME):
                 until = min(end, at + QUERIES_AT_A_TIME)
-                asked = query[row, :, at - self.start : until - self.start].float()
-                asked = asked.reshape(kv_heads, heads // kv_heads, until - at, head_dim)
-                scores = torch.einsum("kgqd,ksd->kgqs", asked, key[row, :, :until].float()) * scale
+                queries = query[row, :, at - self.start : until - self.start].float()
+                queries = queries.reshape(kv_heads, heads // kv_heads, until - at, head_dim)
+                scores = torch.einsum("kgqd,ksd->kgqs", queries, key[row, :, :until].float()) * scale
                 order = torch.arange(at, until, device=key.device)[:, None]
-                hidden = torch.arange(until, device=key.device) > order
-                weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+                future = torch.arange(until, device=key.device) > order
+                weights = scores.masked_fill(future, float("-inf")).softmax(-1)
                 self.sums[row] += weights[..., places].sum((0, 1, 2))
                 self.counts[row] += heads * (until - at)
 
     def scores(self) -> list[Tensor]:
-        """``[n]`` float32 for every row; each sums to at most 1."""
+        """Mean attention ``[n]`` float32 of every row; each sums to at most 1."""
         return [total / max(1, count) for total, count in zip(self.sums, self.counts, strict=True)]
 
 
 def active_recorder() -> AttentionRecorder | None:
-    """Who wants to see the attention that is computed now."""
+    """The active attention recorder, if any."""
     return _ACTIVE.get()
 
 
 @dataclass
 class Recorded:
-    """What a session has noted; one entry for each row.
+    """What a session has recorded; lists have one entry per row.
 
     Args:
-        scores: ``[n]`` attention on each visual token of a row's prompt.
-        visual_states: ``[n, hidden]`` states of its visual tokens.
-        states: ``[batch, nodes, hidden]`` of the last forward.
+        scores: Attention ``[n]`` on each visual token of the prompt.
+        visual_states: Hidden states ``[n, hidden]`` of the visual tokens.
+        states: Hidden states ``[batch, nodes, hidden]`` of the last forward.
     """
 
     scores: list[Tensor] = field(default_factory=list)
@@ -112,7 +113,7 @@ class Recorded:
     states: Tensor | None = None
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops finished rows."""
+        """Keeps the given rows and drops the others."""
         if self.scores:
             self.scores = [self.scores[row] for row in rows]
         if self.visual_states:

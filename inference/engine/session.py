@@ -1,4 +1,4 @@
-"""A session: one model, its preallocated cache and its positions, for one batch of texts."""
+"""Sessions: a model with a preallocated cache and positions for one batch of texts."""
 
 from __future__ import annotations
 
@@ -30,32 +30,31 @@ from saccade.inference.huggingface.sublayer_skip import SublayerSkip, layer_outp
 from saccade.inference.huggingface.visual_prompts import VisualPrompt
 from saccade.inference.trees import TokenTree
 
-# relative difference of the logits of a replayed and an eager step: their kernels round differently, and a mixture of
-# experts may choose another expert where two are level; a value that was captured by mistake changes much more
+# Maximum relative difference between the logits of a replayed and an eager step. Their kernels round differently, and a
+# mixture of experts may then choose another of two nearly equal experts; an invalid capture differs much more.
 _REPLAY_TOLERANCE = {torch.float64: 1e-6, torch.float32: 0.01}
 
 
 class Session:
-    """Drives a Hugging Face model over growing texts whose rows have their own lengths.
+    """Runs a Hugging Face model on a batch of growing texts, whose rows differ in length.
 
-    The model is changed while a forward runs, never between forwards. Use the session as a context manager: it frees
-    its cache at the end.
-    ``lengths[b]`` tokens of row ``b`` are in the cache. ``forward`` writes behind them without moving the lengths,
-    ``commit`` keeps what was accepted, ``truncate`` rolls back. Rolling back moves a number and nothing else.
+    ``lengths[b]`` tokens of row ``b`` are in the cache. ``forward`` writes after them without changing the lengths,
+    ``commit`` keeps the accepted tokens, and ``truncate`` rolls back; rolling back only changes lengths. The model is
+    changed only while a forward runs. Use a session as a context manager, which frees the cache at the end.
 
-    A session outlives a generation where it is handed to :meth:`saccade.inference.Decoder.start`: the next prompt then
-    reads only what the cache does not hold yet.
+    A session passed to :meth:`saccade.inference.Decoder.start` can be used for several generations: a later prompt then
+    reads only the tokens that are not in the cache.
 
     Args:
         model: A decoder-only Hugging Face model with full attention, for example Llama, Qwen2 or Qwen3.
         capacity: Slots of each row: the longest text plus the widest step.
-        skip: Sub-layers that ``forward(..., skipped=True)`` leaves out.
+        skip: Sub-layers that ``forward(..., skipped=True)`` skips.
         synced: Agree with the other ranks before every forward, as sharded weights (ZeRO-3, FSDP) need.
-        pool: Where graph engines are kept from session to session; ``None`` is a pool of default settings.
-        recording: What is recorded in ``recorded`` beside the logits; ``None`` records nothing.
+        pool: Where graph engines are kept between sessions; ``None`` is a pool of default settings.
+        recording: What is stored in ``recorded`` besides the logits; ``None`` records nothing.
 
     Raises:
-        ValueError: The model cannot be driven exactly (the message names the reason).
+        ValueError: The model is not supported; the message gives the reason.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Session:
         if wanted is not None and wanted < capacity:
             raise ValueError(
                 f"engine.capacity must be at least {capacity} tokens, the longest text and its widest step, got "
-                f"{wanted}: raise it, or leave it out."
+                f"{wanted}: raise it, or omit it."
             )
         self.capacity = capacity if wanted is None else wanted
         self.recording = recording or Recording()
@@ -86,7 +85,7 @@ class Session:
         self.offsets: list[int] = []
         self.target_forwards = 0
         self.draft_forwards = 0
-        self._texts: list[list[int]] = []  # tokens that are known to be in the cache, from the first on
+        self._texts: list[list[int]] = []  # known leading tokens of every row of the cache
         self._engine: GraphEngine | None = None
         self._new_storage()
         self._last_position = last_position(model)
@@ -94,7 +93,7 @@ class Session:
         self._in_use = False
         self._attention = SessionAttention(model)
         self.agreement = self._make_agreement() if synced else None
-        # Sharded weights are gathered into tensors that training uses again: those must not be inference tensors.
+        # sharded weights are gathered into tensors that training uses later, which must not be inference tensors
         self._grad_free = torch.no_grad if synced else torch.inference_mode
 
     def __enter__(self) -> Session:
@@ -106,17 +105,17 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Frees the cache, or gives the engine back to the pool; the session cannot be used any more."""
+        """Frees the cache, or returns the engine to the pool; the session cannot be used afterwards."""
         if not self._closed:
             self._closed = True
             self._free()
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Reserves the session for one generation at a time.
+        """Context that reserves the session for one generation.
 
         Raises:
-            ValueError: Another generation uses it, or it is closed.
+            ValueError: Another generation uses the session, or it is closed.
         """
         self._check_open()
         if self._in_use:
@@ -128,22 +127,22 @@ class Session:
             self._in_use = False
 
     def remember(self, texts: Sequence[Sequence[int]]) -> None:
-        """Notes which tokens the cache holds, so that the next prompt reads only what follows them.
+        """Records which tokens the cache holds, so that a later prompt reads only what follows them.
 
         Args:
-            texts: For every row the tokens that were read, and perhaps more.
+            texts: The tokens of every row; those after its length are ignored.
         """
         self._texts = [list(text[:length]) for text, length in zip(texts, self.lengths, strict=True)]
 
     def prefill(self, prompts: Sequence[Sequence[int]], visual: Sequence[VisualPrompt] | None = None) -> Tensor:
-        """Reads the prompts, padded on the right inside.
+        """Reads the prompts.
 
-        What the cache already holds of them, from their beginning on, is not read again: in a batch, as much as is
-        known of every row. Prompts with images or videos, and another number of rows, begin with an empty cache.
+        Leading tokens that the cache already holds are not read again; in a batch, as many as the cache holds of every
+        row. Prompts with images or videos, or a different number of rows, start with an empty cache.
 
         Args:
             prompts: One list of token ids for each row; lengths may differ.
-            visual: The same prompts with their images or videos; ``None`` is text alone.
+            visual: The same prompts with their images or videos; ``None`` for text only.
 
         Returns:
             Logits of the last token of every prompt, ``[batch, vocabulary]``.
@@ -190,18 +189,17 @@ class Session:
         self._texts = [list(prompt) for prompt in prompts]
         self.offsets = [0] * len(prompts) if visual is None else [prompt.offset for prompt in visual]
         if visual is not None:
-            self._texts = [[] for _ in prompts]  # the tokens alone do not say which images stand in their places
+            self._texts = [[] for _ in prompts]  # placeholder tokens do not tell which images or videos were read
         if recorder is not None:
             self.recorded.scores = recorder.scores()
         if visual is not None and states:
             whole = torch.cat(states, 1)
             self.recorded.visual_states = [whole[row, prompt.visual] for row, prompt in enumerate(visual)]
-        # the states behind the prompts judge the first token as a forward's states judge theirs
-        self.recorded.states = None
+        self.recorded.states = None  # states of the prompts; only those of later forwards are kept
         return torch.stack([row for row in last if row is not None])
 
     def _known(self, prompts: Sequence[Sequence[int]]) -> int:
-        """How many leading tokens of all prompts the cache holds; the last token of each is always read."""
+        """Number of leading tokens that the cache holds of every prompt; the last token of each is always read."""
         if len(prompts) != len(self.lengths) or any(self.offsets):
             return 0
         shared = []
@@ -225,7 +223,7 @@ class Session:
             self._engine = None
 
     def _allocate(self, batch: int) -> None:
-        """Takes an engine where the settings ask for one, and refuses a cache that the device cannot hold."""
+        """Takes an engine if the settings ask for one, and checks that the cache fits on the device."""
         layer = self.recording.layer
         self._engine = self.pool.lease(self.model, batch, self.capacity, self.skip, self.agreement is not None, layer)
         if self._engine is not None:
@@ -240,23 +238,24 @@ class Session:
                 )
 
     def forward(self, tokens: Tensor, tree: TokenTree | None = None, *, skipped: bool = False) -> Tensor:
-        """Runs the model on new tokens behind the committed ones; lengths do not move.
+        """Runs the model on new tokens after the committed ones, without changing the lengths.
 
         Args:
             tokens: ``[batch, nodes]`` token ids, node 0 of the tree first.
             tree: Shape of the tokens; ``None`` is a chain.
-            skipped: Leave out the session's skipped sub-layers.
+            skipped: Skip the session's sub-layers.
 
         Returns:
             Logits ``[batch, nodes, vocabulary]``.
 
         Raises:
-            ValueError: Other rows than the session has, more tokens than the cache holds, or the session is closed.
+            ValueError: A wrong number of rows, more tokens than fit in the cache, or the session is closed.
         """
         self._check_open()
         if len(tokens) != len(self.lengths):
             raise ValueError(
-                f"tokens has {len(tokens)} rows, but the session has {len(self.lengths)}: give one for each."
+                f"tokens must have {len(self.lengths)} rows, one for each row of the session, got {len(tokens)}: pass "
+                "tokens for the rows that are left."
             )
         nodes = tokens.shape[1]
         shape = TokenTree.chain(nodes - 1) if tree is None else tree
@@ -269,15 +268,19 @@ class Session:
                         tokens, self.lengths, self.offsets, shape, skipped, self._attached
                     )
                 if not self._engine.proven and self._engine.replayed:
-                    return self._proven(logits, tokens, shape, skipped)
+                    return self._prove_replay(logits, tokens, shape, skipped)
                 return logits
             except NotCapturedError as error:
                 self.pool.refuse(self.model, error)
                 self._engine = None
         return self._eager(tokens, shape, skipped)
 
-    def _proven(self, replayed: Tensor, tokens: Tensor, shape: TokenTree, skipped: bool) -> Tensor:
-        """The logits of a replayed step, if an eager one agrees; else those of the eager one, as from then on."""
+    def _prove_replay(self, replayed: Tensor, tokens: Tensor, shape: TokenTree, skipped: bool) -> Tensor:
+        """Compares a replayed step with an eager one. If they differ, later steps are eager too.
+
+        Returns:
+            The replayed logits if they agree with the eager ones, else the eager ones.
+        """
         states = self.recorded.states
         eager = self._eager(tokens, shape, skipped)
         difference = (replayed - eager).double().norm() / eager.double().norm()
@@ -301,13 +304,13 @@ class Session:
                 mask = slots <= (starts + depths)[..., None]
             else:
                 ancestors = shape.attention_mask.to(self.device)
-                offset = (slots - starts)[:, None]  # [rows, 1, slots]: below 0 is the prefix, then come the nodes
+                offset = (slots - starts)[:, None]  # [rows, 1, slots]: below 0 for the prefix, from 0 for the nodes
                 inside = (offset >= 0) & (offset < nodes)
                 seen = ancestors[:, offset[:, 0].clamp(0, nodes - 1)].transpose(0, 1)
                 mask = (offset < 0) | (inside & seen)
             mask = mask[:, None]
         offsets = torch.tensor(self.offsets, device=self.device)[:, None] if any(self.offsets) else 0
-        # only padding, whose logits nobody reads, can stand behind the context; learned positions end there
+        # only padding, whose logits are not used, can exceed the context, where learned position embeddings end
         positions = (starts + offsets + depths).clamp(max=self._last_position)
         return self._call({"input_ids": tokens}, mask, positions, 0, skipped)
 
@@ -316,10 +319,10 @@ class Session:
         return to_device(tokens, self.device)[:, None]
 
     def commit(self, paths: Sequence[Sequence[int]]) -> None:
-        """Keeps the tokens of an accepted path for every row and moves the lengths behind them.
+        """Keeps the tokens of an accepted path in every row and adds them to the lengths.
 
         Args:
-            paths: For every row the kept nodes of the last ``forward``, from the root downwards; may be empty.
+            paths: The kept nodes of the last ``forward`` for every row, from the root downwards; may be empty.
         """
         if any(path and path[-1] != len(path) - 1 for path in paths):
             with self._grad_free():
@@ -334,14 +337,20 @@ class Session:
             ValueError: A length is below 0.
         """
         if min(lengths, default=0) < 0:
-            raise ValueError(f"lengths must not be below 0, got {list(lengths)}.")
+            raise ValueError(
+                f"lengths must be at least 0, got {list(lengths)}: pass the number of tokens to keep in each row."
+            )
         self.lengths = [min(old, new) for old, new in zip(self.lengths, lengths, strict=True)]
         for row, (text, length) in enumerate(zip(self._texts, self.lengths, strict=True)):
-            if length < len(text):  # what is written there next may be another token
+            if length < len(text):  # other tokens may be written there
                 self._texts[row] = text[:length]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drops all rows but the given ones, in their order."""
+        """Keeps the given rows and drops the others.
+
+        Args:
+            rows: Indices of the rows to keep, ascending.
+        """
         with self._grad_free():
             if self._engine is None:
                 self.storage.keep(rows)
@@ -353,7 +362,7 @@ class Session:
         self.recorded.keep(rows)
 
     def drain(self) -> None:
-        """Takes part in the forwards of other ranks until all are done; nothing to do without ``synced``."""
+        """Joins the forwards of the other ranks until all have finished; does nothing without ``synced``."""
         if self.agreement is not None:
             with self._grad_free():
                 self.agreement.drain()
@@ -374,16 +383,16 @@ class Session:
                     logits_to_keep=keep,
                 ).logits
             self.recorded.states = taken[0] if taken else None
-            # a forward that does not know logits_to_keep returns the logits of all tokens
-            wanted = isinstance(keep, Tensor) and logits.shape[1] != len(keep)
-            return logits[:, keep] if wanted else logits
+            # a forward that ignores logits_to_keep returns the logits of all tokens
+            ignored = isinstance(keep, Tensor) and logits.shape[1] != len(keep)
+            return logits[:, keep] if ignored else logits
 
         with self._grad_free():
             return run() if self.agreement is None else self.agreement.call("draft" if skipped else "target", run)
 
     def _check_open(self) -> None:
         if self._closed:
-            raise ValueError("the session is closed and its cache is gone: work inside its with block.")
+            raise ValueError("the session is closed and its cache is freed: use it inside its with block.")
 
     def _count(self, skipped: bool) -> None:
         if skipped:
@@ -413,7 +422,7 @@ class Session:
 
 
 def _visual_piece(visual: Sequence[VisualPrompt], start: int, stop: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Embeddings ``[batch, tokens, hidden]`` and positions of a piece of all prompts, padded on the right."""
+    """Embeddings ``[batch, tokens, hidden]`` and positions of the tokens from ``start`` to ``stop`` of all prompts."""
     first = visual[0]
     width = stop - start
     embeddings = first.embeddings.new_zeros(len(visual), width, first.embeddings.shape[1])

@@ -23,7 +23,7 @@ def language_part(model: nn.Module) -> nn.Module:
     return next((part for path, part in model.named_modules() if path.split(".")[-1] == "language_model"), model)
 
 
-def base_model(model: nn.Module) -> nn.Module:
+def base_model(model: Any) -> Any:
     """The Hugging Face model inside wrappers of PEFT; the model itself where there are none."""
     while hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
         inner = model.get_base_model()

@@ -1,7 +1,7 @@
-"""Which video tokens a drafter keeps: budget, two-stage selection and the contract of every selector (SpecVLM).
+"""Selection of the video tokens that a draft model reads: base class, budget and two-stage selection.
 
-SpecVLM (EMNLP 2025, arXiv 2508.16201) prunes the video for the drafter only; the target verifies on all of it, so no
-choice made here can change the text. Numbers and tensors only: no model is touched.
+SpecVLM (EMNLP 2025, arXiv 2508.16201) prunes the video for the draft model only. The target verifies with the whole
+video, so the selection does not change the text.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ T = TypeVar("T")
 
 
 def video_budget(tokens: int, prune_ratio: float, released: bool = False) -> int:
-    """How many of the video tokens the drafter keeps: ``tokens - ceil(prune_ratio * tokens)``, on exact decimals.
+    """Number of kept video tokens: ``tokens - ceil(prune_ratio * tokens)``, computed with exact decimals.
 
     Args:
         tokens: Number of video tokens, at least 0.
-        prune_ratio: Share that is removed, in [0, 1]; 1 leaves nothing.
-        released: Computes ``floor(tokens * (1 - prune_ratio))`` in binary floating point, as the authors' code does:
-            it keeps one token less where ``1 - prune_ratio`` rounds down (1000 tokens at 0.9: 99, not 100).
+        prune_ratio: Share that is removed, in [0, 1].
+        released: Compute ``floor(tokens * (1 - prune_ratio))`` in binary floating point, as the authors' code does. It
+            gives one token less where ``1 - prune_ratio`` rounds down (1000 tokens at 0.9: 99, not 100).
 
     Raises:
         ValueError: A negative number of tokens, or a ratio outside [0, 1].
     """
     if tokens < 0:
-        raise ValueError(f"tokens must be 0 or more, got {tokens}: count the video placeholders of the prompt.")
+        raise ValueError(f"tokens must be at least 0, got {tokens}: count the video placeholders of the prompt.")
     check_share("prune_ratio", prune_ratio)
     if released:
         return math.floor(tokens * (1 - prune_ratio))
@@ -41,32 +41,33 @@ def video_budget(tokens: int, prune_ratio: float, released: bool = False) -> int
 
 
 def default_mass(prune_ratio: float) -> float:
-    """Lambda of stage I: 0.4 where more than 75 % is pruned, else 0.5 (the rule of the authors' first commit).
+    """Lambda of stage I: 0.4 for a ``prune_ratio`` above 0.75, otherwise 0.5.
 
-    Their later code has 0.4 for every ratio; the rule is the one behind their sweeps over ratios.
+    This rule is from the first commit of the authors' code, which their experiments over ratios used. Their later code
+    uses 0.4 for every ratio.
     """
     return 0.4 if prune_ratio > 0.75 else 0.5
 
 
 def evenly_spaced(count: int, picks: int, released: bool = False) -> Tensor:
-    """``picks`` of the indices 0 to ``count - 1``, evenly spaced: ``floor(i * (count - 1) / (picks - 1))``.
+    """Evenly spaced indices from 0 to ``count - 1``: ``floor(i * (count - 1) / (picks - 1))``.
 
-    Both ends are among them when there are two picks or more; a single pick is index 0.
+    With two picks or more both ends are included; a single pick is index 0.
 
     Args:
         count: Number of indices.
-        picks: How many to take, at most ``count``.
-        released: Takes ``torch.linspace`` truncated to integers, as the authors' code does; it may differ from the
-            exact formula by rounding, in one index now and then.
+        picks: Number of picked indices, at most ``count``.
+        released: Use ``torch.linspace`` truncated to integers, as the authors' code does; single indices may differ
+            from the exact formula by rounding.
 
     Returns:
         ``[picks]`` int64 on the CPU, ascending and distinct.
 
     Raises:
-        ValueError: More picks than indices, or a negative number.
+        ValueError: ``picks`` is negative or above ``count``.
     """
     if not 0 <= picks <= count:
-        raise ValueError(f"picks must be between 0 and count ({count}), got {picks}: take fewer.")
+        raise ValueError(f"picks must be between 0 and {count}, the count, got {picks}: pick fewer indices.")
     if released:
         return torch.linspace(0, count - 1, picks, dtype=torch.long)
     return torch.arange(picks) * (count - 1) // max(picks - 1, 1)
@@ -75,28 +76,28 @@ def evenly_spaced(count: int, picks: int, released: bool = False) -> Tensor:
 def two_stage_selection(
     scores: Tensor, prune_ratio: float, mass: float | None = None, *, released: bool = False
 ) -> Tensor:
-    """SpecVLM's selection (its section 3, and the released code): attention first, an even spread of the rest behind.
+    """SpecVLM's selection (section 3 of the paper, and the released code).
 
-    Stage I keeps the highest scores until they hold ``mass`` of the sum, at least one and at most the budget. Stage II
-    spends what is left of the budget on tokens evenly spaced over the others in their order (time, row, column). Where
-    the scores are so flat that stage I needs the whole budget, stage II is empty. Ties go to the earlier token.
+    Stage I keeps the tokens with the highest scores until they hold ``mass`` of the sum, at least one token and at most
+    the budget; of equal scores the earlier token. Stage II fills the budget with evenly spaced tokens of the others, in
+    the order of time, row and column. If the scores are so even that stage I takes the whole budget, stage II is empty.
 
-    The sorting runs on the host in float64, so that CPU and GPU choose the same tokens; 16,384 scores take about a
+    Scores are sorted on the CPU in float64, so that the result is the same on every device; 16,384 scores take about a
     millisecond.
 
     Args:
-        scores: ``[tokens]``, finite and not negative: mean attention that the text behind the video pays to each video
-            token. Only ratios matter. Any floating or integer type, on any device.
-        prune_ratio: Share of the tokens that is removed, in [0, 1]; 1 returns an empty tensor.
+        scores: ``[tokens]``, finite and at least 0: mean attention of the text after the video on each video token.
+            Only ratios between scores matter. Any floating or integer type, on any device.
+        prune_ratio: Share of the tokens that is removed, in [0, 1].
         mass: Lambda, the share of the attention that stage I collects, in [0, 1]; ``None`` is :func:`default_mass`.
-        released: Reproduces the authors' code: the budget in floating point and stage II by ``torch.linspace``. Their
-            code fails with a TypeError where stage I takes every token (ratio 0 with lambda 1); here all are returned.
+        released: Reproduce the authors' code: the budget in floating point, and stage II with ``torch.linspace``. Their
+            code raises a TypeError if stage I takes every token (ratio 0, lambda 1); here all tokens are returned.
 
     Returns:
-        ``[budget]`` int64 on the scores' device: kept indices, ascending.
+        ``[budget]`` int64 on the device of the scores: kept indices, ascending.
 
     Raises:
-        ValueError: Scores that are no vector, negative or not finite; a ratio or a mass outside [0, 1].
+        ValueError: Scores that are not a vector, negative or not finite; a ratio or a mass outside [0, 1].
     """
     if mass is not None:
         check_share("mass", mass)
@@ -116,33 +117,36 @@ def two_stage_selection(
 
 
 def checked_scores(scores: Tensor) -> Tensor:
-    """The scores on the host in float64.
+    """Checks scores and returns them on the CPU in float64.
 
     Raises:
-        ValueError: They are no vector, or hold a negative number, infinity or NaN.
+        ValueError: They are not a vector, or hold a negative number, infinity or NaN.
     """
     if scores.ndim != 1:
-        raise ValueError(f"scores must have one dimension [tokens], got shape {tuple(scores.shape)}: average the rest.")
-    host = scores.detach().to("cpu", torch.float64)
-    if not bool(((host >= 0) & (host < torch.inf)).all()):
         raise ValueError(
-            "scores must be finite and not negative, got another value: pass attention weights in float32."
+            f"scores must have one dimension [tokens], got shape {tuple(scores.shape)}: average over the others."
+        )
+    host = scores.detach().to("cpu", torch.float64)
+    valid = (host >= 0) & (host < torch.inf)
+    if not bool(valid.all()):
+        raise ValueError(
+            f"scores must be finite and at least 0, got {float(host[~valid][0])}: pass attention weights in float32."
         )
     return host
 
 
 @dataclass
 class VideoView:
-    """What a selector sees of the video of one row.
+    """The input of a selector: the video of one row.
 
     Args:
         tokens: Number of video tokens in the prompt.
-        scores: ``[tokens]`` float32, the target's attention on every video token; for selectors that need scores.
-        grid: Frames, rows and columns of the tokens; for selectors that need the grid. Tokens behind the grid
-            (LLaVA-OneVision ends its video with a newline embedding) belong to no frame.
-        features: ``[tokens, dim]`` embeddings of the tokens as the drafter reads them; for selectors that need them.
-        seed: Seed of the call; selectors that draw derive their random numbers from it, and from ``row``.
-        row: Row of the batch.
+        scores: ``[tokens]`` float32, the target's attention on every video token; for selectors with ``needs_scores``.
+        grid: Frames, rows and columns of the tokens; for selectors with ``needs_grid``. Tokens after the grid
+            (LLaVA-OneVision ends a video with a newline embedding) belong to no frame.
+        features: ``[tokens, dim]`` embeddings that the draft model reads; for selectors with ``needs_features``.
+        seed: Seed of the call; random selectors use it together with ``row``.
+        row: Index of the row in the batch.
 
     Raises:
         ValueError: Sizes that do not fit each other.
@@ -158,7 +162,7 @@ class VideoView:
     def __post_init__(self) -> None:
         if self.tokens < 0:
             raise ValueError(
-                f"tokens must be 0 or more, got {self.tokens}: count the video placeholders of the prompt."
+                f"tokens must be at least 0, got {self.tokens}: count the video placeholders of the prompt."
             )
         if self.scores is not None and tuple(self.scores.shape) != (self.tokens,):
             raise ValueError(
@@ -172,15 +176,15 @@ class VideoView:
             )
         if self.grid is not None and (min(self.grid) < 1 or math.prod(self.grid) > self.tokens):
             raise ValueError(
-                f"grid must be frames, rows and columns of at most {self.tokens} tokens, got {self.grid}: give it "
-                "after the merging of patches."
+                f"grid must be frames, rows and columns of at most {self.tokens} tokens, got {self.grid}: pass the "
+                "grid after patches are merged."
             )
 
     def need_scores(self) -> Tensor:
         """The scores.
 
         Raises:
-            ValueError: There are none.
+            ValueError: They are ``None``.
         """
         return self._need("scores", self.scores)
 
@@ -188,7 +192,7 @@ class VideoView:
         """The features.
 
         Raises:
-            ValueError: There are none.
+            ValueError: They are ``None``.
         """
         return self._need("features", self.features)
 
@@ -196,23 +200,25 @@ class VideoView:
         """The grid.
 
         Raises:
-            ValueError: There is none.
+            ValueError: It is ``None``.
         """
         return self._need("grid", self.grid)
 
     @staticmethod
     def _need(name: str, value: T | None) -> T:
         if value is None:
-            raise ValueError(f"the selector needs {name}, the view has none: pass them, or choose selector='uniform'.")
+            raise ValueError(
+                f"{name} must be given for this selector, got None: pass it in VideoView, or choose selector='uniform'."
+            )
         return value
 
 
 class VideoSelector(ABC):
-    """Chooses the video tokens that the drafter keeps; a subclass is a dataclass of settings.
+    """Selects the video tokens that the draft model reads; a subclass is a dataclass of settings.
 
-    Every selector has a ``prune_ratio``. ``needs_scores``, ``needs_grid`` and ``needs_features`` say what the view must
-    hold, so that a caller computes nothing in vain; ``budgeted`` says whether exactly :func:`video_budget` tokens are
-    kept, which a fair comparison needs.
+    Every selector has a ``prune_ratio``. ``needs_scores``, ``needs_grid`` and ``needs_features`` tell which fields of
+    :class:`VideoView` the selector reads; the others may be ``None``. ``budgeted`` tells whether it keeps exactly
+    :func:`video_budget` tokens, so that it can be compared with others at the same ratio.
     """
 
     needs_scores: ClassVar[bool] = False

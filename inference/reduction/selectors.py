@@ -1,4 +1,4 @@
-"""SpecVLM's selectors of video tokens, its baselines and its ablations, and their names."""
+"""Selectors of video tokens: SpecVLM's, its baselines and its ablations."""
 
 from __future__ import annotations
 
@@ -24,8 +24,25 @@ from saccade.inference.reduction.selector import (
 
 Place = Literal["front", "middle", "back"]
 
-GROUP = 4  # frames that one whole frame stands for in TemporalMerge
-REFERENCES = (0, 0, 0, 2)  # frame of the group that each frame of it is compared with; the first is kept whole
+GROUP = 4  # frames of a group in TemporalMerge, of which the first is kept whole
+REFERENCES = (0, 0, 0, 2)  # for each frame of a group the frame that it is compared with
+
+
+@dataclass
+class RatioSelector(VideoSelector):
+    """Base of selectors with the setting ``prune_ratio``.
+
+    Args:
+        prune_ratio: Share of the tokens that is removed.
+
+    Raises:
+        ValueError: A ratio outside [0, 1].
+    """
+
+    prune_ratio: float = 0.9
+
+    def __post_init__(self) -> None:
+        check_share("prune_ratio", self.prune_ratio)
 
 
 @dataclass
@@ -35,40 +52,36 @@ class NoPruning(VideoSelector):
     prune_ratio: ClassVar[float] = 0.0
 
     def select(self, view: VideoView) -> Tensor:
-        """All of them."""
+        """All tokens."""
         return torch.arange(view.tokens)
 
 
 @dataclass
-class RandomTokens(VideoSelector):
-    """Keeps tokens at random (a baseline of SpecVLM).
+class RandomTokens(RatioSelector):
+    """Keeps random tokens (a baseline of SpecVLM).
 
     Args:
         prune_ratio: Share of the tokens that is removed.
-        seed: Seed; the choice depends on it, on the call's seed and on the row, and on nothing else.
+        seed: Seed. The kept tokens depend only on it, on the seed of the call and on the row.
 
     Raises:
         ValueError: A ratio outside [0, 1].
     """
 
-    prune_ratio: float = 0.9
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        check_share("prune_ratio", self.prune_ratio)
-
     def select(self, view: VideoView) -> Tensor:
-        """Any subset of the budget's size with the same probability."""
+        """A random subset of the budget's size; all such subsets are equally likely."""
         seed = random.Random(f"{self.seed}/{view.seed}/{view.row}").getrandbits(63)
         order = torch.randperm(view.tokens, generator=torch.Generator().manual_seed(seed))
         return order[: video_budget(view.tokens, self.prune_ratio)].sort().values
 
 
 @dataclass
-class Uniform(VideoSelector):
-    """Keeps evenly spaced tokens of the flattened video, first and last included; needs no attention.
+class Uniform(RatioSelector):
+    """Keeps evenly spaced tokens of the flattened video, including the first and the last; needs no attention.
 
-    It is SpecVLM's second stage alone, which its authors recommend where attention is not to be had.
+    This is SpecVLM's second stage alone, which its authors recommend if attention is not available.
 
     Args:
         prune_ratio: Share of the tokens that is removed.
@@ -76,11 +89,6 @@ class Uniform(VideoSelector):
     Raises:
         ValueError: A ratio outside [0, 1].
     """
-
-    prune_ratio: float = 0.9
-
-    def __post_init__(self) -> None:
-        check_share("prune_ratio", self.prune_ratio)
 
     def select(self, view: VideoView) -> Tensor:
         """One token in every ``1 / (1 - prune_ratio)``."""
@@ -88,27 +96,26 @@ class Uniform(VideoSelector):
 
 
 @dataclass
-class Window(VideoSelector):
-    """Keeps a contiguous stretch of the flattened video (a baseline of SpecVLM).
+class Window(RatioSelector):
+    """Keeps a contiguous part of the flattened video (a baseline of SpecVLM).
 
     Args:
         prune_ratio: Share of the tokens that is removed.
-        place: Where the stretch lies.
+        place: Which part is kept: ``front``, ``middle`` or ``back``.
 
     Raises:
         ValueError: A ratio outside [0, 1], or an unknown place.
     """
 
-    prune_ratio: float = 0.9
     place: Place = "middle"
 
     def __post_init__(self) -> None:
-        check_share("prune_ratio", self.prune_ratio)
+        super().__post_init__()
         if self.place not in get_args(Place):
             raise ValueError(f"place must be one of {', '.join(get_args(Place))}, got {self.place!r}: choose one.")
 
     def select(self, view: VideoView) -> Tensor:
-        """The stretch."""
+        """The tokens of the kept part."""
         budget = video_budget(view.tokens, self.prune_ratio)
         spare = view.tokens - budget
         start = {"front": 0, "middle": spare // 2, "back": spare}[self.place]
@@ -116,8 +123,8 @@ class Window(VideoSelector):
 
 
 @dataclass
-class AttentionOnly(VideoSelector):
-    """Keeps the tokens of the highest scores: SpecVLM's first stage alone. Ties go to the earlier token.
+class AttentionOnly(RatioSelector):
+    """Keeps the tokens with the highest scores: SpecVLM's first stage alone. Of equal scores the earlier is kept.
 
     Args:
         prune_ratio: Share of the tokens that is removed.
@@ -129,20 +136,15 @@ class AttentionOnly(VideoSelector):
     needs_scores: ClassVar[bool] = True
     descending: ClassVar[bool] = True
 
-    prune_ratio: float = 0.9
-
-    def __post_init__(self) -> None:
-        check_share("prune_ratio", self.prune_ratio)
-
     def select(self, view: VideoView) -> Tensor:
-        """The best of the budget."""
+        """The tokens with the highest scores, as many as the budget."""
         order = checked_scores(view.need_scores()).sort(descending=self.descending, stable=True).indices
         return order[: video_budget(view.tokens, self.prune_ratio)].sort().values
 
 
 @dataclass
 class ReversedAttention(AttentionOnly):
-    """Keeps the tokens of the lowest scores: shows what the guidance is worth (an ablation of SpecVLM).
+    """Keeps the tokens with the lowest scores: an ablation of SpecVLM that measures the effect of the scores.
 
     Args:
         prune_ratio: Share of the tokens that is removed.
@@ -155,14 +157,14 @@ class ReversedAttention(AttentionOnly):
 
 
 @dataclass
-class TwoStage(VideoSelector):
-    """SpecVLM's selection: the tokens that hold most of the attention, and an even spread of the others.
+class TwoStage(RatioSelector):
+    """SpecVLM's selection: the tokens with most of the attention, and evenly spaced ones of the others.
 
     Args:
         prune_ratio: Share of the tokens that is removed.
-        mass: Share of the attention that the first stage collects (the paper's lambda); ``None`` is 0.4 where more
-            than 75 % is pruned and 0.5 elsewhere.
-        released: Rounds as the authors' code does (:func:`saccade.inference.reduction.selector.video_budget`).
+        mass: Share of the attention that the first stage collects (lambda of the paper); ``None`` is 0.4 for a
+            ``prune_ratio`` above 0.75, otherwise 0.5.
+        released: Round as the authors' code does (:func:`saccade.inference.reduction.selector.video_budget`).
 
     Raises:
         ValueError: A ratio or a mass outside [0, 1].
@@ -170,26 +172,25 @@ class TwoStage(VideoSelector):
 
     needs_scores: ClassVar[bool] = True
 
-    prune_ratio: float = 0.9
     mass: float | None = None
     released: bool = False
 
     def __post_init__(self) -> None:
-        check_share("prune_ratio", self.prune_ratio)
+        super().__post_init__()
         if self.mass is not None:
             check_share("mass", self.mass)
 
     def select(self, view: VideoView) -> Tensor:
-        """Both stages."""
+        """The tokens of both stages."""
         scores = view.need_scores()
         return two_stage_selection(scores, self.prune_ratio, self.mass, released=self.released).cpu()
 
 
 @dataclass
-class WholeFrames(VideoSelector):
-    """Keeps evenly spaced frames whole, at least one (an ablation of SpecVLM); tokens behind the grid stay.
+class WholeFrames(RatioSelector):
+    """Keeps evenly spaced whole frames, at least one, and tokens after the grid (an ablation of SpecVLM).
 
-    Not matched to the budget: ``max(1, floor(frames * (1 - prune_ratio)))`` frames are kept.
+    Does not keep exactly the budget, but ``max(1, floor(frames * (1 - prune_ratio)))`` frames.
 
     Args:
         prune_ratio: Share of the frames that is removed.
@@ -201,11 +202,6 @@ class WholeFrames(VideoSelector):
     needs_grid: ClassVar[bool] = True
     budgeted: ClassVar[bool] = False
 
-    prune_ratio: float = 0.9
-
-    def __post_init__(self) -> None:
-        check_share("prune_ratio", self.prune_ratio)
-
     def select(self, view: VideoView) -> Tensor:
         """The tokens of the kept frames."""
         keep, frames = _frames(view)
@@ -214,14 +210,15 @@ class WholeFrames(VideoSelector):
 
 
 @dataclass
-class FrameSimilarity(VideoSelector):
-    """Drops the frames that resemble the frame before them most (an ablation of SpecVLM); tokens behind the grid stay.
+class FrameSimilarity(RatioSelector):
+    """Removes the frames that are most similar to their previous frame (an ablation of SpecVLM).
 
-    Resemblance is the mean cosine between tokens at the same place; the first frame resembles none. Not matched to the
-    budget: ``floor(frames * prune_ratio)`` whole frames are dropped. Ties drop the earlier frame.
+    Similarity is the mean cosine between tokens at the same place of both frames; the first frame is removed last. Does
+    not keep exactly the budget, but removes ``floor(frames * prune_ratio)`` whole frames, of equal ones the earlier.
+    Tokens after the grid are kept.
 
     Args:
-        prune_ratio: Share of the frames that is dropped.
+        prune_ratio: Share of the frames that is removed.
 
     Raises:
         ValueError: A ratio outside [0, 1].
@@ -230,35 +227,30 @@ class FrameSimilarity(VideoSelector):
     needs_grid: ClassVar[bool] = True
     needs_features: ClassVar[bool] = True
     budgeted: ClassVar[bool] = False
-
-    prune_ratio: float = 0.9
-
-    def __post_init__(self) -> None:
-        check_share("prune_ratio", self.prune_ratio)
 
     def select(self, view: VideoView) -> Tensor:
         """The tokens of the kept frames."""
         keep, frames = _frames(view)
         frames[:] = True
         count = len(frames)
-        likeness = _cosines(view, [max(0, frame - 1) for frame in range(count)]).mean(1)
-        likeness[0] = -torch.inf
-        drop = math.floor(as_written(self.prune_ratio) * count)
-        frames[likeness.sort(descending=True, stable=True).indices[:drop]] = False
+        similarity = _cosines(view, [max(0, frame - 1) for frame in range(count)]).mean(1)
+        similarity[0] = -torch.inf
+        removed = math.floor(as_written(self.prune_ratio) * count)
+        frames[similarity.sort(descending=True, stable=True).indices[:removed]] = False
         return keep.nonzero()[:, 0]
 
 
 @dataclass
-class TemporalMerge(VideoSelector):
-    """Keeps, in groups of four frames, the first whole and of the others what changed (like DyCoke, arXiv 2411.15024).
+class TemporalMerge(RatioSelector):
+    """Keeps the first frame of every group of four, and the changed tokens of the others (like DyCoke, 2411.15024).
 
-    Of the second, third and fourth frame stay the ``floor(0.75 * (1 - prune_ratio) * places)`` tokens with the lowest
-    cosine to the token at the same place of the first, first and third frame. Redundant tokens are dropped, not
-    averaged. **Not matched to the budget**: a quarter of the video stays at every ratio; at 0.9 and 196 places about
-    30 % is kept. Tokens behind the grid stay. An ablation of SpecVLM.
+    Of the second, third and fourth frame, the ``floor(0.75 * (1 - prune_ratio) * places)`` tokens are kept that have
+    the lowest cosine to the token at the same place of the first, first and third frame. Other tokens are dropped, not
+    averaged. **Does not keep exactly the budget**: a quarter of the video is kept at every ratio; with 0.9 and 196
+    places about 30 % is kept. Tokens after the grid are kept. An ablation of SpecVLM.
 
     Args:
-        prune_ratio: Sets how much of three frames in four is removed.
+        prune_ratio: Share that is removed of the second, third and fourth frames, approximately.
 
     Raises:
         ValueError: A ratio outside [0, 1].
@@ -267,11 +259,6 @@ class TemporalMerge(VideoSelector):
     needs_grid: ClassVar[bool] = True
     needs_features: ClassVar[bool] = True
     budgeted: ClassVar[bool] = False
-
-    prune_ratio: float = 0.9
-
-    def __post_init__(self) -> None:
-        check_share("prune_ratio", self.prune_ratio)
 
     def select(self, view: VideoView) -> Tensor:
         """The first frame of every group and the changed tokens of the others."""
@@ -297,15 +284,15 @@ SELECTORS: dict[str, type[VideoSelector]] = {
     "frame_similarity": FrameSimilarity,
     "temporal": TemporalMerge,
 }
-"""Names under which a decoder takes a selector with its default settings."""
+"""The names by which a decoder's ``selector`` setting accepts a selector with default settings."""
 
 
 def make_selector(given: VideoSelector | str, prune_ratio: float) -> VideoSelector:
-    """A selector from itself or from its name.
+    """Returns a selector, created if it is given by name.
 
     Args:
-        given: A selector, returned as it is; or a name of ``SELECTORS``.
-        prune_ratio: The ratio of a selector that is given by name; ``none`` has no use for it.
+        given: A selector, which is returned unchanged, or a name of ``SELECTORS``.
+        prune_ratio: The ratio of a selector that is given by name; ``none`` ignores it.
 
     Raises:
         ValueError: An unknown name, or a ratio outside [0, 1].
@@ -323,7 +310,7 @@ def make_selector(given: VideoSelector | str, prune_ratio: float) -> VideoSelect
 
 
 def _frames(view: VideoView) -> tuple[Tensor, Tensor]:
-    """Marks of the kept tokens, and their view ``[frames, places]``: none kept yet but the tokens behind the grid."""
+    """A mask of kept tokens, in which only tokens after the grid are kept, and its view ``[frames, places]``."""
     grid = view.need_grid()
     keep = torch.ones(view.tokens, dtype=torch.bool)
     frames = keep[: math.prod(grid)].view(grid[0], -1)
@@ -332,9 +319,17 @@ def _frames(view: VideoView) -> tuple[Tensor, Tensor]:
 
 
 def _cosines(view: VideoView, references: list[int]) -> Tensor:
-    """``[frames, places]`` float32 on the CPU: cosine of every token to that at its place in the frame's reference."""
+    """Cosine between every token and the token at the same place of the frame's reference frame.
+
+    Args:
+        view: The video.
+        references: For every frame the index of its reference frame.
+
+    Returns:
+        ``[frames, places]`` float32 on the CPU.
+    """
     features, grid = view.need_features(), view.need_grid()
     frames = features[: math.prod(grid)].reshape(grid[0], -1, features.shape[1])
-    # frame by frame: a float32 copy of a long video would take as much memory as its features twice over
+    # frame by frame: a float32 copy of a long video takes twice the memory of its features in half precision
     rows = [F.cosine_similarity(frames[i].float(), frames[j].float(), dim=-1) for i, j in enumerate(references)]
     return torch.stack(rows).cpu()

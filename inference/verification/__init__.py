@@ -1,1 +1,1 @@
-"""Which drafted tokens are accepted: greedy, sampled, and relaxed rules."""
+"""Verification of drafts: strict greedy, strict sampling and relaxed rules."""

@@ -1,24 +1,20 @@
-"""Strict greedy verification: a drafted token is accepted where it is the target's own choice."""
+"""Strict greedy verification: a drafted token is accepted if it is the target's choice."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
-if TYPE_CHECKING:
-    pass
 from saccade.inference.verification.draft import Draft, Verdict
 
 
 def greedy_choices(logits: Tensor) -> list[list[int]]:
-    """The target's own token at every place.
+    """The target's choices: the token of the largest logit at every node.
 
     Args:
-        logits: ``[batch, places, vocabulary]``.
+        logits: ``[batch, nodes, vocabulary]``.
 
     Returns:
-        ``[batch][places]`` ids.
+        ``[batch][nodes]`` ids.
 
     Raises:
         ValueError: The logits hold NaN.
@@ -31,10 +27,10 @@ def greedy_choices(logits: Tensor) -> list[list[int]]:
 
 
 def verify_greedy(logits: Tensor, draft: Draft) -> list[Verdict]:
-    """Accepts the drafted tokens that the target would have chosen itself; the output is that of greedy decoding.
+    """Accepts drafted tokens that are the target's choice, so that the output equals that of greedy decoding.
 
     Args:
-        logits: ``[batch, 1 + drafted, vocabulary]`` of the target at root and drafted tokens.
+        logits: ``[batch, 1 + drafted, vocabulary]`` of the target at the root and the drafted tokens.
         draft: The proposals.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Strict sampled verification over trees: accept or resample, with exactly the target's distribution.
+"""Strict verification by rejection sampling, with exactly the target's distribution.
 
-Speculative sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318): the children of a node are
-tried in their order, and each rejection takes the child's draft distribution out of the target's.
+Speculative sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318), extended to trees: the
+children of a node are tried in order, and each rejection subtracts the child's draft distribution from the target's.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from saccade.common.transfer import to_device
 from saccade.inference.sampling import NO_DISTRIBUTION, NO_DRAFT_DISTRIBUTION, Sampling, draw, draw_on_device
+from saccade.inference.verification.draft import Draft, Verdict
 
 if TYPE_CHECKING:
     from saccade.inference.engine.pool import EnginePool
-from saccade.inference.verification.draft import Draft, Verdict
 
-_BROKEN_DRAFT = -2
+_BROKEN_DRAFT = -2  # marks a row whose draft distribution holds NaN
 
 
 def verify_sampling(
@@ -31,20 +31,20 @@ def verify_sampling(
     streams: Sequence[random.Random],
     pool: EnginePool | None = None,
 ) -> list[Verdict]:
-    """Accepts drafted tokens so that the output has exactly the target's sampling distribution.
+    """Accepts or rejects drafted tokens so that the output has exactly the target's sampling distribution.
 
     Args:
-        logits: ``[batch, 1 + drafted, vocabulary]`` of the target at root and drafted tokens.
+        logits: ``[batch, 1 + drafted, vocabulary]`` of the target at the root and the drafted tokens.
         draft: The proposals, with the distributions they were drawn from.
         sampling: The warpers that define the target's distribution.
-        streams: One stream of random numbers for each row.
-        pool: Where the judgement of chains may run as one graph; ``None`` runs it step by step.
+        streams: One generator of random numbers for each row.
+        pool: Provides a CUDA graph for the verification of chains; ``None`` runs its operations one by one.
 
     Returns:
         One verdict for each row.
 
     Raises:
-        ValueError: The logits hold NaN.
+        ValueError: The logits of the target or the draft hold NaN.
     """
     if draft.tree is None and draft.tokens.shape[1]:
         return _verify_chain(logits, draft, sampling, streams, pool)
@@ -83,23 +83,23 @@ def _verify_chain(
     streams: Sequence[random.Random],
     pool: EnginePool | None,
 ) -> list[Verdict]:
-    """The rule for chains, on the device up to its result; a row draws one number a proposal and one for its token."""
+    """Verifies chains on the device. A row uses one random number per proposal and one for the added token."""
     columns = draft.tokens.shape[1]
-    numbers = [
+    uniforms = [
         [*[stream.random() for _ in range(count)], *[0.5] * (columns - count), stream.random()]
         for stream, count in zip(streams, draft.counts, strict=True)
     ]
     device = logits.device
-    known = [logits, draft.tokens.to(device)]
-    known += [to_device(numbers, device, torch.float64), to_device(draft.counts, device)]
+    inputs = [logits, draft.tokens.to(device)]
+    inputs += [to_device(uniforms, device, torch.float64), to_device(draft.counts, device)]
     if draft.probabilities is not None:
-        known.append(draft.probabilities.to(device))
+        inputs.append(draft.probabilities.to(device))
 
-    def judge(*given: Tensor) -> Tensor:
-        return _chain_verdicts(sampling, *given)
+    def verify(*tensors: Tensor) -> Tensor:
+        return _chain_verdicts(sampling, *tensors)
 
-    judged = judge if pool is None else pool.captured(("chain", sampling.warpers), judge)
-    verdicts: list[list[int]] = judged(*known).tolist()
+    run = verify if pool is None else pool.captured(("chain", sampling.warpers), verify)
+    verdicts: list[list[int]] = run(*inputs).tolist()
     if any(token == _BROKEN_DRAFT for _, token in verdicts):
         raise ValueError(NO_DRAFT_DISTRIBUTION)
     if any(token < 0 for _, token in verdicts):
@@ -115,7 +115,7 @@ def _chain_verdicts(
     counts: Tensor,
     proposals: Tensor | None = None,
 ) -> Tensor:
-    """``[batch, 2]``: how many drafted tokens are accepted, and the target's token behind them.
+    """``[batch, 2]``: the number of accepted tokens, and the bonus or recovered token after them.
 
     The token is -1 where the target's logits hold NaN, and ``_BROKEN_DRAFT`` where the draft's do.
 
@@ -123,8 +123,8 @@ def _chain_verdicts(
         sampling: Defines the target's distribution.
         logits: ``[batch, 1 + drafted, vocabulary]``.
         tokens: ``[batch, drafted]``.
-        points: ``[batch, drafted + 1]`` float64 in [0, 1): one for each proposal, and one for the token.
-        counts: ``[batch]`` proposals of every row.
+        points: ``[batch, drafted + 1]`` float64 in [0, 1): one for each proposal, and one for the added token.
+        counts: ``[batch]`` number of proposals of every row.
         proposals: ``[batch, drafted, vocabulary]`` distributions of the draft; ``None`` for picked tokens.
     """
     target = sampling.probabilities(logits)
@@ -138,14 +138,14 @@ def _chain_verdicts(
     accepts = (points[:, :-1] < odds) & counted
     accepted = accepts.long().cumprod(1).sum(1)
     rest = target.gather(1, accepted[:, None, None].expand(-1, 1, target.shape[-1]))[:, 0]
-    # the rejected token is taken out of the target's distribution; behind a whole draft nothing was rejected
+    # the rejected proposal is subtracted from the target's distribution; after a fully accepted draft there is none
     rejected = accepted.clamp(max=drafted - 1)[:, None]
     if proposals is None:
         left = rest.scatter(1, tokens.gather(1, rejected), 0.0)
     else:
         drawn = proposals.to(rest).gather(1, rejected[..., None].expand(-1, 1, rest.shape[-1]))[:, 0]
         left = (rest - drawn).clamp(min=0)
-        # a draft equal to the target is rejected by rounding alone, and leaves nothing: the target itself is then right
+        # nothing is left if draft and target are equal and a token was rejected by rounding: then draw from the target
         left = torch.where(left.sum(-1, keepdim=True) > 0, left, rest)
     token = draw_on_device(torch.where((accepted < counts)[:, None], left, rest), points[:, -1])
     broken = (odds.isnan() & counted).any(1) | (token < 0)
@@ -156,7 +156,7 @@ def _chain_verdicts(
 
 
 def _first_child_ratios(target: Tensor, draft: Draft) -> list[list[float]]:
-    """Acceptance odds p/q of every node as the first child of its parent, in one transfer from the device."""
+    """Acceptance ratio p/q of every node as the first child of its parent, with one transfer from the device."""
     if draft.tokens.shape[1] == 0:
         return [[] for _ in draft.counts]
     parents = torch.tensor(draft.shape().parents[1:], device=target.device)
@@ -174,16 +174,17 @@ def _first_child_ratios(target: Tensor, draft: Draft) -> list[list[float]]:
 
 
 def _ratio(rest: Tensor, proposal: Tensor | None, token: int) -> float:
+    """Acceptance ratio p/q of a token; ``rest`` need not sum to 1."""
     mass = rest[token] / rest.sum()
     return float(mass if proposal is None else mass / proposal[token].to(mass))
 
 
 def _residual(rest: Tensor, proposal: Tensor | None, token: int) -> Tensor:
-    """What is left of the target's distribution after ``token``, drawn from ``proposal``, was rejected."""
+    """The target's remaining distribution after ``token``, drawn from ``proposal``, was rejected."""
     if proposal is None:
         rest = rest.clone()
         rest[token] = 0
         return rest
     left = (rest / rest.sum() - proposal.to(rest)).clamp(min=0)
-    # a draft equal to the target is rejected by rounding alone, and leaves nothing: the target itself is then right
+    # nothing is left if draft and target are equal and a token was rejected by rounding: then draw from the target
     return torch.where(left.sum() > 0, left, rest)

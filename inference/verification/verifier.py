@@ -1,4 +1,4 @@
-"""Judges the rounds of one generation: the contract, and the strict rules that keep it lossless."""
+"""Base class of all verifiers, and the verifier with the strict rules."""
 
 from __future__ import annotations
 
@@ -17,14 +17,18 @@ if TYPE_CHECKING:
 
 
 class Verifier(ABC):
-    """Decides which drafted tokens are accepted; made afresh for each generation, whose state it keeps on itself."""
+    """Decides which drafted tokens are accepted.
+
+    Every generation creates a new verifier, so a verifier keeps its state in its own attributes. A subclass defines
+    :meth:`verify`.
+    """
 
     @abstractmethod
     def verify(self, logits: Tensor, draft: Draft, state: GenerationState) -> list[Verdict]:
-        """Judges a round.
+        """Verifies the draft of a round.
 
         Args:
-            logits: ``[batch, 1 + drafted, vocabulary]`` of the target at the last token and the drafted ones.
+            logits: ``[batch, 1 + drafted, vocabulary]`` of the target at the last committed and the drafted tokens.
             draft: The proposals.
             state: The generation.
 
@@ -36,10 +40,10 @@ class Verifier(ABC):
         """
 
     def begin(self, logits: Tensor, state: GenerationState) -> list[Verdict]:
-        """Judges the prompts, a round with nothing drafted: the first token is the target's own choice.
+        """Gives the first token after the prompts: a round without draft.
 
         Args:
-            logits: ``[batch, vocabulary]`` behind the prompts.
+            logits: ``[batch, vocabulary]`` after the prompts.
             state: The generation.
 
         Returns:
@@ -48,14 +52,14 @@ class Verifier(ABC):
         return self.verify(logits[:, None], Draft.empty(len(logits), logits.device), state)
 
     def keep(self, rows: Sequence[int]) -> None:  # noqa: B027
-        """Drops the state of finished rows."""
+        """Keeps the state of the given rows and drops that of the others."""
 
 
 class StrictVerifier(Verifier):
-    """The lossless rules: greedy output is that of greedy decoding, sampled output has the target's distribution."""
+    """Lossless: greedy output equals that of greedy decoding, sampled output has the target's distribution."""
 
     def verify(self, logits: Tensor, draft: Draft, state: GenerationState) -> list[Verdict]:
-        """Greedy or sampled, as the generation is."""
+        """Verifies greedily, or by rejection sampling if the generation samples."""
         if state.sampling is None:
             return verify_greedy(logits, draft)
         return verify_sampling(logits, draft, state.sampling, state.streams, state.session.pool)

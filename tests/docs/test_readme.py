@@ -99,7 +99,9 @@ def test_named_files_exist(page: Path) -> None:
     folders = "benchmarks|callbacks|cli|common|configs|datamodules|docs|inference|modules|retrieval|tests"
     for name in re.findall(rf"`((?:{folders})/[\w./-]*)`", prose(page)):
         assert Path(name).stem in ("x", "test_x") or (ROOT / name).exists(), f"{name_of(page)} names {name}"
-    for name in re.findall(r"`((?:lm|decoder|decoding|missing|search|strategy|t2dr|trait|video)/[\w-]+\.yaml)`", prose(page)):
+    for name in re.findall(
+        r"`((?:lm|decoder|decoding|missing|search|strategy|t2dr|trait|video)/[\w-]+\.yaml)`", prose(page)
+    ):
         assert name in packaged_configs(), f"{name_of(page)} names {name}"
 
 

@@ -1,1 +1,1 @@
-"""Triton kernels of the engine; each has a torch function elsewhere that says what it computes."""
+"""Triton kernels of the engine. A torch function elsewhere is the reference of each."""

@@ -1,8 +1,8 @@
-"""The Triton kernel of decode attention: split over the cache, grouped queries share a read of their keys.
+"""The Triton kernel of decode attention: split over the cache, with one read of the keys for a group of query heads.
 
-Flash-decoding (Dao et al., 2023) with what speculative decoding needs: lengths and starts on the device and per KV
-head, and a tree's ancestor bits. Several programs read parts of one KV head's slots, so that a single row fills the
-chip; a second kernel joins their sums. Ours.
+Flash-decoding (Dao et al., 2023), extended for speculative decoding: lengths and starts are on the device and may
+differ between KV heads, and ancestor bits define what the nodes of a tree see. Several programs read parts of the slots
+of one KV head, so that a single row uses the whole GPU; a second kernel combines their results. The kernels are ours.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from saccade.inference.engine.kernels.launch import early, follow
 
 _MAX_SPLITS = 64
-_MIN_SLOTS = 64  # of a split: one tile
+_MIN_SLOTS = 64  # minimum size of a split: one tile
 
 
 @triton.jit
@@ -25,7 +25,7 @@ def _fold(
     q, bits, best, total, mixed, keys, values, slot, key_s, value_s, column, head_dim, length, high, scale,
     EDGE: tl.constexpr, PADDED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """A tile of slots joins the running softmax of every query row; away from the EDGE all rows see all of it."""
+    """Adds a tile of slots to the running softmax of every query row. With EDGE, masks what a row does not see."""
     reach = (slot < high)[:, None] & (column < head_dim)[None, :]
     key_place = keys + slot[:, None].to(tl.int64) * key_s + column[None, :]
     value_place = values + slot[:, None].to(tl.int64) * value_s + column[None, :]
@@ -45,7 +45,7 @@ def _fold(
         ancestor = ((bits[:, None] >> shift[None, :]) & 1) == 1
         score = tl.where((slot < high)[None, :] & ((own < 0)[None, :] | ancestor), score, float("-inf"))
     top = tl.maximum(best, tl.max(score, 1))
-    anchor = tl.where(top == float("-inf"), 0.0, top)  # a row that has seen nothing yet
+    anchor = tl.where(top == float("-inf"), 0.0, top)  # -inf for a row that has not seen any slot yet
     weight = tl.exp2(score - anchor[:, None])
     fade = tl.exp2(best - anchor)
     total = total * fade + tl.sum(weight, 1)
@@ -65,7 +65,7 @@ def _attend(
     split = tl.program_id(0)
     pair = tl.program_id(1)
     b, h = pair // kv_heads, pair % kv_heads
-    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)  # group-major: the nodes of a query head lie together
+    row = tl.program_id(2) * ROWS + tl.arange(0, ROWS)  # group-major: the nodes of a query head are adjacent
     real = row < groups * nodes
     node = row % nodes
     head = h * groups + row // nodes
@@ -89,7 +89,7 @@ def _attend(
     mixed = tl.zeros([ROWS, WIDTH], tl.float32)
     key_base = keys + b.to(tl.int64) * key_b + h.to(tl.int64) * key_h
     value_base = values + b.to(tl.int64) * value_b + h.to(tl.int64) * value_h
-    # whole tiles of the cache first: the tree's mask would cost them more than their products do
+    # first whole tiles of the cache, without the mask of the tree, which would take longer than the products
     edge = low + tl.maximum(tl.minimum(high, length) - low, 0) // SLOTS * SLOTS
     for first in range(low, edge, SLOTS):
         best, total, mixed = _fold(
@@ -136,14 +136,14 @@ def _multiprocessors(index: int) -> int:
 
 
 def _splits(device: torch.device, pairs: int, tiles: int, slots: int) -> int:
-    """Parts of a KV head's slots, a power of two: enough programs for the chip, and a tile for each of them.
+    """Number of splits of a KV head's slots, a power of two: enough programs for the GPU, with at least a tile each.
 
-    It depends on the buffers' size only, not on their lengths, so that a captured graph stays right while texts grow.
+    It depends on the size of the buffers and not on lengths, so that a captured graph stays valid while texts grow.
     """
     if device.type != "cuda":
         return 4
     wanted = triton.next_power_of_2(max(1, _multiprocessors(device.index or 0) // (pairs * tiles)))
-    if tiles > 1:  # full tiles of queries compute for longer than they load: all programs should run at once
+    if tiles > 1:  # full tiles of queries are limited by computation: all programs should run at the same time
         wanted = max(1, wanted // 2)
     return min(_MAX_SPLITS, wanted, max(1, triton.next_power_of_2(slots // _MIN_SLOTS)))
 
@@ -160,14 +160,14 @@ def triton_decode_attention(
     """Decode attention; see :func:`saccade.inference.engine.attention.reference_decode_attention`.
 
     Args:
-        query: ``[batch, heads, nodes, head_dim]``, bfloat16, float16 or float32; its last dimension must be contiguous,
-            as that of ``keys`` and ``values``.
+        query: ``[batch, heads, nodes, head_dim]``, bfloat16, float16 or float32; the last dimension must be contiguous,
+            also that of ``keys`` and ``values``.
         keys: ``[batch, kv_heads, slots, head_dim]``.
         values: Like ``keys``.
         lengths: ``[batch]`` or ``[batch, kv_heads]``, any integer type.
         ancestors: ``[nodes]`` int64.
         starts: Of the shape and layout of ``lengths``, or ``None``.
-        scaling: Factor on the scores.
+        scaling: Factor of the scores.
 
     Returns:
         ``[batch, nodes, heads, head_dim]``.

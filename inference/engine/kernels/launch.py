@@ -1,4 +1,4 @@
-"""Kernels that start before the one in front of them has ended (programmatic dependent launch)."""
+"""Programmatic dependent launch: kernels that start before the previous kernel has ended."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import triton.language as tl
 
 @triton.jit
 def follow(EARLY: tl.constexpr) -> None:
-    """Waits for the kernel in front, then lets the next one start; before it only weights may be read.
+    """Waits until the previous kernel has ended, then lets the next kernel start.
 
-    Every kernel must call it, or the one behind would not know that those further in front have ended.
+    A kernel may read weights before this call, but nothing that an earlier kernel writes. Every kernel must call it:
+    the next kernel relies on it to know that all earlier kernels have ended.
     """
     if EARLY:
         tl.extra.cuda.gdc_wait()
@@ -23,7 +24,7 @@ def follow(EARLY: tl.constexpr) -> None:
 
 @functools.lru_cache(maxsize=8)
 def early(device: torch.device) -> dict[str, Any]:
-    """Arguments of a launch: early where the device can do it (compute capability 9 and above)."""
+    """Launch arguments that turn programmatic dependent launch on for devices of compute capability 9 and above."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (9, 0):
         return {"EARLY": False}
     return {"EARLY": True, "launch_pdl": True}

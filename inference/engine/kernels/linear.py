@@ -1,12 +1,13 @@
-"""Triton kernels for projections of few rows: one read of the weights, with what surrounds a projection in it.
+"""Triton kernels for projections of few rows, fused with norm, bias, activation and residual sum.
 
-At one row a projection is a stream of its weights through the chip. Projections of the same input share a launch,
-RMSNorm comes before, bias, gated activation and residual behind, so that nothing but weights moves. A kernel starts
-while the one in front of it still runs and may load its first weights; it waits before it reads an activation
-(programmatic dependent launch, compute capability 9). Of several rows whoever writes the residual stream normalizes it;
-matrices of the same input still share a launch; a single one that adds nothing, the output head, and whatever has
-many rows go to cuBLAS.
-Ours; the torch functions that define them are in :mod:`saccade.inference.engine.fused`.
+With one row the time of a projection is the time to read its weights. Projections of the same input share a launch, and
+RMSNorm, bias, gated activation and residual sum are computed in the same kernel, so that little else is moved. A kernel
+can start and load its first weights while the previous kernel still runs; it waits before it reads an activation
+(programmatic dependent launch, compute capability 9). With several rows the kernel that writes the residual stream also
+normalizes it, and matrices of the same input still share a launch. A single matrix without residual sum (the output
+head) and products of more than 64 rows run in cuBLAS.
+
+The kernels are ours; their references are in :mod:`saccade.inference.engine.fused`.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from saccade.inference.engine.kernels.launch import early, follow
 
-_MOST_ROWS = 64  # of our own product; more of them are work for the tensor cores, which cuBLAS knows better
+_MOST_ROWS = 64  # maximum for our product kernel; with more rows cuBLAS is faster
 
 
 @triton.jit
@@ -29,7 +30,7 @@ def _choose(
     block, weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, size_0, size_1, size_2,
     GATED: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
-    # which matrix a program works on, its bias and size, where its outputs begin, and its block of them
+    # the matrix of a program, its bias and number of outputs, the offset of its outputs, and the program's block of it
     blocks_0, blocks_1 = tl.cdiv(size_0, OUTPUTS), tl.cdiv(size_1, OUTPUTS)
     weight, bias, size, offset, first = weight_0, bias_0, size_0, 0, block
     if not GATED:
@@ -54,12 +55,12 @@ def _stream(
     wanted = column < size
     step = tl.arange(0, DEPTH)
     place = column[:, None].to(tl.int64) * depth + step[None, :]
-    # sums over tiles stay apart by lane until the end
+    # partial sums of every lane; they are added up after the last tile
     total = tl.zeros([OUTPUTS, DEPTH], tl.float32)
     gated = tl.zeros([OUTPUTS, DEPTH], tl.float32)
     square = tl.zeros([DEPTH], tl.float32)
     start = 0
-    if PEEL:  # weights do not depend on the kernel in front: the first tile is under way before it ends
+    if PEEL:  # weights do not depend on the previous kernel: the first tile is loaded before that kernel has ended
         begin = wanted[:, None] & (step < depth)[None, :]
         w = tl.load(weight + place, mask=begin, other=0.0)
         if GATED:
@@ -115,7 +116,7 @@ def _product(
     BIAS: tl.constexpr, GATED: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
     DEPTH: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    split = tl.program_id(1)  # of the depth; each writes sums of its own
+    split = tl.program_id(1)  # part of the depth; every part writes separate sums
     part = tl.cdiv(tl.cdiv(depth, SPLITS), DEPTH) * DEPTH
     weight, bias, size, offset, first = _choose(
         tl.program_id(0), weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, size_0, size_1, size_2, GATED, OUTPUTS
@@ -191,7 +192,7 @@ def _close(
         total += tl.load(sums + (split * rows + row) * depth + lane, mask=inside, other=0.0)
     kept = total.to(hidden.dtype.element_ty)
     tl.store(hidden + row * depth + lane, kept, mask=inside)
-    wide = kept.to(tl.float32)  # the norm sees what the next layers see
+    wide = kept.to(tl.float32)  # the norm is of the rounded sum, which the next layers read
     scale = tl.load(norm + lane, mask=inside, other=0.0).to(tl.float32)
     ready = wide * tl.rsqrt(tl.sum(wide * wide, 0) / depth + eps) * scale
     tl.store(normalized + row * depth + lane, ready.to(normalized.dtype.element_ty), mask=inside)
@@ -200,7 +201,8 @@ def _close(
 def _row_tile(outputs: int, depth: int, size: int, gated: bool) -> tuple[int, int, int, bool]:
     """Outputs and inputs of a program's tile for one row, its warps, and whether the first tile is loaded early.
 
-    As measured best on an H200 in bfloat16. Loading early costs registers, which only short streams get back.
+    The fastest of those measured on an H200 in bfloat16. Loading early takes registers and is faster only for small
+    matrices.
     """
     if gated or outputs >= 32768:
         block, step, warps = 4, 256, 2
@@ -215,22 +217,22 @@ def _row_tile(outputs: int, depth: int, size: int, gated: bool) -> tuple[int, in
 def _product_tile(rows: int, outputs: int, size: int, gated: bool) -> tuple[int, int, int, int]:
     """Outputs and inputs of a program's tile for several rows, its warps and stages.
 
-    As measured on an H200 for 8 to 26 rows of 3B, 7B and 32B models.
+    The fastest of those measured on an H200 for 8 to 26 rows of 3B, 7B and 32B models.
     """
-    if size > 2:  # exact products of wider numbers keep their operands in shared memory several times over
+    if size > 2:  # exact products of float32 hold several copies of their operands in shared memory
         return 32, 32, 4, 2
     if not gated:
         return (64, 128, 4, 5) if outputs >= 4096 else (16, 128, 4, 4)
-    if outputs > 25_344:  # more small tiles than the chip holds at once: the last few would run nearly alone
+    if outputs > 25_344:  # too many small tiles to run at once: the last of them would leave most of the GPU idle
         return 64, 128, 4, 3 if rows > 16 else 4
     return (64, 64, 4, 3) if outputs >= 12_288 else (32, 64, 4, 4)
 
 
 def _close_tile(rows: int, outputs: int, depth: int, size: int) -> tuple[int, int, int, int, int]:
-    """Outputs and inputs of a program's tile, its warps and stages, and in how many parts the depth is read.
+    """Outputs and inputs of a program's tile, its warps and stages, and the number of parts of the depth.
 
-    As measured on an H200 for 8 to 26 rows of 3B, 7B and 32B models: large tiles where one for each multiprocessor is
-    enough for all, two small ones where it is not.
+    The fastest of those measured on an H200 for 8 to 26 rows of 3B, 7B and 32B models: large tiles if one per
+    multiprocessor covers the matrix, otherwise two small ones.
     """
     if size == 2 and outputs >= 2048:
         if depth < 8192:
@@ -250,7 +252,7 @@ def triton_norm(inputs: Tensor, norm: Tensor, eps: float) -> Tensor:
     Args:
         inputs: ``[rows, depth]``, last dimension contiguous.
         norm: ``[depth]`` weights.
-        eps: Of the norm.
+        eps: Epsilon of the norm.
 
     Returns:
         ``[rows, depth]``.
@@ -280,19 +282,19 @@ def triton_linear(
         inputs: ``[rows, depth]``, last dimension contiguous.
         weights: One to three matrices ``[outputs, depth]``, contiguous; two of equal size when ``gated``.
         biases: One for each matrix, all ``None`` or none.
-        norm: ``[depth]`` weights of an RMSNorm before, or ``None``.
-        eps: Of that norm.
+        norm: ``[depth]`` weights of an RMSNorm of the input, or ``None``.
+        eps: Epsilon of the RMSNorm.
         gated: Whether the result is ``silu(first) * second``.
         residual: ``[rows, outputs]``, added to the result, or ``None``.
 
     Returns:
-        ``[rows, outputs]``: those of all matrices side by side, or of one when ``gated``.
+        ``[rows, outputs]``: the outputs of all matrices, concatenated, or of one when ``gated``.
     """
     rows, depth = inputs.shape
     sizes = [weight.shape[0] for weight in weights]
     outputs = sizes[0] if gated else sum(sizes)
     size, device = inputs.element_size(), inputs.device
-    if rows > 1 and norm is not None:  # with one row every program repeats the norm, which is cheaper there
+    if rows > 1 and norm is not None:  # with one row it is faster that every program computes the norm itself
         inputs = triton_norm(inputs, norm, eps)
     if rows > 1 and (len(weights) == 1 or rows > _MOST_ROWS):
         parts = [F.linear(inputs, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
@@ -326,18 +328,18 @@ def triton_linear(
 def triton_add(
     inputs: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, norm: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """A projection onto the residual stream and the norm behind; see ``reference_add`` of the fused step.
+    """Adds a projection to the residual stream and normalizes the sum; see ``reference_add`` of the fused step.
 
-    The depth is split over programs, because the outputs of one matrix are too few for the chip; one kernel joins the
-    parts, adds them and normalizes the result.
+    The depth is split over programs, because one matrix has too few outputs to use the whole GPU. A second kernel adds
+    the parts and the residual stream and normalizes the sum.
 
     Args:
         inputs: ``[rows, depth]``, last dimension contiguous.
         weight: ``[outputs, depth]``, contiguous, at most 16384 outputs.
         bias: ``[outputs]`` or ``None``.
         residual: ``[rows, outputs]``, contiguous.
-        norm: ``[outputs]`` weights of the RMSNorm behind.
-        eps: Of that norm.
+        norm: ``[outputs]`` weights of the RMSNorm of the sum.
+        eps: Epsilon of the RMSNorm.
 
     Returns:
         The residual stream and its normalized form, ``[rows, outputs]`` each.
@@ -349,7 +351,7 @@ def triton_add(
         return hidden, triton_norm(hidden, norm, eps)
     block, step, warps, stages, splits = _close_tile(rows, outputs, depth, size)
     sums = torch.empty(splits, rows, outputs, dtype=torch.float32, device=device)
-    none = inputs  # stands where a kernel reads nothing
+    none = inputs  # passed for tensors that a kernel does not read
     _product[(triton.cdiv(outputs, block), splits)](
         inputs, weight, weight, weight, none, none, none, sums, rows, depth, outputs, 0, 0, inputs.stride(0), outputs,
         BIAS=False, GATED=False, EVEN=depth % step == 0, ROWS=max(16, triton.next_power_of_2(rows)), OUTPUTS=block,

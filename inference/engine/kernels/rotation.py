@@ -1,6 +1,6 @@
-"""The Triton kernel that turns queries and keys by their positions and writes keys and values into the cache.
+"""The Triton kernel that applies rotary embeddings to queries and keys and writes keys and values into the cache.
 
-Ours; the torch function that defines it is :func:`saccade.inference.engine.fused.reference_rotate`.
+The kernel is ours; its reference is :func:`saccade.inference.engine.fused.reference_rotate`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def triton_rotate(
     norms: tuple[Tensor, Tensor] | None = None,
     eps: float = 0.0,
 ) -> Tensor:
-    """Turns queries and keys, writes keys and values; see :func:`saccade.inference.engine.fused.reference_rotate`.
+    """Rotates queries and keys, writes keys and values; see :func:`saccade.inference.engine.fused.reference_rotate`.
 
     Args:
         packed: ``[batch * nodes, (heads + 2 * kv_heads) * head_dim]``, last dimension contiguous.
@@ -73,9 +73,9 @@ def triton_rotate(
         sin: Like ``cos``.
         lengths: ``[batch]``: the slot that node 0 is written to.
         keys: ``[batch, kv_heads, slots, head_dim]``; written.
-        values: Like ``keys``, of the same layout.
+        values: Like ``keys``, with the same strides.
         norms: RMSNorm weights ``[head_dim]`` of queries and keys, or ``None``.
-        eps: Of these norms.
+        eps: Epsilon of these norms.
 
     Returns:
         Queries ``[batch, heads, nodes, head_dim]``.

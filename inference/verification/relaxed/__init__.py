@@ -1,4 +1,4 @@
-"""Relaxed verification of a drafted chain: rules that let some tokens stand which the target would not have chosen."""
+"""Relaxed verification of chains: rules that accept some drafted tokens that are not the target's choice."""
 
 from saccade.inference.verification.relaxed.baselines import RandomRelaxation, Strict
 from saccade.inference.verification.relaxed.fly import FLy, FLyPlus, top_entropy
@@ -11,7 +11,7 @@ from saccade.inference.verification.relaxed.rule import (
     RelaxedRule,
     RowState,
     Ruling,
-    standing,
+    ranks_and_ratios,
 )
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "Strict",
     "VisualRelaxation",
     "directions",
-    "standing",
+    "ranks_and_ratios",
     "top_entropy",
     "visual_relevance",
 ]

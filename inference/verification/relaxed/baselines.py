@@ -1,4 +1,4 @@
-"""The two ends that relaxed rules are measured against: no relaxation, and relaxation by chance."""
+"""Baselines for relaxed rules: no relaxation, and random relaxation."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from saccade.inference.verification.relaxed.rule import (
 
 @dataclass
 class Strict(RelaxedRule):
-    """A drafted token stands where it is the target's choice: lossless speculative decoding."""
+    """Accepts a drafted token only if it is the target's choice: lossless speculative decoding."""
 
     lossless: ClassVar[bool] = True
 
     def judge(self, judged: Judged, state: RowState) -> Ruling:
-        """The tokens before the first mismatch stand."""
+        """Accepts the tokens before the first mismatch."""
         pairs = zip(judged.drafted, judged.choices, strict=False)
         verdict = ruling(judged, ("match" if token == choice else "reject" for token, choice in pairs))
         state.position += verdict.accepted + 1
@@ -35,13 +35,13 @@ class Strict(RelaxedRule):
 
 @dataclass
 class RandomRelaxation(RelaxedRule):
-    """Every mismatch stands with one probability, wherever it is.
+    """Accepts every mismatch with the same probability.
 
-    The control of relaxed decoding: a guided rule must beat it at the same accepted length.
+    A control for relaxed decoding: a useful rule gives better text at the same accepted length.
 
     Args:
-        rate: Probability that a mismatch stands, in [0, 1].
-        seed: Seed of the random streams, one for each row. A place uses the same number whatever the rate is.
+        rate: Probability that a mismatch is accepted, in [0, 1].
+        seed: Seed of the random numbers, which are separate for each row. They do not depend on the rate.
 
     Raises:
         ValueError: A rate outside [0, 1].
@@ -54,11 +54,11 @@ class RandomRelaxation(RelaxedRule):
         check_share("rate", self.rate)
 
     def begin(self, row: int = 0, guarded: Collection[int] = ()) -> RowState:
-        """The state of a row, with the random numbers of the seed and the row."""
+        """The state of a row, with random numbers that depend on the seed and the row."""
         return RowState(random.Random(f"{self.seed}/{row}"), frozenset(guarded))
 
     def judge(self, judged: Judged, state: RowState) -> Ruling:
-        """Draws a number for every place, judged or not."""
+        """Draws one random number for every drafted token, also for those after a rejection."""
         uniforms = [state.stream.random() for _ in judged.drafted]
         verdict = ruling(judged, self._reasons(judged, state, uniforms))
         state.position += verdict.accepted + 1

@@ -1,4 +1,4 @@
-"""FLy: a mismatch stands where the target is unsure and agrees with the draft again right behind it."""
+"""FLy: accepts a mismatch if the target is uncertain and agrees with the draft on the tokens that follow."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from saccade.inference.verification.relaxed.rule import (
 def top_entropy(logits: Tensor, top: int = 3) -> Tensor:
     """Entropy over the largest probabilities of each distribution, in nats: ``-sum p log p`` over the ``top`` largest.
 
-    The probabilities are those of the whole vocabulary, not renormalised, as vLLM has it: 0 where one token has all the
-    mass, ``log(top)`` where ``top`` tokens share it.
+    The probabilities are those of the whole vocabulary and are not renormalised, as in vLLM. The entropy is 0 if one
+    token has probability 1, and ``log(top)`` if ``top`` tokens are equally likely and no others are possible.
 
     Args:
         logits: ``[..., vocabulary]``.
-        top: How many probabilities count, at least 1; a smaller vocabulary counts as a whole.
+        top: Number of largest probabilities, at least 1; all, if the vocabulary is smaller.
 
     Returns:
         ``[...]`` float32.
@@ -38,23 +38,23 @@ def top_entropy(logits: Tensor, top: int = 3) -> Tensor:
         ValueError: ``top`` below 1.
     """
     if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}: FLy's own is 3.")
+        raise ValueError(f"top must be at least 1, got {top}: FLy uses 3.")
     scores = logits.float()
     largest = scores.topk(min(top, scores.shape[-1]), dim=-1).values
     logs = largest - scores.logsumexp(-1, keepdim=True)
-    # a token of no mass adds nothing, where 0 * -inf would be NaN
+    # a token of probability 0 adds 0 to the entropy; without the clamp it would add 0 * -inf, which is NaN
     return -(logs.exp() * logs.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
 
 
 @dataclass
 class FLyPlus(RelaxedRule):
-    """FLy's entropy gate alone: every mismatch stands where the target's entropy reaches the threshold.
+    """Accepts every mismatch where the target's entropy reaches the threshold: FLy without its window.
 
-    A baseline of LVSpec (arXiv 2604.05650), which calls it FLY+.
+    A baseline of LVSpec (arXiv 2604.05650), where it is called FLY+.
 
     Args:
-        threshold: Least entropy over the ``top`` largest probabilities, in nats, at least 0.
-        top: Probabilities that the entropy counts (:func:`top_entropy`), at least 1.
+        threshold: Minimum entropy over the ``top`` largest probabilities, in nats, at least 0.
+        top: Number of probabilities in the entropy (:func:`top_entropy`), at least 1.
 
     Raises:
         ValueError: A setting outside its range.
@@ -67,12 +67,12 @@ class FLyPlus(RelaxedRule):
 
     def __post_init__(self) -> None:
         if not self.threshold >= 0:
-            raise ValueError(f"threshold must be 0 or more, got {self.threshold}: FLy's own is 0.3 nats.")
+            raise ValueError(f"threshold must be at least 0, got {self.threshold}: FLy uses 0.3 nats.")
         if self.top < 1:
-            raise ValueError(f"top must be at least 1, got {self.top}: FLy's own is 3.")
+            raise ValueError(f"top must be at least 1, got {self.top}: FLy uses 3.")
 
     def judge(self, judged: Judged, state: RowState) -> Ruling:
-        """Sure mismatches fall."""
+        """Accepts mismatches of high entropy and rejects the others."""
         verdict = ruling(judged, self._reasons(judged, state, required(judged, "entropies")))
         state.position += verdict.accepted + 1
         return verdict
@@ -89,21 +89,21 @@ class FLyPlus(RelaxedRule):
                 yield "loose" if unsure and self._confirmed(matches, place) else "reject"
 
     def _confirmed(self, matches: list[bool], place: int) -> bool:
-        """Whether what follows the mismatch speaks for it; the gate alone does not look."""
+        """Whether the tokens after a mismatch confirm it; always true without a window."""
         return True
 
 
 @dataclass
 class FLy(FLyPlus):
-    """FLy (arXiv 2511.22972): a mismatch of an unsure target stands if the next drafted tokens all match.
+    """FLy (arXiv 2511.22972): accepts a mismatch of high entropy if the drafted tokens after it all match.
 
-    The target read the draft's token and agrees with what the draft said next, so the two wordings mean the same. The
-    whole window must lie inside the draft: mismatches near its end fall, as in vLLM.
+    The target, having read the mismatch, agrees with what the draft continues with, so both wordings are taken to mean
+    the same. The whole window must be inside the draft: mismatches near its end are rejected, as in vLLM.
 
     Args:
-        threshold: Least entropy over the ``top`` largest probabilities, in nats, at least 0.
-        top: Probabilities that the entropy counts (:func:`top_entropy`), at least 1.
-        window: Matches that must follow, at least 1; a draft of K tokens asks for ``K - 1`` at most.
+        threshold: Minimum entropy over the ``top`` largest probabilities, in nats, at least 0.
+        top: Number of probabilities in the entropy (:func:`top_entropy`), at least 1.
+        window: Number of matches that must follow, at least 1; at most ``K - 1`` are required in a draft of K tokens.
 
     Raises:
         ValueError: A setting outside its range.
@@ -114,11 +114,11 @@ class FLy(FLyPlus):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.window < 1:
-            raise ValueError(f"window must be at least 1, got {self.window}: FLyPlus is the gate without a window.")
+            raise ValueError(f"window must be at least 1, got {self.window}: use FLyPlus for a rule without a window.")
 
     def _confirmed(self, matches: list[bool], place: int) -> bool:
         """Whether a full window of matches follows."""
-        # a draft of one token has nothing behind it, so nothing confirms its mismatch
+        # at least 1: in a draft of one token no token follows, so nothing confirms a mismatch
         window = max(1, min(self.window, len(matches) - 1))
         following = matches[place + 1 : place + 1 + window]
         return len(following) == window and all(following)

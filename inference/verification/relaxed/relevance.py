@@ -1,4 +1,4 @@
-"""Visual relevance: how much a place in the text is about what is seen (LVSpec)."""
+"""Visual relevance: how closely a token of the text is related to the video (LVSpec)."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor
 def visual_relevance(
     states: Tensor, visual_states: Tensor, neighbours: int = 10, chunk: int = 4096, unit: bool = False
 ) -> Tensor:
-    """Mean of the largest cosines between a text state and the video tokens' states (LVSpec, arXiv 2604.05650).
+    """Mean of the largest cosines between a text state and the states of the video tokens (LVSpec, arXiv 2604.05650).
 
-    The mean runs over few neighbours, so that a large background does not dilute the score.
+    The mean is over few neighbours, so that a large background does not dilute the score.
 
     Args:
         states: ``[places, dim]`` hidden states of the target, one for each drafted token.
         visual_states: ``[video tokens, dim]`` hidden states of the same layer at the video tokens; at least one.
-        neighbours: How many of the largest cosines count (N of the paper), at least 1; all, where the video has fewer.
-        chunk: Video tokens that are compared at once, at least 1; bounds memory and changes nothing else.
-        unit: Whether ``visual_states`` are :func:`directions` already, as they are worth making once for all rounds.
+        neighbours: Number of largest cosines in the mean (N of the paper), at least 1; all, if the video has fewer.
+        chunk: Number of video tokens that are compared at once, at least 1; limits memory without changing the result.
+        unit: Whether ``visual_states`` have been normalized by :func:`directions` already.
 
     Returns:
         ``[places]`` float32 in [-1, 1] on the device of ``visual_states``. Cosines are computed in float32 whatever
@@ -37,18 +37,18 @@ def visual_relevance(
         raise ValueError("visual_states must hold at least one video token, got none: text alone has no relevance.")
     for name, value in (("neighbours", neighbours), ("chunk", chunk)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}: leave it away for the default.")
+            raise ValueError(f"{name} must be at least 1, got {value}: omit it for the default.")
     queries = directions(states.to(visual_states.device))
     best = queries.new_empty(len(queries), 0)
     for start in range(0, len(visual_states), chunk):
         part = visual_states[start : start + chunk]
         cosines = queries @ (part if unit else directions(part)).to(queries).T
-        # what is not among the best of its chunk cannot be among the best of all
-        pool = torch.cat([best, cosines.topk(min(neighbours, cosines.shape[1])).values], 1)
-        best = pool.topk(min(neighbours, pool.shape[1])).values
+        # the largest cosines of all are among the largest of their chunks
+        candidates = torch.cat([best, cosines.topk(min(neighbours, cosines.shape[1])).values], 1)
+        best = candidates.topk(min(neighbours, candidates.shape[1])).values
     return best.mean(1).float()
 
 
 def directions(states: Tensor) -> Tensor:
-    """``[..., dim]`` states at length 1, in float32 at least: squares of half-precision states overflow or drown."""
+    """States ``[..., dim]`` scaled to length 1, in float32 or float64: half precision can overflow or underflow."""
     return F.normalize(states if states.dtype == torch.float64 else states.float(), dim=-1)

@@ -1,4 +1,4 @@
-"""The contract of a relaxed rule: what it sees of a drafted chain, what it answers, and what it remembers of a row."""
+"""Base class of relaxed rules, with their input, their output and the state of a row."""
 
 from __future__ import annotations
 
@@ -12,22 +12,26 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 Reason = Literal["match", "loose", "pst", "guard", "reject"]
-"""Why a drafted token stands or falls: it is the target's choice; the rule lets it stand; the target's choice occurs
-nearby (position shift tolerance); a guarded token is involved, so it falls; the rule lets it fall."""
+"""Why a drafted token was accepted or rejected.
 
-STANDING: frozenset[Reason] = frozenset({"match", "loose", "pst"})
+``match``: accepted, it is the target's choice. ``loose``: accepted by the rule. ``pst``: accepted, the target's choice
+occurs nearby (position shift tolerance). ``guard``: rejected, a mismatch that involves a guarded token. ``reject``:
+rejected by the rule.
+"""
+
+ACCEPTED: frozenset[Reason] = frozenset({"match", "loose", "pst"})
 
 
 @dataclass
 class AuditEntry:
-    """What became of one drafted token.
+    """The decision on one drafted token.
 
     Args:
-        position: Place in the draft, from 1.
+        position: Position in the draft, from 1.
         drafted: The drafted token.
-        choice: The target's own choice at this place.
-        relevance: Visual relevance of the place, where it was scored.
-        reason: Why the token stands or falls.
+        choice: The target's choice at this position.
+        relevance: Visual relevance of the position, or ``None`` if the rule does not use it.
+        reason: Why the token was accepted or rejected.
     """
 
     position: int
@@ -41,11 +45,11 @@ class AuditEntry:
 class Ruling:
     """The outcome of a round for one row.
 
-    The row's text grows by ``drafted[:accepted]`` and then by the target's own ``choices[accepted]``.
+    The row's text grows by ``drafted[:accepted]`` and then by the target's ``choices[accepted]``.
 
     Args:
-        accepted: How many drafted tokens stand, from the first on.
-        log: One entry for every judged token: those that stand, and the one that fell if one did.
+        accepted: Number of leading drafted tokens that are accepted.
+        log: One entry for every judged token: the accepted ones, and the rejected one if there is one.
     """
 
     accepted: int
@@ -53,25 +57,25 @@ class Ruling:
 
     @property
     def loosened(self) -> int:
-        """Emitted tokens that are not the target's own choice in their context."""
+        """Number of accepted tokens that are not the target's choice."""
         return sum(entry.reason in ("loose", "pst") for entry in self.log)
 
 
 @dataclass
 class Judged:
-    """A drafted chain of K tokens of one row, and what the target says about it.
+    """The input of a rule: a drafted chain of K tokens of one row, and what the target predicts for it.
 
     Args:
         drafted: K drafted tokens.
-        choices: K + 1 choices of the target (argmax of its logits): at every drafted place, and behind the last.
+        choices: K + 1 choices of the target (argmax of its logits): at every drafted position, and after the last.
         relevance: K scores of visual relevance; for rules with ``needs_relevance``.
-        entropies: K entropies of the target at the drafted places
+        entropies: K entropies of the target at the drafted positions
             (:func:`saccade.inference.verification.relaxed.top_entropy`); for rules with ``needs_entropies``.
-        ranks: K ranks of the drafted tokens in the target's distribution, 0 the best (:func:`standing`); for rules
-            with ``needs_standing``.
-        ratios: K probabilities of the drafted tokens, each divided by the target's largest; likewise.
-        recent: The last emitted tokens of the row, newest last, without those of this draft. May be shorter than a
-            rule looks back, at the start of a text.
+        ranks: K ranks of the drafted tokens in the target's distribution, 0 for the most likely token
+            (:func:`ranks_and_ratios`); for rules with ``needs_ranks_and_ratios``.
+        ratios: K probabilities of the drafted tokens, each divided by the target's largest; for the same rules.
+        recent: The last emitted tokens of the row before this draft, newest last. Shorter than the window of a rule at
+            the start of a text.
 
     Raises:
         ValueError: Lists whose lengths do not fit.
@@ -90,25 +94,27 @@ class Judged:
         if len(self.choices) != count + 1:
             raise ValueError(
                 f"choices must hold {count + 1} tokens, one more than drafted, got {len(self.choices)}: add the "
-                "target's choice behind the draft."
+                "target's choice after the draft."
             )
         for name in ("relevance", "entropies", "ranks", "ratios"):
             values = getattr(self, name)
             if values is not None and len(values) != count:
-                raise ValueError(f"{name} must hold {count} values, one for each drafted token, got {len(values)}.")
+                raise ValueError(
+                    f"{name} must hold {count} values, one for each drafted token, got {len(values)}: pass those of "
+                    "this draft."
+                )
 
 
 @dataclass
 class RowState:
-    """What a rule remembers of one row from round to round.
+    """The state that a rule keeps of one row between rounds.
 
     Args:
-        stream: Random numbers of the row, for rules that draw.
-        guarded: Tokens that no rule lets stand in place of another, nor another in place of them.
-        position: Place of the last emitted token in the row's text, counted from where the state began; it gives
-            occurrences of tokens a lasting name.
-        scores: Recent scores of judged places.
-        used: Occurrences that have already excused a shift, by place in the text.
+        stream: Random number generator of the row, for rules that use random numbers.
+        guarded: Guarded tokens: a mismatch whose drafted token or choice is one of them is rejected.
+        position: Position of the last emitted token in the row's text, counted from the start of the state.
+        scores: Recent scores of judged positions.
+        used: Occurrences that the position shift tolerance has used, as positions in the text.
     """
 
     stream: random.Random
@@ -119,12 +125,12 @@ class RowState:
 
 
 class RelaxedRule(ABC):
-    """Decides how much of a drafted chain stands; a subclass is a dataclass of settings and writes ``judge``.
+    """Decides how many tokens of a drafted chain are accepted, in greedy decoding.
 
-    ``lossless`` says whether greedy output is that of greedy decoding. ``needs_relevance``, ``needs_entropies`` and
-    ``needs_standing`` say what :class:`Judged` must hold. Rules are for greedy decoding.
-
-    A rule only changes its state in ``judge``; settings stay as they are, so that one rule serves all rows.
+    A subclass is a dataclass of settings and defines :meth:`judge`. ``lossless`` tells whether the output equals that
+    of greedy decoding. ``needs_relevance``, ``needs_entropies`` and ``needs_ranks_and_ratios`` tell which fields of
+    :class:`Judged` the rule reads. One rule is used for all rows: :meth:`judge` changes the row's state and never the
+    rule.
     """
 
     lossless: ClassVar[bool] = False
@@ -132,7 +138,7 @@ class RelaxedRule(ABC):
     needs_entropies: ClassVar[bool] = False
 
     @property
-    def needs_standing(self) -> bool:
+    def needs_ranks_and_ratios(self) -> bool:
         """Whether :class:`Judged` must hold ``ranks`` and ``ratios``."""
         return False
 
@@ -140,68 +146,68 @@ class RelaxedRule(ABC):
         """The state of a row at the start of its text.
 
         Args:
-            row: Row of the batch, which sets its random numbers apart.
-            guarded: Tokens where the draft must match whatever the rule says: end of text and the model's other
-                special tokens. A loosened end of text would cut the answer off, or run past its end.
+            row: Index of the row in the batch; rows have different random numbers.
+            guarded: Tokens that are never part of an accepted mismatch: end of text and the model's other special
+                tokens. Without this a mismatch could cut a text off or miss its end.
         """
         return RowState(random.Random(f"relaxation/{row}"), frozenset(guarded))
 
     @abstractmethod
     def judge(self, judged: Judged, state: RowState) -> Ruling:
-        """Rules on one round and updates the row's state.
+        """Decides on the draft of a round and updates the row's state.
 
         Args:
-            judged: The draft and what the target says about it.
+            judged: The draft and what the target predicts for it.
             state: The row's state, from :meth:`begin`.
 
         Raises:
-            ValueError: What the rule needs is not there.
+            ValueError: A field that the rule needs is ``None``.
         """
 
 
 def ruling(judged: Judged, reasons: Iterator[Reason]) -> Ruling:
-    """Reads reasons place by place until a token falls.
+    """Collects reasons up to the first rejected token.
 
     Args:
         judged: The draft.
-        reasons: One reason for each drafted token; asked for only while every token before stands.
+        reasons: One reason for each drafted token; not read beyond the first rejection.
     """
     log = []
     for place, reason in zip(range(len(judged.drafted)), reasons, strict=False):
         score = None if judged.relevance is None else judged.relevance[place]
         log.append(AuditEntry(place + 1, judged.drafted[place], judged.choices[place], score, reason))
-        if reason not in STANDING:
+        if reason not in ACCEPTED:
             return Ruling(place, log)
     return Ruling(len(log), log)
 
 
 def guards(judged: Judged, place: int, guarded: Collection[int]) -> bool:
-    """Whether a guarded token is drafted or chosen at this place (from 0)."""
+    """Whether the drafted token or the target's choice at a position (from 0) is guarded."""
     return judged.drafted[place] in guarded or judged.choices[place] in guarded
 
 
 def required(judged: Judged, name: str) -> list[float]:
-    """A list of the draft that a rule cannot do without.
+    """A field of :class:`Judged` that the rule needs.
 
     Raises:
         ValueError: It is ``None``.
     """
     values: list[float] | None = getattr(judged, name)
     if values is None:
-        raise ValueError(f"the rule needs {name} of every drafted token, got None: pass them in Judged.")
+        raise ValueError(f"{name} must hold one value for every drafted token, got None: pass {name} in Judged.")
     return values
 
 
-def standing(logits: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor]:
-    """How well the target thinks of the drafted tokens.
+def ranks_and_ratios(logits: Tensor, drafted: Tensor) -> tuple[Tensor, Tensor]:
+    """Ranks and relative probabilities of drafted tokens in the target's distribution.
 
     Args:
-        logits: ``[..., vocabulary]`` of the target, those that judge each token.
+        logits: ``[..., vocabulary]`` of the target, with which each token is verified.
         drafted: ``[...]`` token ids.
 
     Returns:
-        ``[...]`` int64, how many tokens have a larger logit (0 for the choice and what ties with it); and ``[...]``
-        float32, the token's probability divided by the largest (1 for the choice).
+        Ranks ``[...]`` int64, the number of tokens with a larger logit (0 for the target's choice and ties with it);
+        and ratios ``[...]`` float32, the token's probability divided by the largest (1 for the target's choice).
     """
     own = logits.gather(-1, drafted.to(logits.device)[..., None])
     ranks = (logits > own).sum(-1)

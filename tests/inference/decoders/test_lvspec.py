@@ -143,8 +143,8 @@ def test_the_audit_is_what_a_second_reading_finds(name: str, family: str) -> Non
         differing = {at for at in range(NEW) if tokens[at] != choices[at]}
         audit = {entry.position: entry for entry in out.audit[row]}
         assert len(audit) == len(out.audit[row])  # no place was judged twice
-        standing = {at for at, entry in audit.items() if at < NEW and entry.reason in ("loose", "pst")}
-        assert differing == standing
+        accepted = {at for at, entry in audit.items() if at < NEW and entry.reason in ("loose", "pst")}
+        assert differing == accepted
         assert out.per_request[row].relaxed == len(differing)
         assert len(differing) <= out.per_request[row].accepted
         for at, entry in audit.items():

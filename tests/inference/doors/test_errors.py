@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -83,7 +84,7 @@ def test_positions_of_ones_own(model: PreTrainedModel) -> None:
 
 def test_a_skip_file_replaces_no_other_file(model: PreTrainedModel, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    one_line(lambda: write_skip_file(tmp_path / "config.json", model, [1], []), "config.json", "no skip file")
+    one_line(lambda: write_skip_file(tmp_path / "config.json", model, [1], []), "config.json", "not a skip file")
     assert (tmp_path / "config.json").read_text() == '{"model_type": "llama"}'
     for attention in ([1], [2]):
         write_skip_file(tmp_path / "skip.json", model, attention, [])
@@ -115,7 +116,7 @@ def test_a_skip_file_replaces_no_other_file(model: PreTrainedModel, tmp_path: Pa
         (lambda: SelfSpeculative(skip={"attn": [1]}), ("skip", "attn")),
         (lambda: SelfSpeculative(skip=5), ("skip", "search-layers", "5")),  # type: ignore[arg-type]
         (lambda: SelfSpeculative(skip={"mlp": ["a"]}), ("skip.mlp", "'a'")),  # type: ignore[list-item]
-        (lambda: SelfSpeculative(skip={"mlp": 3}), ("skip.mlp", "list layers")),  # type: ignore[dict-item]
+        (lambda: SelfSpeculative(skip={"mlp": 3}), ("skip.mlp", "a list of layer indices")),  # type: ignore[dict-item]
         (lambda: SelfSpeculative(skip={"attention": [-1]}), ("skip.attention", "-1")),
         (lambda: AssistedDecoding(None), ("draft_model", "None")),  # type: ignore[arg-type]
         (lambda: Sampling(temperature=0.0), ("temperature", "0.0")),
@@ -153,7 +154,7 @@ def test_impossible_settings(make: Callable[[], Any], needles: tuple[str, ...]) 
         ({"input_ids": IDS, "max_new_tokens": 60}, ("65", "64")),
         ({"input_ids": IDS, "max_new_tokens": 0}, ("max_new_tokens", "0")),
         ({"input_ids": IDS, "max_length": 5}, ("max_length", "5")),
-        ({"input_ids": IDS.repeat(2, 1), "streamer": object()}, ("streamer", "2")),
+        ({"input_ids": IDS.repeat(2, 1), "streamer": Mock(spec=["put", "end"])}, ("streamer", "2")),
     ],
 )
 @pytest.mark.parametrize("name", ["autoregressive", "self_speculative"])
@@ -307,6 +308,6 @@ def test_a_session_and_what_it_was_not_given(model: PreTrainedModel) -> None:
     with Session(model, 20) as session:
         one_line(lambda: session.prefill([[], [1]]), "row 0", "empty")
         session.prefill([[1, 2], [3, 4, 5]])
-        one_line(lambda: session.forward(torch.tensor([[1]])), "1 rows", "2")
+        one_line(lambda: session.forward(torch.tensor([[1]])), "2 rows", "got 1")
         one_line(lambda: session.truncate([-5, 3]), "lengths", "-5")
     one_line(lambda: session.forward(torch.tensor([[1], [1]])), "closed")

@@ -122,7 +122,7 @@ def test_whole_levels_fit_a_limit() -> None:
         ([], "1 to 63 drafted nodes, got 0"),
         ([[0] * length for length in range(1, 65)], "1 to 63 drafted nodes, got 64"),
         ([[0], [0, 0, 0]], "parent of every node"),
-        ([[0], [2]], r"rank siblings 0, 1, 2, \.\.\., \[2\] follows none: add \[1\]"),
+        ([[0], [2]], r"rank siblings 0, 1, 2, \.\.\., got \[2\] without the rank before: add \[1\]"),
         ([[1]], r"add \[0\]"),
         ([[0], [0]], "every node once"),
         ([[]], "paths of ranks"),

@@ -84,7 +84,7 @@ def test_64_nodes_fill_the_bits():
         3, batch=1, kv_heads=1, groups=2, nodes=64, head_dim=16, slots=100, ragged=True, dtype=torch.float32
     )
     assert torch.allclose(triton_decode_attention(*given_), reference_decode_attention(*given_), atol=1e-5)
-    with pytest.raises(ValueError, match="the tree has 65 nodes, attention takes 64 at most"):
+    with pytest.raises(ValueError, match="tree must have at most 64 nodes, got 65"):
         TokenTree.chain(64).ancestor_bits  # noqa: B018
 
 

@@ -218,7 +218,10 @@ def test_a_cache_that_does_not_fit_is_refused_with_its_bytes(monkeypatch):
     [
         (lambda: EngineConfig("fast"), "engine.kind must be one of auto, eager, graph, got 'fast'"),
         (lambda: Autoregressive(engine="fast"), "engine.kind must be one of"),
-        (lambda: Autoregressive(engine={"knd": "graph"}), "engine knows the settings capacity, kind, .*, got 'knd'"),
+        (
+            lambda: Autoregressive(engine={"knd": "graph"}),
+            "engine must have only the settings capacity, kind, .*, got 'knd'",
+        ),
         (lambda: EngineConfig(prefill_chunk=0), "engine.prefill_chunk must be at least 1"),
         (lambda: EngineConfig(capacity=0), "engine.capacity must be at least 1"),
     ],
@@ -234,7 +237,7 @@ def test_a_step_of_more_than_64_nodes_is_refused():
     pool.uncaptured = True
     with Session(model, 100, pool=pool) as session:
         session.prefill([[1, 2, 3]])
-        with pytest.raises(ValueError, match="the tree has 65 nodes, attention takes 64 at most"):
+        with pytest.raises(ValueError, match="tree must have at most 64 nodes, got 65"):
             session.forward(torch.zeros(1, 65, dtype=torch.long))
 
 
@@ -243,5 +246,5 @@ def test_what_is_not_fused_is_named():
     assert why_not_fused(model) == ""
     model.model.layers[1].mlp.up_proj = nn.Sequential(model.model.layers[1].mlp.up_proj)
     assert why_not_fused(model) == "model.layers.1.mlp.up_proj is a Sequential, not a plain Linear"
-    assert "is not one of the model classes" in why_not_fused(nn.Linear(2, 2))
+    assert "is not a supported model class" in why_not_fused(nn.Linear(2, 2))
     assert why_not_fused(copy_layers(tiny_model("llama"), 1)) == ""

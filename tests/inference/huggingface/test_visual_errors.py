@@ -151,7 +151,9 @@ def test_layers_grids_and_temperatures_that_cannot_be() -> None:
     given, other = (asked(video_prompts(family, seed=1)) for family in FAMILIES)
     for layer in (3, -4):
         one_line(lambda at=layer: LVSpec(layer=at).generate(qwen, **given), "layer", str(layer), "3 layers")
-    one_line(lambda: LVSpec().generate(qwen, **given, sampling=Sampling()), "LVSpec", "greedily")
+    one_line(
+        lambda: LVSpec().generate(qwen, **given, sampling=Sampling()), "sampling must be None for LVSpec", "greedy"
+    )
     for selector in ("whole_frames", "frame_similarity", "temporal"):
         one_line(lambda name=selector: SpecVLM(selector=name).generate(llava, **other), "grid", "uniform")
 

@@ -243,7 +243,7 @@ def test_a_selector_says_what_it_needs(name: str) -> None:
     assert torch.equal(selector.select(VideoView(full.tokens, **needed)), expected)  # type: ignore[arg-type]
     for missing in needed:
         rest = {part: value for part, value in needed.items() if part != missing}
-        with pytest.raises(ValueError, match=f"needs {missing}"):
+        with pytest.raises(ValueError, match=f"{missing} must be given for this selector"):
             selector.select(VideoView(full.tokens, **rest))  # type: ignore[arg-type]
 
 

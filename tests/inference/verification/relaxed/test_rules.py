@@ -26,7 +26,7 @@ from saccade.inference.verification.relaxed import (
     Ruling,
     Strict,
     VisualRelaxation,
-    standing,
+    ranks_and_ratios,
     top_entropy,
 )
 
@@ -316,7 +316,7 @@ def test_guards_hold_against_relaxation_and_shift(guarded: dict[str, list[int]],
 def test_what_a_loose_place_lets_stand() -> None:
     judged = Judged([1, 1], [0, 0, 0], [0.0, 0.0], ranks=[2, 20], ratios=[0.3, 0.01])
     for rule in (replace(PLAIN, relaxation=1.0, loose="top_m"), replace(PLAIN, relaxation=1.0, loose="ratio")):
-        assert rule.needs_standing
+        assert rule.needs_ranks_and_ratios
         assert reasons(rule.judge(judged, rule.begin())) == ["loose", "reject"]
     exact = replace(PLAIN, relaxation=1.0, loose="ratio", ratio=0.3)
     assert exact.judge(judged, exact.begin()).accepted == 1
@@ -367,12 +367,12 @@ def test_entropy_of_the_top_is_brute_force() -> None:
     assert top_entropy(masked.bfloat16()).dtype == torch.float32
 
 
-def test_standing_of_drafted_tokens() -> None:
+def test_ranks_and_ratios_of_drafted_tokens() -> None:
     logits = torch.tensor([[1.0, 3.0, 2.0, 3.0], [0.0, 0.0, -torch.inf, 1.0]])
-    ranks, ratios = standing(logits, torch.tensor([2, 2]))
+    ranks, ratios = ranks_and_ratios(logits, torch.tensor([2, 2]))
     assert ranks.tolist() == [2, 3]
     torch.testing.assert_close(ratios, torch.tensor([torch.e**-1, 0.0]))
-    ranks, ratios = standing(logits, torch.tensor([3, 3]))
+    ranks, ratios = ranks_and_ratios(logits, torch.tensor([3, 3]))
     assert ranks.tolist() == [0, 0]
     assert ratios.tolist() == [1.0, 1.0]
 
@@ -396,15 +396,15 @@ def test_a_rule_says_what_it_needs(rule: RelaxedRule) -> None:
     needs = {
         "relevance": rule.needs_relevance,
         "entropies": rule.needs_entropies,
-        "ranks": rule.needs_standing,
-        "ratios": rule.needs_standing,
+        "ranks": rule.needs_ranks_and_ratios,
+        "ratios": rule.needs_ranks_and_ratios,
     }
     needed = {name: value for name, value in full.items() if needs[name]}
     if isinstance(rule, VisualRelaxation):
         rule = replace(rule, relaxation=1.0)
     rule.judge(Judged([1], [0, 0], **needed), rule.begin())  # type: ignore[arg-type]
     if rule.needs_relevance or rule.needs_entropies:
-        with pytest.raises(ValueError, match="the rule needs"):
+        with pytest.raises(ValueError, match="must hold one value for every drafted token"):
             rule.judge(Judged([1], [0, 0]), rule.begin())
 
 
