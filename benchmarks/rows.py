@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from saccade.common.checks import leads_nowhere
+from saccade.common.files import write_text
 from saccade.common.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
@@ -118,8 +119,6 @@ def replace(rows: Iterable[dict[str, Any]]) -> None:
             identities = {tuple(item[key] for key in IDENTITY) for item in mine}
             kept = [item for item in read(benchmark) if tuple(item[key] for key in IDENTITY) not in identities]
             path = RESULTS / f"{benchmark}.jsonl"
-            draft = path.with_suffix(".tmp")
-            draft.write_text("".join(json.dumps(item) + "\n" for item in kept + mine))
-            os.replace(draft, path)
+            write_text(path, "".join(json.dumps(item) + "\n" for item in kept + mine))
     finally:
         os.close(folder)  # and with it the lock

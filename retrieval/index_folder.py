@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import uuid
 from pathlib import Path
 from typing import Any
+
+from saccade.common.files import replacing, write_text
 
 FACTS = "index.json"
 _FORMAT = 1
@@ -27,24 +29,13 @@ def write_index(folder: Path, faiss: Any, index: Any, facts: dict[str, Any]) -> 
     Raises:
         ValueError: The folder cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"folder: must be a folder that can be written, but {folder} is not ({error.strerror}); name another one"
-        ) from None
     name = digest = None
-    draft = folder / f"vectors.{os.getpid()}.tmp"
-    try:
-        if index is not None:
-            faiss.write_index(index, str(draft))
-            digest = _sum(draft)
-            name = f"vectors-{digest[:16]}.faiss"
-            os.replace(draft, folder / name)
-        draft.write_text(json.dumps({"format": _FORMAT, **facts, "vectors": name, "sha256": digest}))
-        os.replace(draft, folder / FACTS)
-    finally:
-        draft.unlink(missing_ok=True)
+    if index is not None:
+        name = f"vectors-{uuid.uuid4().hex[:16]}.faiss"
+        with replacing(folder / name) as temporary:
+            faiss.write_index(index, str(temporary))
+            digest = _sum(temporary)
+    write_text(folder / FACTS, json.dumps({"format": _FORMAT, **facts, "vectors": name, "sha256": digest}))
     for other in folder.glob("vectors-*.faiss"):
         if other.name != name:
             other.unlink(missing_ok=True)

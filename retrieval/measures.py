@@ -65,23 +65,6 @@ def ranked(scores: Mapping[str, float]) -> list[str]:
     return sorted(scores, key=lambda document: (scores[document], document), reverse=True)
 
 
-def run_lines(run: Run, tag: str = "saccade") -> list[str]:
-    """A run as lines of a TREC run file, in one order for one content.
-
-    Args:
-        run: Scores by query and document.
-        tag: Last word of every line.
-
-    Returns:
-        `query Q0 document rank score tag`, ordered by query id, then by rank from 1; scores at full precision.
-    """
-    return [
-        f"{query} Q0 {document} {rank} {float(run[query][document])!r} {tag}"
-        for query in sorted(run)
-        for rank, document in enumerate(ranked(run[query]), 1)
-    ]
-
-
 def measure(run: Run, qrels: Qrels, metrics: Sequence[str] = METRICS, queries: Iterable[str] | None = None) -> Measured:
     """Measure a run against judgements, query by query.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from saccade.common.files import replacing
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -102,15 +102,9 @@ class SyntheticSentiment:
         Args:
             path: File to write; an existing one is replaced.
         """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                pickle.dump(self.generate(), stream, protocol=4)
-            os.replace(temporary, target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        samples = self.generate()
+        with replacing(path) as temporary, temporary.open("wb") as stream:
+            pickle.dump(samples, stream, protocol=4)
 
     def _split(
         self,

@@ -23,11 +23,9 @@ class Selection:
 
     Args:
         chunks: Source and chunk numbers.
-        mixture: Number of pairs drawn from all sources, and the seed of the draw.
     """
 
     chunks: tuple[tuple[int, int], ...] = ()
-    mixture: tuple[int, int] | None = None
 
     def order(self, cut: Chunks, passes: int, seed: int, epoch: int) -> list[np.ndarray]:
         """Put pairs in the order of training.
@@ -45,16 +43,11 @@ class Selection:
             For each pass, places among the pairs of all sources joined, int [N].
         """
         sizes = [len(source.pairs) for source in cut.sources]
-        if self.chunks:
-            offsets = np.cumsum([0, *sizes])
-            places = np.concatenate([offsets[source] + cut.places(source, number) for source, number in self.chunks])
-            key = [1, *(value for chunk in self.chunks for value in chunk)]
-        elif self.mixture is not None:
-            count, draw = self.mixture
-            places = np.random.default_rng([draw, count]).permutation(sum(sizes))[:count]
-            key = [2, count, draw]
-        else:
+        if not self.chunks:
             return [np.random.default_rng([seed, 0, epoch]).permutation(sum(sizes))]
+        offsets = np.cumsum([0, *sizes])
+        places = np.concatenate([offsets[source] + cut.places(source, number) for source, number in self.chunks])
+        key = [1, *(value for chunk in self.chunks for value in chunk)]
         return [np.random.default_rng([seed, *key, number]).permutation(places) for number in range(passes)]
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from rich.progress import track
 
+from saccade.common.files import write_text
 from saccade.datamodules.loaders import BatchLoader, BatchSampler
 from saccade.datamodules.retrieval.batches import PairBatches, QueryBatches, Selection, SelectionSampler
 from saccade.datamodules.retrieval.docstrings import SOURCES, TARGET
@@ -294,20 +295,6 @@ class ChunkPool(LightningDataModule):
             self._ready().chunks.places(source, number)  # refuses what is not there
         self.selection = Selection(tuple((source, number) for source, number in chunks))
 
-    def select_mixture(self, pairs: int, seed: int = 0) -> None:
-        """Train on pairs drawn from all sources together, none twice.
-
-        Args:
-            pairs: How many, at least 1; no more than there are.
-            seed: Of the draw.
-
-        Raises:
-            ValueError: There are not so many.
-        """
-        if not 1 <= pairs <= self.pool_pairs:
-            raise ValueError(f"pairs: must lie between 1 and the pool's {self.pool_pairs}, but is {pairs}; change it")
-        self.selection = Selection(mixture=(pairs, seed))
-
     def select_all(self) -> None:
         """Train on all sources mixed, one pass an epoch."""
         self.selection = Selection()
@@ -336,11 +323,8 @@ class ChunkPool(LightningDataModule):
         Returns:
             The file.
         """
-        file = Path(path)
-        unfinished = file.with_name(f".{file.name}.unfinished")
-        unfinished.write_text(json.dumps(self.manifest()) + "\n", encoding="utf-8")
-        unfinished.replace(file)
-        return file
+        write_text(path, json.dumps(self.manifest()) + "\n")
+        return Path(path)
 
     def train_dataloader(self) -> BatchLoader:
         """Batches of what is selected at the moment when the first of them is asked for."""
@@ -371,8 +355,7 @@ class ChunkPool(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint has to know: which pool it is, and what is selected."""
         chunks = [list(each) for each in self.selection.chunks]
-        mixture = None if self.selection.mixture is None else list(self.selection.mixture)
-        return {"pool": self._digest(), "chunks": chunks, "mixture": mixture}
+        return {"pool": self._digest(), "chunks": chunks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Select what was selected; refuse a checkpoint of another pool.
@@ -388,9 +371,7 @@ class ChunkPool(LightningDataModule):
                 "sources: must be those of the checkpoint, but their content, order, seed, chunk_size or target differ;"
                 " set them back, or start without --ckpt_path"
             )
-        mixture = state_dict["mixture"]
-        chunks = tuple((int(source), int(number)) for source, number in state_dict["chunks"])
-        self.selection = Selection(chunks, None if mixture is None else (int(mixture[0]), int(mixture[1])))
+        self.selection = Selection(tuple((int(source), int(number)) for source, number in state_dict["chunks"]))
 
     def _digest(self) -> str:
         cut = self._ready().chunks

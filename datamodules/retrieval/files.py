@@ -233,44 +233,6 @@ def without_instruction(query: str) -> str:
     return query[place + len(mark) :].strip()
 
 
-def write_beir(task: RetrievalTask, folder: str | Path, split: str = "test", header: bool = True) -> Path:
-    """Write a collection in BEIR's layout; titles are part of the texts.
-
-    Args:
-        task: The collection.
-        folder: Is made where it is missing.
-        split: Name of the judgements.
-        header: Whether the judgements begin with the names of their columns.
-
-    Returns:
-        The folder.
-    """
-    root = Path(folder)
-    (root / "qrels").mkdir(parents=True, exist_ok=True)
-    _write_json_lines(
-        root / "corpus.jsonl", ({"_id": name, "title": "", "text": text} for name, text in task.corpus.items())
-    )
-    _write_json_lines(root / "queries.jsonl", ({"_id": name, "text": text} for name, text in task.queries.items()))
-    rows = ["query-id\tcorpus-id\tscore"] if header else []
-    rows += [f"{query}\t{name}\t{grade}" for query, judged in task.qrels.items() for name, grade in judged.items()]
-    (root / "qrels" / f"{split}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return root
-
-
-def write_pairs(pairs: Iterable[Pair], path: str | Path) -> Path:
-    """Write pairs as JSON lines of `query`, `document` and `label`.
-
-    Args:
-        pairs: In order.
-        path: The file.
-
-    Returns:
-        The file.
-    """
-    rows = ({"query": pair.query, "document": pair.document, "label": pair.label} for pair in pairs)
-    return _write_json_lines(Path(path), rows)
-
-
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Number and text of each line that is not blank; any of the three line ends."""
     try:
@@ -328,13 +290,6 @@ def _grade(text: str) -> int | None:
         return int(number) if number == int(number) else None
     except (ValueError, OverflowError):
         return None
-
-
-def _write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    with path.open("w", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return path
 
 
 def _fail(path: Path, line: int, what: str, mend: str) -> NoReturn:

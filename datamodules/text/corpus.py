@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
+from saccade.common.files import replacing_folder
 from saccade.datamodules.loaders import BatchLoader, BatchSampler, PackedSequences
 from saccade.datamodules.text.files import PARTS, matching_files, part_of, select, standard_library_files
 from saccade.datamodules.text.tokenization import (
@@ -254,28 +253,14 @@ class TextCorpus(LightningDataModule):
         return folder
 
     def _fill(self, folder: Path, documents: dict[str, list[str]], given: PreTrainedTokenizerFast | None) -> None:
-        """Write the cache folder under another name first: another process never sees half of it."""
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
-        except OSError as error:
-            raise ValueError(
-                f"cache_dir: cannot write to {folder.parent} ({error.strerror}); set cache_dir or XDG_CACHE_HOME"
-            ) from error
-        try:
+        """Write the cache folder; another process may write the same content at the same time."""
+        advice = "set cache_dir or XDG_CACHE_HOME to a folder that can be written to"
+        with replacing_folder(folder, keep=True, advice=advice) as temporary:
             tokenizer = given or train_tokenizer(documents["train"], self.vocab_size)
             if given is None:
-                tokenizer.save_pretrained(unfinished / "tokenizer")
+                tokenizer.save_pretrained(temporary / "tokenizer")
             for part, texts in documents.items():
-                np.save(unfinished / f"{part}.npy", encode(tokenizer, texts))
-            try:
-                unfinished.rename(folder)
-            except OSError:
-                # another process was faster with the same content
-                if not folder.is_dir():
-                    raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+                np.save(temporary / f"{part}.npy", encode(tokenizer, texts))
 
 
 def default_cache_dir() -> Path:

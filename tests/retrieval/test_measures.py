@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saccade.retrieval.measures import METRICS, measure, paired_bootstrap, ranked, run_lines
+from saccade.retrieval.measures import METRICS, measure, paired_bootstrap, ranked
 
 QRELS = {"q": {"a": 2, "b": 0, "c": 1}}
 BEST = {"a": 3.0, "b": 2.0, "c": 1.0}
@@ -123,13 +123,6 @@ def test_grades_must_be_whole(grade):
 def test_scores_must_be_numbers():
     with pytest.raises(ValueError, match=r"^run: scores must be numbers, but document 'b' of query 'q' [^\n]+$"):
         measure({"q": {"a": 1.0, "b": math.nan}}, QRELS)
-
-
-def test_lines_of_a_run_are_in_one_order():
-    run = {"q2": {"b": 1.0, "a": 1.0, "c": 0.1 + 0.2}, "q10": {"a": -1.0}, "q3": {}}
-    lines = ["q10 Q0 a 1 -1.0 x", "q2 Q0 b 1 1.0 x", "q2 Q0 a 2 1.0 x", "q2 Q0 c 3 0.30000000000000004 x"]
-    assert run_lines(run, "x") == lines
-    assert run_lines(dict(reversed(run.items())), "x") == lines
 
 
 def test_interval_is_paired_and_repeatable():

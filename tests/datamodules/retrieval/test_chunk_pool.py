@@ -15,9 +15,10 @@ from torch import Tensor
 
 from saccade.datamodules.retrieval.batches import Selection, SelectionSampler
 from saccade.datamodules.retrieval.chunk_pool import ChunkPool
-from saccade.datamodules.retrieval.files import Pair, RetrievalTask, write_beir, write_pairs
+from saccade.datamodules.retrieval.files import Pair, RetrievalTask
 from saccade.datamodules.retrieval.sources import Chunks, Source, read_source, without_shared
 from saccade.datamodules.retrieval.targets import open_target
+from tests.support.retrieval_files import write_beir, write_pairs
 from tests.support.shared_data import shared_file
 
 
@@ -134,13 +135,6 @@ def test_an_epoch_is_what_is_selected(files: dict[str, str]) -> None:
     assert Counter(_trained(pool)) == Counter(pool.chunk(1, 4) * 2)
     pool.select_chunks([(0, 2), (2, 0)])
     assert Counter(_trained(pool)) == Counter((pool.chunk(0, 2) + pool.chunk(2, 0)) * 2)
-    pool.select_mixture(20, seed=4)
-    drawn = Counter(_trained(pool))
-    assert set(drawn.values()) == {2}
-    assert len(drawn) == 20
-    assert set(drawn) <= set(everything)
-    pool.select_mixture(20, seed=5)
-    assert Counter(_trained(pool)) != drawn
     pool.select_all()
     assert Counter(_trained(pool)) == everything
 
@@ -301,8 +295,6 @@ def test_chunks_that_are_not_there_are_refused(files: dict[str, str]) -> None:
             pool.select(source, number)
         with pytest.raises(ValueError, match=message):
             pool.chunk(source, number)
-    with pytest.raises(ValueError, match="pairs: must lie between 1 and the pool's 85"):
-        pool.select_mixture(86)
     with pytest.raises(ValueError, match="chunks: must be at least one"):
         pool.select_chunks([])
     assert pool.selection == Selection()
@@ -369,7 +361,7 @@ def test_fit_trains_on_the_selected_chunk_of_each_epoch(files: dict[str, str], t
 
 def test_checkpoints_keep_the_selection_and_refuse_another_pool(files: dict[str, str]) -> None:
     pool, again = _pool(files), _pool(files)
-    for select in (lambda: pool.select(2, 1), lambda: pool.select_mixture(9, 3), pool.select_all):
+    for select in (lambda: pool.select(2, 1), lambda: pool.select_chunks([(0, 2), (2, 0)]), pool.select_all):
         select()
         again.load_state_dict(json.loads(json.dumps(pool.state_dict())))
         assert again.selection == pool.selection

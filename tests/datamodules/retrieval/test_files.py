@@ -16,9 +16,8 @@ from saccade.datamodules.retrieval.files import (
     read_pairs,
     read_qrels,
     without_instruction,
-    write_beir,
-    write_pairs,
 )
+from tests.support.retrieval_files import write_beir, write_pairs
 from tests.support.shared_data import shared_file
 
 TASK = RetrievalTask(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from saccade.datamodules.retrieval import files as retrieval_files
 from saccade.datamodules.retrieval import targets as retrieval_targets
-from saccade.datamodules.retrieval.files import Document, RetrievalTask, write_beir
+from saccade.datamodules.retrieval.files import Document, RetrievalTask
 from saccade.datamodules.retrieval.targets import (
     cut,
     few_shot_slice,
@@ -20,6 +20,7 @@ from saccade.datamodules.retrieval.targets import (
     query_key,
     split_task,
 )
+from tests.support.retrieval_files import write_beir
 from tests.support.shared_data import shared_file
 
 WORDS = (

@@ -200,7 +200,7 @@ def test_missing_test_part_and_too_large_batch_are_refused(texts: Path, tmp_path
 def test_unwritable_cache_is_named(texts: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    with pytest.raises(ValueError, match=r"cache_dir: cannot write to .*; set cache_dir or XDG_CACHE_HOME"):
+    with pytest.raises(ValueError, match=r"cannot write .*: set cache_dir or XDG_CACHE_HOME to"):
         _corpus(texts, blocked).setup()
 
 
