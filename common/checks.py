@@ -39,6 +39,21 @@ def check_share(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be between 0 and 1, got {value}: give a share, for example 0.9 for 90 %.")
 
 
+def check_fraction(name: str, value: Any) -> None:
+    """Refuse a value that is no number between 0 and 1, or that is 0, 1 or NaN.
+
+    Args:
+        name: Of the setting, for the message.
+        value: Of the setting.
+
+    Raises:
+        ValueError: The value is no number, or outside of (0, 1).
+    """
+    check_number(name, value)
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must be above 0 and below 1, got {value}: give a fraction, for example 0.1.")
+
+
 def check_positive(name: str, value: Any) -> None:
     """Refuse a value that is no number above 0; NaN is refused too.
 

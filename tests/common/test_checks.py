@@ -9,6 +9,7 @@ from torch import nn
 from saccade.common.checks import (
     check_choice,
     check_count,
+    check_fraction,
     check_model,
     check_number,
     check_place,
@@ -28,6 +29,9 @@ NAN = float("nan")
         (check_share, (1.1,), "x must be between 0 and 1, got 1.1: give a share, for example 0.9 for 90 %."),
         (check_share, (NAN,), "x must be between 0 and 1, got nan: give a share, for example 0.9 for 90 %."),
         (check_share, (None,), "x must be a number, got None: give a number."),
+        (check_fraction, (0,), "x must be above 0 and below 1, got 0: give a fraction, for example 0.1."),
+        (check_fraction, (1.0,), "x must be above 0 and below 1, got 1.0: give a fraction, for example 0.1."),
+        (check_fraction, (NAN,), "x must be above 0 and below 1, got nan: give a fraction, for example 0.1."),
         (check_positive, (0,), "x must be above 0, got 0: give a positive number."),
         (check_positive, (NAN,), "x must be above 0, got nan: give a positive number."),
         (check_positive, (False,), "x must be a number, got False: give a number."),
@@ -59,6 +63,7 @@ def test_taken(tmp_path):
         check_number("x", number)
     for share in (0, 1, 0.25):
         check_share("x", share)
+    check_fraction("x", 1e-30)
     check_positive("x", 1e-30)
     check_count("x", np.int64(1))
     check_count("x", 0, 0)
