@@ -81,11 +81,10 @@ def check_count(name: str, value: Any, least: int = 1, advice: str = "") -> None
     Raises:
         ValueError: The value is no whole number, or below ``least``.
     """
-    advice = advice or f"give a whole number of at least {least}"
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"{name} must be a whole number, got {value!r}: {advice}.")
+        raise ValueError(f"{name} must be a whole number, got {value!r}: {advice or 'give a whole number'}.")
     if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}: {advice}.")
+        raise ValueError(f"{name} must be at least {least}, got {value}: {advice or 'raise it'}.")
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
