@@ -43,7 +43,7 @@ def test_a_pattern_without_files_is_named(tmp_path: Path) -> None:
     _write(tmp_path, ["a.txt"])
     with pytest.raises(ValueError, match=r"paths must match files, got '.*\.rst'"):
         matching_files([str(tmp_path / "*.txt"), str(tmp_path / "*.rst")])
-    with pytest.raises(ValueError, match="it is a folder"):
+    with pytest.raises(ValueError, match="to the folder"):
         matching_files([str(tmp_path)])
 
 
