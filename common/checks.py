@@ -69,6 +69,21 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be above 0, got {value}: give a positive number.")
 
 
+def check_not_negative(name: str, value: Any) -> None:
+    """Refuse a value that is no number, or below 0; NaN is refused too.
+
+    Args:
+        name: Of the setting, for the message.
+        value: Of the setting.
+
+    Raises:
+        ValueError: The value is no number, or below 0.
+    """
+    check_number(name, value)
+    if not value >= 0:
+        raise ValueError(f"{name} must be at least 0, got {value}: give a number that is not negative.")
+
+
 def check_count(name: str, value: Any, least: int = 1, advice: str = "") -> None:
     """Refuse a value that is no whole number, or below ``least``; ``True`` and ``False`` are refused too.
 
@@ -102,7 +117,7 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     if value not in allowed:
         *others, last = map(str, allowed)
         listed = f"{', '.join(others)} or {last}" if others else last
-        raise ValueError(f"{name} must be {listed}, got {value!r}: choose one of the values listed.")
+        raise ValueError(f"{name} must be {listed}, got {value!r}: choose one of these.")
 
 
 def check_switch(name: str, value: Any) -> None:

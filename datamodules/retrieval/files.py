@@ -257,7 +257,7 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             what = error.msg if isinstance(error, json.JSONDecodeError) else "too deep"
             _fail(path, line, f"row must be JSON, got invalid JSON ({what})", "write one object in each line")
         if not isinstance(row, dict):
-            _fail(path, line, f"row must be a JSON object, got a {type(row).__name__}", "write one object in each line")
+            _fail(path, line, f"row must be a JSON object, got {type(row).__name__}", "write one object in each line")
         yield line, row
     if not line:
         raise ValueError(f"{path} must hold at least one line, got none: write one JSON object in each line.")
@@ -279,7 +279,7 @@ def _new_id(path: Path, line: int, row: Mapping[str, Any], known: Mapping[str, A
 def _text(path: Path, line: int, row: Mapping[str, Any], key: str = "text") -> str:
     value = row.get(key)
     if not isinstance(value, str):
-        what = "is missing" if value is None else f"must be a text, got a {type(value).__name__}"
+        what = "is missing" if value is None else f"must be a text, got {type(value).__name__}"
         _fail(path, line, f"{key} {what}", "add it; it may be empty" if key in ("text", "document") else "add it")
     return value
 

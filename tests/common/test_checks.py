@@ -11,6 +11,7 @@ from saccade.common.checks import (
     check_count,
     check_fraction,
     check_model,
+    check_not_negative,
     check_number,
     check_place,
     check_positive,
@@ -32,6 +33,8 @@ NAN = float("nan")
         (check_fraction, (0,), "x must be above 0 and below 1, got 0: give a fraction, for example 0.1."),
         (check_fraction, (1.0,), "x must be above 0 and below 1, got 1.0: give a fraction, for example 0.1."),
         (check_fraction, (NAN,), "x must be above 0 and below 1, got nan: give a fraction, for example 0.1."),
+        (check_not_negative, (-0.1,), "x must be at least 0, got -0.1: give a number that is not negative."),
+        (check_not_negative, (NAN,), "x must be at least 0, got nan: give a number that is not negative."),
         (check_positive, (0,), "x must be above 0, got 0: give a positive number."),
         (check_positive, (NAN,), "x must be above 0, got nan: give a positive number."),
         (check_positive, (False,), "x must be a number, got False: give a number."),
@@ -39,8 +42,8 @@ NAN = float("nan")
         (check_count, (1, 2, "take two"), "x must be at least 2, got 1: take two."),
         (check_count, (1.0,), "x must be a whole number, got 1.0: give a whole number."),
         (check_count, (True,), "x must be a whole number, got True: give a whole number."),
-        (check_choice, ("d", "abc"), "x must be a, b or c, got 'd': choose one of the values listed."),
-        (check_choice, (2, [1]), "x must be 1, got 2: choose one of the values listed."),
+        (check_choice, ("d", "abc"), "x must be a, b or c, got 'd': choose one of these."),
+        (check_choice, (2, [1]), "x must be 1, got 2: choose one of these."),
         (check_switch, ("no",), "x must be true or false, got 'no': write true or false without quotes."),
         (check_switch, (1,), "x must be true or false, got 1: write true or false without quotes."),
         (check_model, (3,), "x must be a path, a hub id or a loaded model, got 3: give one of these."),
@@ -65,6 +68,7 @@ def test_taken(tmp_path):
         check_share("x", share)
     check_fraction("x", 1e-30)
     check_positive("x", 1e-30)
+    check_not_negative("x", 0)
     check_count("x", np.int64(1))
     check_count("x", 0, 0)
     check_choice("x", "b", ("a", "b"))

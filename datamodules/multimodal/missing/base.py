@@ -65,9 +65,7 @@ class Condition:
                 f"present must be some of {', '.join(MODALITIES)}, got {list(self.present)}: correct the names."
             )
         if len(self.rates) != len(MODALITIES) or not all(0 <= rate <= 1 for rate in self.rates):
-            raise ValueError(
-                f"rates must be three numbers between 0 and 1, got {list(self.rates)}: give one for each modality."
-            )
+            raise ValueError(f"rates must be three numbers between 0 and 1, got {list(self.rates)}: correct them.")
         check_choice("kind", self.kind, get_args(Kind))
         # the sum of computed shares may differ from 1 by rounding
         if len(self.absent) != 2 or min(self.absent) < 0 or sum(self.absent) > 1 + 1e-6:

@@ -281,15 +281,15 @@ def test_masks_are_the_same_on_a_gpu(kind):
         ({"present": ("txt",)}, "present must be some of text, audio, vision, got ['txt']: correct the names."),
         (
             {"rates": (0.1, 0.2)},
-            "rates must be three numbers between 0 and 1, got [0.1, 0.2]: give one for each modality.",
+            "rates must be three numbers between 0 and 1, got [0.1, 0.2]: correct them.",
         ),
         (
             {"rates": (0.1, 0.2, 1.1)},
-            "rates must be three numbers between 0 and 1, got [0.1, 0.2, 1.1]: give one for each modality.",
+            "rates must be three numbers between 0 and 1, got [0.1, 0.2, 1.1]: correct them.",
         ),
         (
             {"kind": "blok"},
-            "kind must be random, block, same_steps or same_block, got 'blok': choose one of the values listed.",
+            "kind must be random, block, same_steps or same_block, got 'blok': choose one of these.",
         ),
         ({"absent": (0.6, 0.6)}, "absent must be two shares with a sum of at most 1, got [0.6, 0.6]: lower them."),
     ],
