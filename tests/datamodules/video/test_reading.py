@@ -112,18 +112,18 @@ def test_broken_clips_end_with_one_line(film: np.ndarray, tmp_path: Path, monkey
     for name, message in (
         ("noise.mp4", r"video .*noise\.mp4 cannot be decoded \(.+\): replace it"),
         ("empty.mp4", r"video .*empty\.mp4 cannot be decoded"),
-        ("torn.mp4", r"video .*torn\.mp4 (cannot be decoded|has no video stream)"),
-        ("noise.png", r"video .*noise\.png is not an image that can be read"),
-        ("folder", "holds no images, so the clip has zero frames"),
+        ("torn.mp4", r"video .*torn\.mp4 (cannot be decoded|has zero frames, because it has no video stream)"),
+        ("noise.png", r"video .*noise\.png cannot be read as an image"),
+        ("folder", "has zero frames, because the folder has no images"),
         ("nowhere.mp4", "video must exist, got .*nowhere.mp4"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             read_clip(tmp_path / name, 4)
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="frames: must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="frames must be at least 1, got 0"):
         read_clip(tmp_path / "whole.mp4", 0)
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ValueError, match=r'whole.mp4 needs PyAV.*pip install "saccade\[video\]"'):
+    with pytest.raises(ValueError, match=r"whole.mp4 needs the package PyAV.*pip install 'saccade\[video\]'"):
         read_clip(tmp_path / "whole.mp4", 4)
 
 
