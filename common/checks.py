@@ -14,8 +14,8 @@ def check_number(name: str, value: Any) -> None:
     """Refuse a value that is no real number; ``True`` and ``False`` are refused too.
 
     Args:
-        name: Of the setting, for the message.
-        value: Of the setting.
+        name: Name of the setting, for the message.
+        value: Value of the setting.
 
     Raises:
         ValueError: The value is no number.
@@ -28,8 +28,8 @@ def check_share(name: str, value: Any) -> None:
     """Refuse a value that is no number from 0 to 1; NaN is refused too.
 
     Args:
-        name: Of the setting, for the message.
-        value: Of the setting.
+        name: Name of the setting, for the message.
+        value: Value of the setting.
 
     Raises:
         ValueError: The value is no number, or outside [0, 1].
@@ -43,8 +43,8 @@ def check_fraction(name: str, value: Any) -> None:
     """Refuse a value that is no number between 0 and 1, or that is 0, 1 or NaN.
 
     Args:
-        name: Of the setting, for the message.
-        value: Of the setting.
+        name: Name of the setting, for the message.
+        value: Value of the setting.
 
     Raises:
         ValueError: The value is no number, or outside of (0, 1).
@@ -58,8 +58,8 @@ def check_positive(name: str, value: Any) -> None:
     """Refuse a value that is no number above 0; NaN is refused too.
 
     Args:
-        name: Of the setting, for the message.
-        value: Of the setting.
+        name: Name of the setting, for the message.
+        value: Value of the setting.
 
     Raises:
         ValueError: The value is no number, or not above 0.
@@ -73,8 +73,8 @@ def check_not_negative(name: str, value: Any) -> None:
     """Refuse a value that is no number, or below 0; NaN is refused too.
 
     Args:
-        name: Of the setting, for the message.
-        value: Of the setting.
+        name: Name of the setting, for the message.
+        value: Value of the setting.
 
     Raises:
         ValueError: The value is no number, or below 0.
@@ -88,8 +88,8 @@ def check_count(name: str, value: Any, least: int = 1, advice: str = "") -> None
     """Refuse a value that is no whole number, or below ``least``; ``True`` and ``False`` are refused too.
 
     Args:
-        name: Of the setting, for the message.
-        value: Of the setting.
+        name: Name of the setting, for the message.
+        value: Value of the setting.
         least: Smallest value that is allowed.
         advice: What to do, the end of the message; empty for a general one.
 
@@ -106,8 +106,8 @@ def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
     """Refuse a value that is none of the choices.
 
     Args:
-        name: Of the setting, for the message.
-        value: Of the setting.
+        name: Name of the setting, for the message.
+        value: Value of the setting.
         choices: The values that are allowed, at least one, in the order in which the message lists them.
 
     Raises:
@@ -124,8 +124,8 @@ def check_switch(name: str, value: Any) -> None:
     """Refuse a value that is neither ``True`` nor ``False``: a text such as "no" would count as true.
 
     Args:
-        name: Of the setting, for the message.
-        value: Of the setting.
+        name: Name of the setting, for the message.
+        value: Value of the setting.
 
     Raises:
         ValueError: The value is neither of the two.
@@ -138,8 +138,8 @@ def check_model(name: str, value: Any) -> None:
     """Refuse a value that is neither a loaded model nor the text that names one.
 
     Args:
-        name: Of the setting, for the message.
-        value: Of the setting.
+        name: Name of the setting, for the message.
+        value: Value of the setting.
 
     Raises:
         ValueError: The value is neither of the two.
@@ -162,7 +162,7 @@ def check_place(name: str, place: str) -> None:
     """Refuse a path at which nothing exists; see ``leads_nowhere``.
 
     Args:
-        name: Of the setting, for the message.
+        name: Name of the setting, for the message.
         place: A path or a Hugging Face hub id.
 
     Raises:

@@ -33,7 +33,7 @@ class TrialLog:
         """Add an entry. It is on the disk when this returns.
 
         Args:
-            kind: Of the entry.
+            kind: Kind of the entry.
             entry: Its content, as JSON knows it.
 
         Raises:

@@ -45,7 +45,7 @@ class BatchSampler(DistributedSampler[list[int]]):
         world_size: Number of ranks.
         train: Shuffle in every epoch and leave out the incomplete last batch. Otherwise keep the order, use all
             sequences, and make batches of nearly equal sizes.
-        seed: Of the shuffling.
+        seed: Seed of the shuffling.
         early: In the first epoch of training, the first `early` sequences, shuffled, come before the others.
     """
 

@@ -168,7 +168,7 @@ def paired_bootstrap(
     Args:
         a: Values of the first system by query id, such as `Measured.per_query["ndcg_cut_10"]`.
         b: Values of the second system for the same queries.
-        seed: Of the draws. The order of the queries does not matter.
+        seed: Seed of the draws. The order of the queries does not matter.
         samples: Number of draws.
         confidence: Share of the drawn means inside the interval, above 0 and below 1.
 

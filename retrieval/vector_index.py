@@ -256,7 +256,7 @@ class VectorIndex:
         """Find the nearest documents of each query.
 
         Args:
-            vectors: Of the queries: float of any precision, on any device, [n, width].
+            vectors: Vectors of the queries: float of any precision, on any device, [n, width].
             top_k: Documents for each query. There are fewer if the index has fewer, or if an index that is not exact
                 finds fewer.
             progress: Show a progress bar.
@@ -321,7 +321,7 @@ class VectorIndex:
 
         Args:
             queries: A query id for each vector.
-            vectors: Of the queries, [n, width].
+            vectors: Vectors of the queries, [n, width].
             top_k: Most documents for each query.
 
         Returns:

@@ -62,7 +62,7 @@ def as_float32(vectors: Tensor | np.ndarray[Any, Any], name: str) -> Array:
 
     Args:
         vectors: Float of any precision, on any device, [n, width].
-        name: Of the vectors, for the message.
+        name: Name of the vectors, for the message.
 
     Returns:
         Contiguous float32 [n, width] in main memory.

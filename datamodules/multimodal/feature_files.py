@@ -27,7 +27,7 @@ class Published:
     """A published feature file.
 
     Args:
-        name: Of the data set and its variant.
+        name: Name of the data set and its variant.
         counts: Number of samples of the training, validation and test split.
         label_range: Largest absolute label.
     """

@@ -59,7 +59,7 @@ class MultimodalSentiment(LightningDataModule):
         validation_protocol: What is erased in validation, the same in every epoch; None for `TwoTierMissing`.
         predict_path: File for predict: a split `test`, or arrays without splits; labels are not needed. None uses the
             test split of `path`.
-        seed: Of the order of training batches, if `seed_everything` was not called.
+        seed: Seed of the order of training batches, if `seed_everything` was not called.
         num_workers: Loader processes; 0 loads in the training process, which is fast enough for data in memory.
 
     Raises:

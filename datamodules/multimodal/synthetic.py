@@ -49,7 +49,7 @@ class SyntheticSentiment:
         vision_error: The same for pictures.
         polarity_spread: Standard deviation of the polarities of one clip around its label.
         zero_rows: Include the rows of zeros described above.
-        seed: Of all random numbers.
+        seed: Seed of all random numbers.
 
     Raises:
         ValueError: A setting is invalid.

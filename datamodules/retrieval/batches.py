@@ -36,7 +36,7 @@ class SelectedChunks:
         Args:
             cut: The sources.
             passes: Number of passes over the selected chunks.
-            seed: Of the order.
+            seed: Seed of the order.
             epoch: Number of the epoch.
 
         Returns:

@@ -84,7 +84,7 @@ class ChunkPool(LightningDataModule):
         source_split: Name of the judgements of BEIR sources.
         target_split: Name of the judgements of BEIR targets.
         allow_unknown: Accept judgements of documents that a corpus lacks.
-        seed: Of permutations, splits, made queries and drawn negatives. It is independent of `seed_everything`, on
+        seed: Seed of permutations, splits, made queries and drawn negatives. It is independent of `seed_everything`, on
             which the order within a chunk depends.
         num_workers: Loader processes; 0 loads in the training process, which is fast enough for text in memory.
 

@@ -120,7 +120,7 @@ def docstring_task(package: str, max_documents: int = 2000, max_queries: int = 4
         package: As in `docstring_pairs`.
         max_documents: Most functions in the corpus.
         max_queries: Most sentences to use as queries.
-        seed: Of the choice of queries.
+        seed: Seed of the choice of queries.
 
     Returns:
         The collection. Query ids differ from document ids, because rankers may leave out a document with the id of the
@@ -245,8 +245,8 @@ def _functions(name: str, path: Path, dense: bool) -> Iterator[Described]:
     """Yield the functions of a file and the methods of its classes, but not functions inside of functions.
 
     Args:
-        name: Of the file, as `_source_files` returns it.
-        path: Of the file.
+        name: Name of the file, as `_source_files` returns it.
+        path: Path of the file.
         dense: Read the file only if it has many docstrings for its length (true) or only if it has few (false).
     """
     try:

@@ -50,7 +50,7 @@ class RetrievalTask:
     """A judged collection.
 
     Args:
-        name: Of the collection.
+        name: Name of the collection.
         corpus: Text of each document, with its title in front, by document id.
         queries: Text of each judged query by query id.
         qrels: By query id, the grade of each judged document; above 0 is relevant.

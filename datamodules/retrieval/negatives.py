@@ -19,10 +19,10 @@ def hard_negatives(
     """Draw, for each query with a positive pair, documents from the best 50 of BM25 that do not answer it.
 
     Args:
-        pairs: Of one source; the positive pairs are the answers of the queries.
-        documents: Of the same source.
+        pairs: Pairs of one source; the positive pairs are the answers of the queries.
+        documents: Documents of the same source.
         count: Documents for each query; fewer if BM25 finds fewer.
-        seed: Of the draws. The negatives of a query do not depend on the other queries.
+        seed: Seed of the draws. The negatives of a query do not depend on the other queries.
         progress: Show a progress bar.
 
     Returns:

@@ -24,7 +24,7 @@ class Source:
     """A labelled source of training pairs.
 
     Args:
-        name: Of the folder, file or package.
+        name: Name of the folder, file or package.
         setting: The setting from which it was read.
         kind: `beir`, `pairs` or `package`.
         pairs: In the order in which they were read.
@@ -68,7 +68,7 @@ def read_source(
         setting: BEIR folder, file of JSON lines, or package; a text with a slash, dot or tilde is a path.
         split: Judgements of a BEIR folder.
         negatives: Random documents with label 0 for each positive pair, if the source has only positive pairs.
-        seed: Of the choice of those documents.
+        seed: Seed of the choice of those documents.
         max_pairs_per_package: Most pairs to read from a package.
         keep_instruction: Keep the instructions of BERRI in the queries.
         allow_unknown: Ignore judgements of documents that the corpus lacks, instead of refusing them.
@@ -147,7 +147,7 @@ class Chunks:
     Args:
         sources: With different names.
         size: Pairs in each chunk; only the last chunk of a source may have fewer.
-        seed: Of the permutations. The permutation of a source does not depend on the other sources.
+        seed: Seed of the permutations. The permutation of a source does not depend on the other sources.
 
     Raises:
         ValueError: A source is smaller than a chunk, or two have the same name.

@@ -30,7 +30,7 @@ class Target:
     """A target, split into a part for the search and a held-out part.
 
     Args:
-        name: Of the collection.
+        name: Name of the collection.
         dev: The collections on which the search evaluates models: one, with `both` the made queries and the few-shot
             queries, with `loto` one for each other target.
         held_out: The collection for the final report, not used in the search. None with `pseudo`, which reads no
@@ -50,7 +50,7 @@ def is_path(setting: str) -> bool:
     """Tell whether a setting is a path rather than the name of a package.
 
     Args:
-        setting: Of a source or target.
+        setting: Setting of a source or target.
 
     Returns:
         True if it contains a slash, a backslash, a dot or a tilde.
@@ -80,7 +80,7 @@ def open_target(
             together, because few-shot queries are few and made queries differ from real ones; the mean score counts.
             `loto`: parts of `other_targets`; the mean score counts.
         dev_fraction: Share of the queries for the search, above 0 and below 1.
-        seed: Of the split and of the made queries.
+        seed: Seed of the split and of the made queries.
         split: Name of the judgements.
         pseudo_queries: Number of queries to make; fewer if the corpus does not have enough text.
         other_targets: For `loto`, settings like the first argument.
@@ -150,10 +150,10 @@ def few_shot_slice(
     """Split queries by a hash of their ids into few-shot queries and held-out queries.
 
     Args:
-        query_ids: Of the judged queries; their order does not matter.
+        query_ids: Ids of the judged queries; their order does not matter.
         fraction: Share of the few-shot queries, above 0 and below 1; each part gets at least one query.
-        seed: Of the hash.
-        name: Of the target, for the message.
+        seed: Seed of the hash.
+        name: Name of the target, for the message.
 
     Returns:
         Ids of the few-shot and of the held-out queries, each sorted; they have none in common.
@@ -207,10 +207,10 @@ def pseudo_task(name: str, documents: Mapping[str, Document], count: int = 150, 
     a text without sentences ten consecutive words. The query is removed from its document.
 
     Args:
-        name: Of the collection.
+        name: Name of the collection.
         documents: The corpus by id.
         count: Number of queries to make; at least 1.
-        seed: Of the choice of documents and sentences.
+        seed: Seed of the choice of documents and sentences.
 
     Returns:
         The corpus and at most `count` queries with one relevant document each.

@@ -52,7 +52,7 @@ class TextCorpus(LightningDataModule):
         test_fraction: Share of the files for test and predict; 0 leaves the test part empty.
         max_files: Most files to use, chosen by the hash; None for all.
         max_bytes: Most bytes of files to use; None for all.
-        seed: Of the split and of the choice of files. It is independent of `seed_everything`, so that
+        seed: Seed of the split and of the choice of files. It is independent of `seed_everything`, so that
             runs with different seeds are validated on the same files.
         num_workers: Loader processes; 0 loads in the training process, which is fast enough here.
         cache_dir: Folder for prepared corpora. None means `$XDG_CACHE_HOME/saccade` or `~/.cache/saccade`.

@@ -106,7 +106,7 @@ def select(files: Sequence[CorpusFile], max_files: int | None, max_bytes: int | 
         files: The candidates.
         max_files: Most files to choose; None for all.
         max_bytes: Most bytes of all chosen files together; files that do not fit are left out. None for all.
-        seed: Of the sample and its order.
+        seed: Seed of the sample and its order.
 
     Returns:
         The chosen files, in an order that depends only on their names and the seed.
@@ -141,7 +141,7 @@ def part_of(name: str, validation_fraction: float, test_fraction: float, seed: i
         name: Path relative to the corpus root.
         validation_fraction: Share of the files for validation, 0 to 1.
         test_fraction: Share of the files for test, 0 to 1.
-        seed: Of the split.
+        seed: Seed of the split.
 
     Returns:
         "train", "validation" or "test".

@@ -48,8 +48,8 @@ class VideoCaptions(LightningDataModule):
             depend on other settings.
         vocab_size: Most tokens of a trained tokenizer, including special ones. Not used if `tokenizer` is given.
         frames: Number of frames of each clip, spread evenly over it.
-        height: Of a frame, in pixels: a multiple of `patch_size * merge_size`; any for LLaVA-OneVision.
-        width: Of a frame, in pixels, like `height`; for LLaVA-OneVision equal to the height.
+        height: Height of a frame, in pixels: a multiple of `patch_size * merge_size`; any for LLaVA-OneVision.
+        width: Width of a frame, in pixels, like `height`; for LLaVA-OneVision equal to the height.
         max_pixels: For files with Qwen2.5-VL: resize frames to at most so many pixels and keep their aspect ratio. None
             resizes all frames to `height` and `width`.
         patch_size: Side of a patch of the vision tower, in pixels.
@@ -71,8 +71,8 @@ class VideoCaptions(LightningDataModule):
         manifest_validation_fraction: Share of the clips of a manifest for validation, 0 to 1; all rows of a clip are in
             the same part.
         manifest_test_fraction: Share of the clips of a manifest for test and predict.
-        seed: Of the scenes and of the split of a manifest. It is independent of `seed_everything`, so that runs with
-            different seeds are validated on the same clips.
+        seed: Seed of the scenes and of the split of a manifest. It is independent of `seed_everything`, so that runs
+            with different seeds are validated on the same clips.
         num_workers: Loader processes; 0 renders and reads clips in the training process.
 
     Raises:

@@ -47,7 +47,7 @@ class Scenes(ClipSource):
     Attributes:
         part: `train`, `validation` or `test`.
         count: Number of scenes.
-        seed: Of the scenes.
+        seed: Seed of the scenes.
         max_digits: Most digits of a scene.
         shape: Number of frames, height and width.
         fact_lists: Share of the clips with a list of facts as answer instead of a caption, 0 to 1.
@@ -112,7 +112,7 @@ class Clips(Dataset[dict[str, Tensor]]):
 
     Args:
         source: Clips and texts.
-        tokenizer: Of the model.
+        tokenizer: Tokenizer of the model.
         visual: Visual format of the model.
         max_tokens: Most tokens of a sequence.
         part: Name of the part, for messages.

@@ -30,8 +30,8 @@ class VisualFormat:
         patch_size: Side of a patch of the vision tower, in pixels.
         merge_size: Patches along each axis that become one token; LLaVA-OneVision always pools two by two.
         temporal_patch_size: Frames of a patch; 1 for LLaVA-OneVision.
-        height: Of a frame after resizing, in pixels.
-        width: Of a frame after resizing, in pixels.
+        height: Height of a frame after resizing, in pixels.
+        width: Width of a frame after resizing, in pixels.
         max_pixels: Most pixels of a frame that keeps its aspect ratio; None resizes every frame to `height` and
             `width`.
         video_token: Text of the video token.
@@ -62,8 +62,8 @@ class VisualFormat:
         """Return height and width to which frames of a given size are resized.
 
         Args:
-            height: Of the frames, in pixels.
-            width: Of the frames, in pixels.
+            height: Height of the frames, in pixels.
+            width: Width of the frames, in pixels.
 
         Raises:
             ValueError: The frames are too elongated.
@@ -78,8 +78,8 @@ class VisualFormat:
 
         Args:
             frames: Number of frames.
-            height: Of a frame after resizing, in pixels; None for the height of the format.
-            width: Of a frame after resizing, in pixels; None for the width of the format.
+            height: Height of a frame after resizing, in pixels; None for the height of the format.
+            width: Width of a frame after resizing, in pixels; None for the width of the format.
 
         Returns:
             Qwen2.5-VL: one token for `merge_size` by `merge_size` patches of `temporal_patch_size` frames.
@@ -101,8 +101,8 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     far as possible. Source: the Qwen2-VL processors of transformers.
 
     Args:
-        height: Of the frame, in pixels.
-        width: Of the frame, in pixels.
+        height: Height of the frame, in pixels.
+        width: Width of the frame, in pixels.
         factor: `patch_size * merge_size`.
         min_pixels: Fewest pixels of the result.
         max_pixels: Most pixels of the result.
@@ -135,8 +135,8 @@ def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Args:
         frames: uint8 [F, H, W, 3].
-        height: Of the result, in pixels.
-        width: Of the result, in pixels.
+        height: Height of the result, in pixels.
+        width: Width of the result, in pixels.
 
     Returns:
         uint8 [F, height, width, 3]; the given array if it has that size.

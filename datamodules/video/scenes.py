@@ -124,7 +124,7 @@ def make_scene(seed: int, part: str, index: int, max_digits: int = MAX_DIGITS) -
     Different parts share no scan and no combination of facts, whatever their seeds.
 
     Args:
-        seed: Of the scenes, at least 0.
+        seed: Seed of the scenes, at least 0.
         part: `train`, `validation` or `test`.
         index: Index of the scene in the part, at least 0.
         max_digits: Most digits of a scene, 1 to 4; all numbers up to it are equally frequent.
@@ -167,8 +167,8 @@ def render(scene: Scene, frames: int, height: int, width: int) -> np.ndarray:
     Args:
         scene: The scene.
         frames: Number of frames: at least one for each digit, and at least two for each to show its motion.
-        height: Of a frame, in pixels, at least 16.
-        width: Of a frame, in pixels, at least 16.
+        height: Height of a frame, in pixels, at least 16.
+        width: Width of a frame, in pixels, at least 16.
 
     Returns:
         The frames [frames, height, width, 3], uint8 RGB.

@@ -103,8 +103,9 @@ def visual_format(
     Args:
         tokenizer: With the special tokens of the family.
         family: Model family.
-        height: Of a frame after resizing, in pixels: a multiple of `patch_size * merge_size`; any for LLaVA-OneVision.
-        width: Of a frame after resizing, in pixels, like `height`; for LLaVA-OneVision equal to the height.
+        height: Height of a frame after resizing, in pixels: a multiple of `patch_size * merge_size`; any for
+            LLaVA-OneVision.
+        width: Width of a frame after resizing, in pixels, like `height`; for LLaVA-OneVision equal to the height.
         patch_size: Side of a patch, in pixels.
         merge_size: Patches along each axis that become one token; for LLaVA-OneVision it must be 2.
         max_pixels: Most pixels of a frame that keeps its aspect ratio; None resizes every frame to height and width.
@@ -212,7 +213,7 @@ def video_prompt(
     """Make the inputs for a question about a clip, for `generate`.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: Tokenizer of the model.
         visual: Visual format of the model, from `VideoCaptions.visual` or `visual_format`.
         frames: The clip, uint8 RGB [F, H, W, 3], for example from `read_clip`.
         prompt: The question.

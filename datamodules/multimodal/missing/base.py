@@ -35,7 +35,7 @@ class Condition:
     """A test condition: which data is erased.
 
     Args:
-        name: Of its row in tables.
+        name: Name of its row in tables.
         group: Name of the conditions with which it is averaged.
         x: Position on the curve of the group, usually the rate.
         random: Whether masks are drawn at random; other conditions need only one mask seed.
@@ -81,7 +81,7 @@ def patterns(group: str, rates: Iterable[float] = (0.0,), complete: bool = True)
     """Make conditions with completely erased modalities, and with partly erased others if there are rates.
 
     Args:
-        group: Of the conditions.
+        group: Group of the conditions.
         rates: Share of the content that is erased in the other modalities; one condition for each rate and pattern.
         complete: Include the pattern with all modalities.
     """
@@ -105,7 +105,7 @@ def erase(batch: MultimodalBatch, condition: Condition, seed: int) -> Multimodal
     Args:
         batch: Samples with all their data.
         condition: The condition.
-        seed: Of the masks. The masks of a sample depend only on the seed and on the key of the sample.
+        seed: Seed of the masks. The masks of a sample depend only on the seed and on the key of the sample.
 
     Returns:
         The samples without the erased data; their `complete` is the given batch.
@@ -154,9 +154,9 @@ def take_away(
         batch: Samples with all their data.
         rates: Share of the content to erase in each modality [B, 3], on any device.
         present: Modalities to keep, bool [B, 3].
-        kind: Of the erasure (`Condition`).
-        seed: Of the masks.
-        epoch: Of the training; masks differ between epochs.
+        kind: Kind of the erasure (`Condition`).
+        seed: Seed of the masks.
+        epoch: Epoch of the training; masks differ between epochs.
         spare: Do not change a sample of which nothing would be left, because a model learns nothing from it.
 
     Returns:
@@ -241,7 +241,7 @@ class MissingProtocol(ABC):
 
         Args:
             batch: Samples with all their data.
-            epoch: Of the training.
+            epoch: Epoch of the training.
         """
 
     def validation(self, batch: MultimodalBatch) -> MultimodalBatch:

@@ -83,7 +83,7 @@ class TwoTierMissing(MissingProtocol):
         tests: Which of the five tests to run. A: the same rate in all modalities, 0 to 0.9. B: the six patterns, and
             complete data. C: the six patterns, with missing parts in the other modalities. D: one contiguous block,
             which does not occur in training. E: different rates in the modalities.
-        seed: Of the training masks.
+        seed: Seed of the training masks.
 
     Raises:
         ValueError: A test does not exist.
@@ -134,7 +134,7 @@ class RandomFeatureMissing(MissingProtocol):
     Args:
         training_rate: Rate in training and validation.
         rates: Rates of the test. The original protocol tests a model only at the rate of its training.
-        seed: Of the training masks, which are the same in every epoch, as in the released loaders.
+        seed: Seed of the training masks, which are the same in every epoch, as in the released loaders.
     """
 
     training_rate: float = 0.5
@@ -165,7 +165,7 @@ class RandomRateMissing(MissingProtocol):
 
     Args:
         rates: Rates of the test, the same in all modalities.
-        seed: Of the training masks.
+        seed: Seed of the training masks.
     """
 
     rates: list[float] = field(default_factory=lambda: list(TENTHS[:10]))
@@ -200,7 +200,7 @@ class RandomModalityMissing(MissingProtocol):
         sampler: `gcnet` keeps one random modality of each sample and adds further ones at random until the rate is met.
             `imder` erases two modalities of some samples and one of others, with the shares of IMDer's table.
             `independent` erases each modality with the probability `rate` and restores one where all are erased.
-        seed: Of the assignment.
+        seed: Seed of the assignment.
     """
 
     rate: float = 0.3
@@ -251,7 +251,7 @@ class FixedModalityMissing(MissingProtocol):
     Args:
         training_patterns: `complete` trains on complete data and validates on all seven patterns (HME). `all` gives
             every sample one of the seven patterns in training and validation, in training a new one in every epoch.
-        seed: Of the training draws.
+        seed: Seed of the training draws.
     """
 
     training_patterns: Literal["complete", "all"] = "all"
@@ -287,7 +287,7 @@ class FrameDrop(MissingProtocol):
 
     Args:
         rates: Rates of the test, the same in all modalities.
-        seed: Of the training masks, whose rate is uniform from 0 to 1 for each sample.
+        seed: Seed of the training masks, whose rate is uniform from 0 to 1 for each sample.
     """
 
     rates: list[float] = field(default_factory=lambda: list(TENTHS[1:]))
@@ -313,7 +313,7 @@ class PatternDropout(MissingProtocol):
 
     Args:
         drop_rate: The probability.
-        seed: Of the training draws.
+        seed: Seed of the training draws.
     """
 
     drop_rate: float = 0.7
@@ -347,7 +347,7 @@ class CiderMissing(MissingProtocol):
             modalities. `stmfm`: one contiguous block, the same in all modalities. The last two are for aligned data.
         training_rate: Rate in training of all kinds except `rmfm`.
         rates: Rates of the test; for `rmm` the probability of erasing each modality.
-        seed: Of the training masks.
+        seed: Seed of the training masks.
     """
 
     kind: Literal["rmfm", "rmfm_same", "rmm", "tmfm", "stmfm"] = "rmfm"
@@ -393,7 +393,7 @@ class RateTriples(MissingProtocol):
 
     Args:
         triples: Rates of text, audio and vision for each test.
-        seed: Of the training masks.
+        seed: Seed of the training masks.
     """
 
     triples: list[tuple[float, float, float]] = field(

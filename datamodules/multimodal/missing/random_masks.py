@@ -37,7 +37,7 @@ def uniform(key: Tensor, stream: str, seed: int, epoch: int, positions: int) -> 
     Args:
         key: A number for each sample, long [B].
         stream: Purpose of the numbers; different streams are independent.
-        seed: Of the experiment.
+        seed: Seed of the experiment.
         epoch: Numbers differ between epochs.
         positions: How many numbers for each sample.
 

@@ -42,7 +42,7 @@ def assign_patterns(keys: Tensor, rate: float, sampler: str, seed: int) -> Tenso
         keys: Keys of all samples [N].
         rate: Share of the 3 N modalities that is missing; above 2/3 it counts as 2/3.
         sampler: As in `RandomModalityMissing`.
-        seed: Of the choice.
+        seed: Seed of the choice.
 
     Returns:
         The modalities that are kept, bool [N, 3]; at least one in each row.
