@@ -1,23 +1,19 @@
-"""ChunkPool: chunks are exact and settled, an epoch is what was selected, wrong settings end with one line."""
+"""ChunkPool: chunks are exact and reproducible, an epoch is what is selected, wrong settings are one line."""
 
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor
 
-from saccade.datamodules.retrieval.batches import ChunkSampler, SelectedChunks
+from saccade.datamodules.retrieval.batches import SelectedChunks
 from saccade.datamodules.retrieval.chunk_pool import ChunkPool
 from saccade.datamodules.retrieval.files import Pair, RetrievalTask
-from saccade.datamodules.retrieval.sources import Chunks, Source, read_source, without_shared
-from saccade.datamodules.retrieval.targets import open_target
+from saccade.datamodules.retrieval.sources import Chunks, Source
 from tests.support.retrieval_files import write_beir, write_pairs
 from tests.support.shared_data import shared_file
 
@@ -62,24 +58,6 @@ def _trained(pool: ChunkPool) -> list[Pair]:
         for batch in batches
         for query, document, label in zip(batch["query"], batch["document"], batch["label"], strict=True)
     ]
-
-
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=5), st.integers(1, 20), st.integers(0, 3))
-def test_chunks_restore_their_sources(sizes: list[int], size: int, seed: int) -> None:
-    size = min(size, *sizes)
-    sources = [
-        Source(f"s{k}", f"s{k}", "pairs", [Pair(f"{k} {i}", "", 1) for i in range(count)])
-        for k, count in enumerate(sizes)
-    ]
-    cut = Chunks(sources, size, seed)
-    assert sum(cut.counts) == sum(-(-count // size) for count in sizes)
-    for k, source in enumerate(sources):
-        chunks = [cut.pairs(k, j) for j in range(cut.counts[k])]
-        assert all(len(chunk) == size for chunk in chunks[:-1])
-        assert 0 < len(chunks[-1]) <= size
-        joined = [pair for chunk in chunks for pair in chunk]
-        assert joined == [source.pairs[place] for place in cut.permutations[k]]
-        assert sorted(pair.query for pair in joined) == sorted(pair.query for pair in source.pairs)
 
 
 def test_sources_are_read_by_their_kind(files: dict[str, str]) -> None:
@@ -162,26 +140,6 @@ def test_order_follows_seed_everything_and_chunks_do_not(
     assert _pool(files).chunk(1, 0) == chunk
 
 
-def test_the_papers_chunk_takes_56_steps() -> None:
-    # 640 pairs, 4 passes, batch size 48 on one device or 8 on each of six
-    for batch_size, ranks in ((48, 1), (8, 6)):
-        for rank in range(ranks):
-            sampler = ChunkSampler(lambda _: [np.arange(640)] * 4, batch_size, rank, ranks)
-            assert len(sampler) == len(list(sampler)) == 56
-
-
-@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 5), st.integers(1, 3))
-def test_ranks_make_the_same_steps_and_leave_nothing_out(count: int, size: int, ranks: int, passes: int) -> None:
-    samplers = [ChunkSampler(lambda _: [np.arange(count)] * passes, size, rank, ranks) for rank in range(ranks)]
-    batches = [list(sampler) for sampler in samplers]
-    assert len({len(each) for each in batches}) == 1
-    assert all(len(each) == len(sampler) for each, sampler in zip(batches, samplers, strict=True))
-    assert all(0 < len(batch) <= size for each in batches for batch in each)
-    seen = Counter(place for each in batches for batch in each for place in batch)
-    assert set(seen) == set(range(count))
-    assert sum(seen.values()) == passes * -(-count // ranks) * ranks
-
-
 def test_queries_come_once_and_in_order(files: dict[str, str]) -> None:
     pool = _pool(files, eval_batch_size=4)
     for loader, task in ((pool.val_dataloader(), pool.dev_tasks[0]), (pool.test_dataloader(), pool.held_out)):
@@ -237,15 +195,6 @@ def test_shared_queries_are_refused_or_dropped(files: dict[str, str], tmp_path: 
     pool = _pool(files, sources=[source], shared_queries="drop")
     assert {pair.query for chunk in pool.chunks(0) for pair in chunk} == {f"own {i}" for i in range(10)}
     assert pool.manifest()["sources"][0]["dropped"] == 5
-
-
-def test_packages_drop_what_the_target_has() -> None:
-    target = open_target("networkx", "fewshot")
-    source = read_source("networkx", max_pairs_per_package=50)
-    with pytest.raises(ValueError, match="positive pairs that the target networkx lacks, got none in networkx"):
-        without_shared(source, target)
-    mixed = Source("mixed", "mixed", "package", [*source.pairs, Pair("something of its own", "code", 1)])
-    assert len(without_shared(mixed, target).pairs) == 1
 
 
 @pytest.mark.parametrize(
