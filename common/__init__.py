@@ -1,1 +1,1 @@
-"""What all folders share: checks of settings, files, timing, provenance, progress, and ranks that work together."""
+"""Shared code: validators of settings, atomic files, timing, provenance, progress bars, exchanges between ranks."""

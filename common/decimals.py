@@ -1,4 +1,4 @@
-"""Decimal settings as the fractions that were written."""
+"""Decimal settings as exact fractions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from fractions import Fraction
 
 
 def as_written(value: float) -> Fraction:
-    """A decimal exactly as it was written: 0.9 is nine tenths, not the nearest binary number.
+    """A decimal number as an exact fraction: 0.9 is nine tenths, not the nearest binary number.
 
     Args:
         value: A finite number.

@@ -1,4 +1,4 @@
-"""The few exchanges between ranks that the callbacks need, all of tensors of fixed size: no rank can hang another."""
+"""Exchanges between ranks, all with tensors of fixed size, so that ranks with unequal data cannot deadlock."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def _active() -> bool:
 
 
 def reduce_sum(values: Tensor, device: torch.device) -> Tensor:
-    """Adds a tensor over all ranks.
+    """Add a tensor over all ranks.
 
     Args:
         values: Any shape, the same on every rank; float64 keeps integers exact up to 2**53.
-        device: Device of this rank. NCCL only moves tensors that lie on a GPU.
+        device: Device of this rank. NCCL moves only tensors on a GPU.
 
     Returns:
         The sum, on the CPU. Without a process group: a copy of ``values``.
@@ -28,7 +28,7 @@ def reduce_sum(values: Tensor, device: torch.device) -> Tensor:
 
 
 def reduce_max(values: Tensor, device: torch.device) -> Tensor:
-    """Like :func:`reduce_sum`, but the maximum."""
+    """Take the element-wise maximum over all ranks; arguments and result are those of :func:`reduce_sum`."""
     return _reduce(values, device, "MAX")
 
 
@@ -41,15 +41,15 @@ def _reduce(values: Tensor, device: torch.device, operation: str) -> Tensor:
 
 
 def gather_integers(values: Sequence[int], capacity: int, device: torch.device) -> tuple[list[list[int]], int]:
-    """Shares up to ``capacity`` integers of every rank with every rank.
+    """Send up to ``capacity`` integers of every rank to every rank.
 
     Args:
-        values: The integers of this rank, maybe none: not negative, below 2**63.
-        capacity: Slots of the exchanged tensor, the same on every rank.
+        values: The integers of this rank, at most ``capacity``; each from 0 to 2**63 - 1. May be empty.
+        capacity: Length of the exchanged tensor, the same on every rank.
         device: Device of this rank.
 
     Returns:
-        One list for each rank, and the place of this rank's own list among them.
+        One list for each rank, and the index of this rank's own list.
     """
     if not _active():
         return [list(values)], 0
@@ -62,14 +62,14 @@ def gather_integers(values: Sequence[int], capacity: int, device: torch.device) 
 
 
 def gather_rows(values: Tensor, device: torch.device) -> Tensor:
-    """Joins the rows of all ranks, in the order of the ranks.
+    """Concatenate the rows of all ranks, in the order of the ranks.
 
     Args:
-        values: Rows of this rank, maybe none, [N, ...]; the shape of a row and its type are the same on every rank.
+        values: Rows of this rank [N, ...]; N may be 0. The shape of a row and its type are the same on every rank.
         device: Device of this rank.
 
     Returns:
-        The rows of all ranks on the CPU, the same on every rank. Without a process group: those of this one.
+        The rows of all ranks on the CPU, the same on every rank. Without a process group: the rows of this one.
     """
     if not _active():
         return values.detach().cpu()
@@ -83,7 +83,7 @@ def gather_rows(values: Tensor, device: torch.device) -> Tensor:
 
 
 def shards_parameters(trainer: Trainer) -> bool:
-    """Whether the strategy spreads the weights over the ranks, so that every forward is a collective call.
+    """Whether the strategy shards the weights over the ranks, so that every forward pass is a collective call.
 
     True for DeepSpeed ZeRO stage 3, FSDP and Lightning's ``ModelParallelStrategy``.
     """

@@ -1,4 +1,4 @@
-"""The trial log of a search: one JSON object a line, so that a search that stopped goes on where it was."""
+"""The trial log of a search: a file of JSON lines from which an interrupted search resumes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 
 class TrialLog:
-    """An append-only file. Its first line says what was searched; a torn last line is cut off.
+    """An append-only file of JSON lines. The first line describes the search; an incomplete last line is removed.
 
     Args:
         path: The file; it is created with the first entry.
-        header: What must be the same for the entries to mean the same: model, texts, settings, seed.
+        header: What the entries depend on: model, texts, settings, seed. A file with another header is refused.
 
     Raises:
-        ValueError: The file belongs to another search, or is no trial log.
+        ValueError: The file belongs to another search, or is not a trial log.
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
@@ -26,11 +26,15 @@ class TrialLog:
         self.entries = self._read()
 
     def find(self, kind: str) -> list[dict[str, Any]]:
-        """The entries of one kind, oldest first."""
+        """Return the entries of one kind, oldest first."""
         return [entry for entry in self.entries if entry["kind"] == kind]
 
     def append(self, kind: str, entry: Mapping[str, Any]) -> None:
-        """Adds an entry; when this returns, it is on the disk.
+        """Add an entry. It is on the disk when this returns.
+
+        Args:
+            kind: Kind of the entry.
+            entry: Its content, as JSON knows it.
 
         Raises:
             ValueError: The file cannot be written.
@@ -46,7 +50,7 @@ class TrialLog:
                 os.fsync(file.fileno())
         except OSError as error:
             raise ValueError(
-                f"trial log {self.path} cannot be written ({error.strerror}): choose another folder."
+                f"cannot write {self.path} ({error.strerror}): choose a folder that can be written to."
             ) from error
         self.entries.append(json.loads(json.dumps(lines[-1])))
 
@@ -62,19 +66,19 @@ class TrialLog:
             except ValueError:
                 entry = None
             if not isinstance(entry, dict) or "kind" not in entry:
-                raise ValueError(f"line {number} of {self.path} is not a trial: move the file away to search anew.")
+                raise ValueError(f"line {number} of {self.path} is not a trial: move the file to start a new search.")
             entries.append(entry)
         if all(entry["kind"] in ("search", "costs") for entry in entries) and entries[:1] != [self.header]:
-            entries = []  # a search that failed before its first trial keeps nobody from mending its settings
+            entries = []  # a search that failed before its first trial may be repeated with other settings
         if entries and entries[0] != self.header:
             theirs, ours = entries[0], self.header
             different = sorted(key for key in {*theirs, *ours} if theirs.get(key) != ours.get(key))
             raise ValueError(
-                f"{self.path} belongs to another search (different: {', '.join(different)}): move it away, or repeat "
-                "that search's settings to resume it."
+                f"{self.path} belongs to another search (different: {', '.join(different)}): move the file, or use that"
+                " search's settings to resume it."
             )
-        if len(entries) <= 1:  # a header alone says nothing: it is written again with the first entry
+        if len(entries) <= 1:  # a header without trials is written again with the first entry
             whole = 0
-        if whole < len(content):  # the last line was cut off in the middle of writing
+        if whole < len(content):  # the last line was not written completely
             os.truncate(self.path, whole)
         return entries[1:]

@@ -1,4 +1,4 @@
-"""One progress bar that gets along with the bar of the trainer."""
+"""A progress bar that shares the screen with the progress bar of the trainer."""
 
 from __future__ import annotations
 
@@ -12,45 +12,52 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class Bar:
-    """A task in a rich progress display, or nothing at all.
+    """A task in a rich progress display, or no display.
 
     Args:
         progress: The display; ``None`` shows nothing.
-        task: The task in it.
+        task: The task in the display.
     """
 
     def __init__(self, progress: Progress | None, task: TaskID | None) -> None:
         self._progress, self._task = progress, task
 
     def describe(self, text: str) -> None:
-        """Replaces the text before the bar."""
+        """Replace the text before the bar."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, description=text, refresh=True)
 
     def advance(self, steps: int = 1) -> None:
-        """Moves the bar."""
+        """Move the bar by a number of steps."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, advance=steps, refresh=True)
 
 
 def console(trainer: Trainer | None = None) -> Console:
-    """Where tables go: the console of the live progress bar if there is one, so that neither overwrites the other."""
+    """The console for tables.
+
+    Args:
+        trainer: A trainer whose rich progress bar may be on screen; tables are then printed above it.
+
+    Returns:
+        The console of the trainer's progress bar if there is one, else a new one.
+    """
     bar = getattr(trainer, "progress_bar_callback", None)
     shared = bar.progress if isinstance(bar, RichProgressBar) else None
     screen: Console = Console() if shared is None else shared.console
-    # a pipe or a log file has no width of its own; the 80 columns that rich takes instead would break every row
+    # without a terminal rich assumes 80 columns, which would break every row of a table
     return screen if screen.is_terminal else Console(width=120)
 
 
 @contextmanager
 def progress_bar(total: int, text: str, trainer: Trainer | None = None, enabled: bool = True) -> Iterator[Bar]:
-    """A bar of ``total`` steps: a further task in Lightning's rich bar while that is on screen, else one of its own.
+    """Show a bar of ``total`` steps: another task in Lightning's rich bar if it is on screen, else a separate bar.
 
     Args:
         total: Number of steps.
-        text: Words before the bar.
-        trainer: A trainer whose bar may be on screen. Its ``enable_progress_bar=False`` and its other ranks show
-            nothing here either.
+        text: Text before the bar.
+        trainer: A trainer whose bar may be on screen. Nothing is shown with its ``enable_progress_bar=False`` and on
+            ranks other than the first.
         enabled: ``False`` shows nothing.
 
     Yields:
@@ -68,7 +75,7 @@ def progress_bar(total: int, text: str, trainer: Trainer | None = None, enabled:
         try:
             yield Bar(shared, task)
         finally:
-            # hidden, not removed: Lightning finds its own tasks by their position in the list
+            # hidden, not removed: Lightning finds its own tasks by their position in the list of tasks
             shared.update(task, visible=False, refresh=True)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -1,6 +1,6 @@
-"""Where a result comes from, and how it is written without ever being half there.
+"""The record of where a result comes from.
 
-Every run folder and every row of measurements carries the record that :func:`provenance` returns.
+Every run folder and every row of measurements contains what :func:`provenance` returns.
 """
 
 import importlib.metadata
@@ -33,16 +33,16 @@ _PACKAGES = (
 
 
 def provenance(seed: int | None = None) -> dict[str, Any]:
-    """Record how, with what and from which state of the code something is made.
+    """Describe the command, the code, the packages and the machine that make a result.
 
     Args:
         seed: The seed of the run; None where there is none.
 
     Returns:
-        A dictionary that can be written as JSON: ``command`` (list of str, the program by its file name only),
+        A dictionary that JSON can represent: ``command`` (list of str; of the program only the file name),
         ``commit`` and ``dirty`` (of the git repository of the working directory; both None outside of one),
-        ``versions`` (of Python and of every package that matters and is installed), ``device`` (list of str, one per
-        accelerator, else the processor), ``threads`` (of torch on the processor), ``date`` (UTC, ISO 8601) and
+        ``versions`` (of Python and of those packages that are installed), ``device`` (list of str, one per accelerator,
+        else the processor), ``threads`` (that torch uses on the CPU), ``date`` (UTC, ISO 8601) and
         ``seed``.
     """
     commit, dirty = git_state()
@@ -62,8 +62,8 @@ def git_state() -> tuple[str | None, bool | None]:
     """Commit of the working directory's repository, and whether the tree differs from it.
 
     Returns:
-        The full commit hash and True when a tracked file is changed or an untracked one is not ignored; None and None
-        without git, outside a repository, or before its first commit.
+        The full commit hash, and True if a tracked file is changed or an untracked file is not ignored. None and None
+        without git, outside of a repository, or before its first commit.
     """
     git = shutil.which("git")
     if git is None:
@@ -86,7 +86,7 @@ def git_state() -> tuple[str | None, bool | None]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter here, as far as they are installed."""
+    """Versions of Python and of the packages on which results depend, as far as they are installed."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -94,7 +94,7 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     if "torch" in found:
-        # the distribution's version does not say for which accelerator the build is
+        # the version of the distribution does not name the accelerator that the build is for
         found["torch"] = str(torch.__version__)
     return found
 
@@ -107,7 +107,7 @@ def device_names() -> list[str]:
 
 
 def _processor_name() -> str:
-    """The processor's marketing name where the system tells it, else its architecture."""
+    """The processor's model name where the system knows it, else its architecture."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):

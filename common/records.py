@@ -1,4 +1,4 @@
-"""Values as they stand in JSON."""
+"""Settings as values that JSON can represent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """Settings as JSON knows them; what is no number, text or container is named by its type, a model by its source."""
+    """Convert settings to values that JSON can represent.
+
+    Args:
+        value: A number, a text, a container or dataclass of such values, or any other object.
+
+    Returns:
+        Numbers, texts, lists and dictionaries. Any other object is represented by the name of its type, a model also
+        by where it was loaded from.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         return {item.name: plain(getattr(value, item.name)) for item in fields(value) if item.init}
     if isinstance(value, Mapping):

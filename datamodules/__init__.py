@@ -1,4 +1,4 @@
-"""LightningDataModules: text, multimodal data with protocols that take data away, chunks of retrieval pairs."""
+"""LightningDataModules: text, videos, multimodal samples with missing-data protocols, and retrieval pairs."""
 
 from saccade.datamodules.multimodal.batch import Modality, MultimodalBatch
 from saccade.datamodules.multimodal.missing.base import Condition, MissingProtocol

@@ -1,4 +1,4 @@
-"""Batches of fixed-length sequences: shared among ranks without repeats, resumable in the middle of an epoch."""
+"""Data loaders: batches split over ranks without repetition, and training that resumes in the middle of an epoch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,10 +11,10 @@ from torch.utils.data.distributed import DistributedSampler
 
 
 class PackedSequences(Dataset[dict[str, Tensor]]):
-    """A stream of tokens cut into sequences of one length, without padding.
+    """A stream of tokens, cut into sequences of equal length without padding.
 
     Args:
-        tokens: The stream, integers [N]; may be memory-mapped.
+        tokens: The stream, integers [N]; it may be memory-mapped.
         sequence_length: Tokens per sequence; the last `N % sequence_length` tokens are left out.
     """
 
@@ -31,21 +31,22 @@ class PackedSequences(Dataset[dict[str, Tensor]]):
 
 
 class BatchSampler(DistributedSampler[list[int]]):
-    """Yield one list of indices per batch, for this rank.
+    """Yield one list of indices for each batch of this rank.
 
-    It is a `DistributedSampler`, so that Lightning leaves it in place, but it repeats nothing: totals over a validation
-    set are exact on any number of ranks. All ranks get the same number of batches, because with sharded parameters
-    every forward pass is a collective one; only when there are fewer sequences than ranks, or `batch_size` is 1 and the
-    ranks do not divide the sequences, the last ranks get one batch less.
+    This is a `DistributedSampler`, so that Lightning does not replace it, but it repeats no sequence: totals over a
+    validation set are exact on any number of ranks. All ranks get the same number of batches, because with sharded
+    parameters every forward pass is a collective call. There are two exceptions, in which the last ranks get one batch
+    less: fewer sequences than ranks, and a `batch_size` of 1 with a number of sequences that the ranks do not divide.
 
     Args:
         count: Number of sequences.
-        batch_size: Most sequences per batch and rank.
-        rank: This rank.
+        batch_size: Most sequences in a batch of one rank.
+        rank: Number of this rank.
         world_size: Number of ranks.
-        train: Shuffle every epoch and leave out the incomplete last batch, instead of evening the batches out.
-        seed: Of the shuffling.
-        early: The first so many sequences come before the others in the first epoch of a training set, shuffled too.
+        train: Shuffle in every epoch and leave out the incomplete last batch. Otherwise keep the order, use all
+            sequences, and make batches of nearly equal sizes.
+        seed: Seed of the shuffling.
+        early: In the first epoch of training, the first `early` sequences, shuffled, come before the others.
     """
 
     def __init__(
@@ -81,15 +82,15 @@ class BatchSampler(DistributedSampler[list[int]]):
 
 
 class BatchLoader(DataLoader[Any]):
-    """A DataLoader whose position is saved in the checkpoint, so that training resumes in the middle of an epoch.
+    """A DataLoader that saves its position in the checkpoint, so that training resumes in the middle of an epoch.
 
-    Lightning calls `state_dict` and `load_state_dict` of such a loader by itself.
+    Lightning calls `state_dict` and `load_state_dict` of such a loader.
 
     Args:
-        dataset: Gives a whole batch for a list of indices.
-        sampler: The batches.
+        dataset: Returns a whole batch for a list of indices.
+        sampler: The lists of indices.
         num_workers: Loader processes; 0 loads in the training process.
-        pin_memory: Copy batches to page-locked memory, for a GPU.
+        pin_memory: Copy batches to page-locked memory, for training on a GPU.
     """
 
     def __init__(self, dataset: Dataset[Any], sampler: BatchSampler, num_workers: int, pin_memory: bool) -> None:
@@ -99,7 +100,7 @@ class BatchLoader(DataLoader[Any]):
         self._resume: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator, because Lightning asks for the iterator before it tells the sampler the epoch.
+        # a generator, because Lightning asks for the iterator before it sets the epoch of the sampler
         sampler = self._batches
         resume, self._resume = self._resume, None
         start = resume["batches"] if resume is not None and resume["epoch"] == sampler.epoch else 0
@@ -113,5 +114,9 @@ class BatchLoader(DataLoader[Any]):
         return {"epoch": self._batches.epoch, "batches": self._delivered}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind the last delivered batch, if the run goes on in the same epoch."""
+        """Continue after the last delivered batch if training resumes in the same epoch.
+
+        Args:
+            state: What `state_dict` returned.
+        """
         self._resume = dict(state)

@@ -1,1 +1,1 @@
-"""Search without Lightning: BM25, a vector index on torch or FAISS, and the measures of ranked lists."""
+"""Search: BM25, a FAISS vector index, and the evaluation of ranked lists."""

@@ -1,4 +1,4 @@
-"""BM25: the first stage, over words, without weights."""
+"""BM25: first-stage retrieval by words, without a model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
+from saccade.common.checks import check_count
 from saccade.retrieval.measures import ranked
 
 
@@ -18,24 +19,24 @@ class BM25:
     Words are runs of two or more letters or digits, in lower case, without English stop words and without stemming.
 
     Args:
-        documents: Text by document id; a title belongs in front of the text.
-        drop_same_id: Leave out of a query's results the document whose id is the query's, and no other. For
-            collections whose queries are documents themselves (ArguAna); where both are merely numbered, as in the
-            classic collections, it would remove a stranger.
-        progress: Show a bar while the documents are read.
+        documents: Text by document id, with the title, if any, in front.
+        drop_same_id: Leave the document out of a query's results that has the same id as the query. For collections
+            whose queries are documents themselves (ArguAna). Do not use it where queries and documents are numbered
+            independently, as in the classic collections: it would remove an unrelated document.
+        progress: Show a progress bar during indexing.
 
     Raises:
-        ValueError: bm25s is missing.
+        ValueError: bm25s is not installed.
     """
 
     def __init__(self, documents: Mapping[str, str], drop_same_id: bool = False, progress: bool = False) -> None:
         self._bm25s = _bm25s()
         self.drop_same_id = drop_same_id
-        # in the order of ids: which document comes first in the files makes no difference
+        # sorted, so that results do not depend on the order of the documents
         self.ids = sorted(documents)
         words = self._words([documents[name] for name in self.ids], progress)
         self._index: Any = None
-        if any(words):  # bm25s cannot index nothing
+        if any(words):  # bm25s cannot index an empty collection
             self._index = self._bm25s.BM25()
             self._index.index(words, show_progress=progress)
 
@@ -43,23 +44,22 @@ class BM25:
         return len(self.ids)
 
     def search(self, queries: Mapping[str, str], top_k: int, progress: bool = False) -> dict[str, dict[str, float]]:
-        """The best documents of each query.
+        """Find the best documents of each query.
 
         Args:
             queries: Text by query id.
-            top_k: Documents of each query, at most. Documents that share no word with the query are no results, so
-                there may be fewer.
-            progress: Show a bar.
+            top_k: Most documents for each query. There may be fewer, because documents that share no word with the
+                query are left out.
+            progress: Show a progress bar.
 
         Returns:
-            A run: every query id, then document ids from best to worst with their scores. Of equal scores the larger id
-            comes first, also at the cut.
+            For every query id, scores by document id, from best to worst. Documents with equal scores are ordered by
+            id, the larger one first; this also decides which of them are among the `top_k`.
 
         Raises:
             ValueError: `top_k` is below 1.
         """
-        if top_k < 1:
-            raise ValueError(f"top_k: must be at least 1, but is {top_k}; 100 is usual before re-ranking")
+        check_count("top_k", top_k, advice="give a whole number, for example 100 before re-ranking")
         run = {}
         words = self._words(list(queries.values()), False)
         pairs = zip(queries, words, strict=True)
@@ -68,7 +68,7 @@ class BM25:
         return run
 
     def _words(self, texts: list[str], progress: bool) -> list[list[str]]:
-        """The words of each text that count."""
+        """The words of each text, without stop words."""
         if not texts:
             return []
         found: list[list[str]] = self._bm25s.tokenize(
@@ -77,7 +77,7 @@ class BM25:
         return found
 
     def _best(self, query: str, words: list[str], top_k: int) -> dict[str, float]:
-        """The best documents of one query."""
+        """The best documents of one query, with their scores."""
         if self._index is None or not words:
             return {}
         scores = self._index.get_scores(words)
@@ -85,7 +85,7 @@ class BM25:
         if self.drop_same_id:
             hits = hits[[self.ids[place] != query for place in hits]]
         if len(hits) > top_k:
-            # everything as good as the last one that fits stays, so that ids decide among equals
+            # keep all documents that are as good as the last one, so that ids decide between them
             least = np.partition(scores[hits], len(hits) - top_k)[len(hits) - top_k]
             hits = hits[scores[hits] >= least]
         found = {self.ids[place]: float(scores[place]) for place in hits}
@@ -93,20 +93,20 @@ class BM25:
 
 
 def _bm25s() -> Any:
-    """The optional package, which must not find JAX.
+    """Import the optional package bm25s, with JAX hidden from it.
 
-    Where JAX is installed, the mere import of bm25s runs an operation of it, and JAX then takes most of the memory of
-    the first GPU, on every rank. What needs it, the choice of the best documents, is done here anyway.
+    If JAX is installed, importing bm25s runs a JAX operation, and JAX then allocates most of the memory of the first
+    GPU, on every rank. bm25s needs JAX only for the selection of the best documents, which this module does itself.
     """
     if sys.modules.get("bm25s") is not None:
         return sys.modules["bm25s"]
     before = sys.modules.get("jax")
-    sys.modules["jax"] = None  # type: ignore[assignment]  # an import of it fails
+    sys.modules["jax"] = None  # type: ignore[assignment]  # makes `import jax` fail
     try:
         import bm25s
     except ImportError:
         raise ValueError(
-            "BM25: bm25s must be installed for the first stage, but is not; pip install 'saccade[retrieval]'"
+            "BM25 needs the package bm25s, which is not installed: pip install 'saccade[retrieval]'."
         ) from None
     finally:
         del sys.modules["jax"]

@@ -1,4 +1,4 @@
-"""What depends on how FAISS was built: its import, its GPUs, and its errors in one line."""
+"""The import of FAISS, its errors as one line, and its GPUs, which depend on how FAISS was built."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 T = TypeVar("T")
 
 MAX_GPU_TOP_K = 2048
-"""FAISS's GPU indices return no more documents for a query."""
+"""Most documents that an index of FAISS on a GPU returns for a query."""
 
 _TOO_FEW = re.compile(
     r"Number of training points \((\d+)\) should be at least as large as number of clusters \((\d+)\)"
@@ -20,33 +20,33 @@ _TOO_FEW = re.compile(
 
 
 def faiss_module() -> Any:
-    """The optional package.
+    """Import the optional package faiss.
 
     Raises:
-        ValueError: It is missing.
+        ValueError: faiss is not installed.
     """
     try:
         import faiss
     except ImportError:
         raise ValueError(
-            "VectorIndex: faiss must be installed for vector search, but is not; pip install 'saccade[retrieval]'"
+            "VectorIndex needs the package faiss, which is not installed: pip install 'saccade[retrieval]'."
         ) from None
     return faiss
 
 
-def checked(where: str, call: Callable[[], T], mend: str) -> T:
-    """Run something of FAISS; what it refuses becomes one line.
+def checked(where: str, call: Callable[[], T], advice: str) -> T:
+    """Call FAISS and report its errors as one line.
 
     Args:
         where: Setting and value, the beginning of the message.
-        call: What to run.
-        mend: What to do about it.
+        call: The call.
+        advice: What to do, the end of the message.
 
     Returns:
-        What it returns.
+        The result of the call.
 
     Raises:
-        ValueError: FAISS refuses.
+        ValueError: FAISS raised a `RuntimeError`.
     """
     try:
         return call()
@@ -56,24 +56,22 @@ def checked(where: str, call: Callable[[], T], mend: str) -> T:
         found = _TOO_FEW.search(text)
         if found:
             there, needed = found.groups()
-            raise ValueError(
-                f"{where}: must have at least {needed} vectors to train on, but there are {there}; {mend}"
-            ) from None
-        reason = re.sub(r"^Error in .* at \S+?:\d+: ", "", text)
-        raise ValueError(f"{where}: must be something that FAISS can do, but it says: {reason}; {mend}") from None
+            raise ValueError(f"{where} needs at least {needed} vectors to train on, got {there}: {advice}.") from None
+        reason = re.sub(r"^Error in .* at \S+?:\d+: ", "", text).rstrip(".")
+        raise ValueError(f"{where} is refused by FAISS ({reason}): {advice}.") from None
 
 
 def gpu_count(faiss: Any) -> int | None:
-    """GPUs that FAISS can use; None where it is not built for GPUs."""
+    """Number of GPUs that FAISS can use; None if it is not built for GPUs."""
     return int(faiss.get_num_gpus()) if hasattr(faiss, "StandardGpuResources") else None
 
 
 def refuse_without_gpus(faiss: Any, gpus: Sequence[int] | None) -> None:
-    """Refuse GPUs that are not there.
+    """Check that FAISS can use the GPUs.
 
     Args:
         faiss: The package.
-        gpus: Numbers of those that are wanted; None for any.
+        gpus: Numbers of the GPUs; None for all.
 
     Raises:
         ValueError: FAISS cannot use them.
@@ -81,31 +79,31 @@ def refuse_without_gpus(faiss: Any, gpus: Sequence[int] | None) -> None:
     count = gpu_count(faiss)
     if count is None:
         raise ValueError(
-            f"device: 'cuda' must have a faiss that is built for GPUs, but faiss {faiss.__version__} is not; pip"
-            f" uninstall faiss-cpu, pip install 'saccade[retrieval-gpu]', or set device: cpu"
+            f"device 'cuda' needs a faiss that is built for GPUs, got faiss {faiss.__version__} for the CPU: pip"
+            " uninstall faiss-cpu and pip install 'saccade[retrieval-gpu]', or set device to cpu."
         )
     if count == 0:
-        raise ValueError("device: 'cuda' must have a GPU, but faiss sees none; look at nvidia-smi, or set device: cpu")
+        raise ValueError("device 'cuda' needs a GPU, and faiss sees none: check nvidia-smi, or set device to cpu.")
     odd = [number for number in gpus or () if not 0 <= number < count]
     if odd or (gpus is not None and not gpus):
         raise ValueError(
-            f"gpus: must be numbers from 0 to {count - 1}, at least one, but are {list(gpus or ())}; leave it out"
-            f" to take all {count}"
+            f"gpus must be numbers from 0 to {count - 1}, at least one, got {list(gpus or ())}: correct it, or leave it"
+            f" out to use all {count}."
         )
 
 
 class Searcher:
-    """What searches for an index: itself, or its copy on GPUs.
+    """The index that answers queries: the one on the CPU, or a copy of it on GPUs.
 
     Args:
         faiss: The package.
-        index: On the CPU.
+        index: The index on the CPU.
         device: "auto", "cpu" or "cuda".
         fp16: Whether the copy is in half precision.
-        gpus: Numbers of the GPUs over which the copy is split; None takes all.
+        gpus: Numbers of the GPUs over which the copy is split; None uses all.
 
     Raises:
-        ValueError: "cuda" is asked for and cannot be had.
+        ValueError: `device` is "cuda", and FAISS cannot use a GPU for this index.
     """
 
     def __init__(self, faiss: Any, index: Any, device: str, fp16: bool, gpus: Sequence[int] | None) -> None:
@@ -121,9 +119,9 @@ class Searcher:
         options.useFloat16 = fp16
         try:
             self.index = checked(
-                "device: 'cuda'",
+                "device 'cuda'",
                 lambda: faiss.index_cpu_to_gpus_list(index, options, list(gpus) if gpus is not None else None),
-                "set device: cpu, or use a factory that FAISS has on GPUs, such as Flat",
+                "set device to cpu, or use a factory that FAISS supports on GPUs, such as Flat",
             )
         except ValueError as error:
             if device == "cuda":
@@ -131,6 +129,6 @@ class Searcher:
             _say(f"{error}")
 
 
-@cache  # once for one reason
+@cache  # each reason is logged once
 def _say(reason: str) -> None:
     rank_zero_info(f"saccade: vector search runs on the CPU: {reason}")

@@ -1,12 +1,14 @@
-"""A vector index as files: the vectors as FAISS writes them, and beside them the ids and settings as JSON."""
+"""A vector index as a folder: the vectors in a file of FAISS, the ids and settings in a JSON file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
+import uuid
 from pathlib import Path
 from typing import Any
+
+from saccade.common.files import replacing, write_text
 
 FACTS = "index.json"
 _FORMAT = 1
@@ -14,54 +16,43 @@ _TYPES = {"factory": str, "metric": str, "parameters": str, "ids": list}
 
 
 def write_index(folder: Path, faiss: Any, index: Any, facts: dict[str, Any]) -> None:
-    """Write an index; a stop at any moment leaves the old state or the new one.
+    """Write an index. An interruption at any time leaves the old index or the new one.
 
-    The file of vectors is named by its content, and `index.json`, which names it, is put in place by one rename.
+    The file of vectors gets a new name, and `index.json`, which holds that name, is replaced atomically.
 
     Args:
-        folder: Made when there is none.
+        folder: Made if it does not exist.
         faiss: The package.
-        index: On the CPU, or None when there is no vector yet.
+        index: The index on the CPU; None if there are no vectors.
         facts: `factory`, `metric`, `parameters` and `ids`.
 
     Raises:
-        ValueError: The folder cannot be made.
+        ValueError: The folder cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"folder: must be a folder that can be written, but {folder} is not ({error.strerror}); name another one"
-        ) from None
     name = digest = None
-    draft = folder / f"vectors.{os.getpid()}.tmp"
-    try:
-        if index is not None:
-            faiss.write_index(index, str(draft))
-            digest = _sum(draft)
-            name = f"vectors-{digest[:16]}.faiss"
-            os.replace(draft, folder / name)
-        draft.write_text(json.dumps({"format": _FORMAT, **facts, "vectors": name, "sha256": digest}))
-        os.replace(draft, folder / FACTS)
-    finally:
-        draft.unlink(missing_ok=True)
+    if index is not None:
+        name = f"vectors-{uuid.uuid4().hex[:16]}.faiss"
+        with replacing(folder / name) as temporary:
+            faiss.write_index(index, str(temporary))
+            digest = _sum(temporary)
+    write_text(folder / FACTS, json.dumps({"format": _FORMAT, **facts, "vectors": name, "sha256": digest}))
     for other in folder.glob("vectors-*.faiss"):
         if other.name != name:
             other.unlink(missing_ok=True)
 
 
 def read_index(folder: Path, faiss: Any) -> tuple[dict[str, Any], Any]:
-    """Read what `write_index` wrote.
+    """Read an index that `write_index` wrote.
 
     Args:
-        folder: Where it is.
+        folder: The folder.
         faiss: The package.
 
     Returns:
-        `factory`, `metric`, `parameters` and `ids`, and the index, None when there was no vector.
+        `factory`, `metric`, `parameters` and `ids`; and the index, None if there are no vectors.
 
     Raises:
-        ValueError: Something is missing or was changed.
+        ValueError: A file is missing, was changed, or cannot be read.
     """
     facts = _facts(folder)
     name, ids = facts["vectors"], facts["ids"]
@@ -73,7 +64,7 @@ def read_index(folder: Path, faiss: Any) -> tuple[dict[str, Any], Any]:
     if not path.is_file():
         raise _broken(path, "is missing")
     if _sum(path) != facts["sha256"]:
-        raise _broken(path, "was changed or cut off since it was written")
+        raise _broken(path, "was changed or truncated")
     try:
         index = faiss.read_index(str(path))
     except RuntimeError:
@@ -84,7 +75,7 @@ def read_index(folder: Path, faiss: Any) -> tuple[dict[str, Any], Any]:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    """The content of the JSON file, checked."""
+    """Read and check the JSON file."""
     path = folder / FACTS
     try:
         facts = json.loads(path.read_text())
@@ -99,7 +90,7 @@ def _facts(folder: Path) -> dict[str, Any]:
             raise _broken(path, f"has no usable {key!r}")
     ids = facts["ids"]
     if not all(isinstance(item, str) for item in ids) or len(set(ids)) != len(ids):
-        raise _broken(path, "has ids that are no strings or come twice")
+        raise _broken(path, "has ids that are not strings or not unique")
     if "vectors" not in facts or "sha256" not in facts:
         raise _broken(path, "does not name the file of vectors")
     return facts
@@ -112,5 +103,5 @@ def _sum(path: Path) -> str:
 
 
 def _broken(path: Path, how: str) -> ValueError:
-    """The one line."""
-    return ValueError(f"folder: must hold an index as VectorIndex.save wrote it, but {path} {how}; save it again")
+    """The error about a file of the index."""
+    return ValueError(f"folder must hold an index written by VectorIndex.save, and {path} {how}: save the index again.")

@@ -1,6 +1,6 @@
-"""Measures of a retrieval run, with ties, missing queries and slices of queries treated in the open.
+"""Evaluation of retrieval, with defined results for ties, missing queries and subsets of the queries.
 
-The measures are those of trec_eval, through pytrec_eval; the treatment of ties and of missing queries is ours.
+The measures are those of trec_eval, computed by pytrec_eval; the treatment of ties and of missing queries is ours.
 """
 
 from __future__ import annotations
@@ -13,25 +13,27 @@ from typing import Any
 
 import numpy as np
 
-Run = Mapping[str, Mapping[str, float]]
-"""What a retriever found: query id, then document id, then score; a higher score is better."""
+from saccade.common.checks import check_count, check_fraction
+
+RetrievalRun = Mapping[str, Mapping[str, float]]
+"""The result of a retriever: by query id, then by document id, the score; a higher score is better."""
 
 Qrels = Mapping[str, Mapping[str, int]]
-"""Judgements: query id, then document id, then grade; a document counts as relevant from grade 1."""
+"""Judgements: by query id, then by document id, the grade; a document is relevant from grade 1 on."""
 
 METRICS = ("ndcg_cut_10", "recall_100", "recip_rank", "map")
-"""What is measured unless something else is asked for."""
+"""The default measures."""
 
-_DRAWS = 500  # bootstrap samples that are drawn at once: all of them would be gigabytes with many queries
+_DRAWS = 500  # bootstrap samples drawn at once, to limit the memory for many queries
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Measures of a run.
+    """Measures of a retrieval run.
 
     Args:
-        mean: By measure, the mean over the queries, a fraction; 0 without queries.
-        per_query: By measure, then by query id, in the order of the ids.
+        mean: By measure, the mean over the queries, a fraction; 0 if there are no queries.
+        per_query: By measure, then by query id (sorted), the value.
     """
 
     mean: dict[str, float]
@@ -40,10 +42,10 @@ class Measured:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean difference and where it lies with the given confidence.
+    """A mean difference with its confidence interval.
 
     Args:
-        difference: Mean over the queries of first minus second.
+        difference: Mean over the queries of the first minus the second system.
         low: Lower end of the interval.
         high: Upper end of the interval.
     """
@@ -54,129 +56,104 @@ class Interval:
 
 
 def ranked(scores: Mapping[str, float]) -> list[str]:
-    """Document ids from best to worst; of equal scores the larger id comes first, as in trec_eval.
+    """Sort document ids from best to worst; of equal scores the larger id comes first, as in trec_eval.
 
     Args:
         scores: Score by document id.
 
     Returns:
-        The ids.
+        The sorted ids.
     """
     return sorted(scores, key=lambda document: (scores[document], document), reverse=True)
 
 
-def run_lines(run: Run, tag: str = "saccade") -> list[str]:
-    """A run as lines of a TREC run file, in one order for one content.
+def measure(
+    run: RetrievalRun, qrels: Qrels, metrics: Sequence[str] = METRICS, queries: Iterable[str] | None = None
+) -> Measured:
+    """Evaluate a retrieval run against judgements, query by query.
+
+    A query counts as 0 if the run lacks it or if it has no relevant document. Documents with equal scores are ranked by
+    id, the larger one first. Means are over the measured queries only: for a run over a subset, give `queries`.
 
     Args:
-        run: Scores by query and document.
-        tag: Last word of every line.
-
-    Returns:
-        `query Q0 document rank score tag`, ordered by query id, then by rank from 1; scores at full precision.
-    """
-    return [
-        f"{query} Q0 {document} {rank} {float(run[query][document])!r} {tag}"
-        for query in sorted(run)
-        for rank, document in enumerate(ranked(run[query]), 1)
-    ]
-
-
-def measure(run: Run, qrels: Qrels, metrics: Sequence[str] = METRICS, queries: Iterable[str] | None = None) -> Measured:
-    """Measure a run against judgements, query by query.
-
-    A query that the run lacks counts 0, as does one without a relevant document. Documents of equal score are ranked by
-    their id, the larger one first, before anything is measured. Queries that are not measured have no part in a mean:
-    a run over a slice of the queries is not divided by the number of all judged ones.
-
-    Args:
-        run: Scores by query and document; queries without judgements are left out.
+        run: Scores by query and document; queries without judgements are ignored.
         qrels: Grades by query and document.
-        metrics: Names as in trec_eval, each with its cut: `ndcg_cut_10`, `recall_100`, `recip_rank`, `map`, `P_10`.
-        queries: Ids of the queries to measure, all judged; None measures every query of `qrels`.
+        metrics: Names as in trec_eval, with the cutoff where there is one: `ndcg_cut_10`, `recall_100`, `recip_rank`,
+            `map`, `P_10`.
+        queries: Ids of the queries to measure, all of them judged; None measures every query of `qrels`.
 
     Returns:
-        Means and values of each query, at full precision.
+        Means and the values of each query, at full precision.
 
     Raises:
-        ValueError: A measure does not exist, a query has no judgements, a score is not a number, or a grade is not a
-            whole number; or pytrec_eval is missing.
+        ValueError: A measure does not exist, a query has no judgements, a score is NaN, or a grade is not a whole
+            number; or pytrec_eval is not installed.
     """
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-    evaluate = check_metrics(metrics)
+    evaluate = _evaluator(metrics)
     wanted = sorted(qrels) if queries is None else sorted(set(queries))
     unknown = [query for query in wanted if query not in qrels]
     if unknown:
         raise ValueError(
-            f"queries: every one must have judgements in the qrels, but {len(unknown)} of {len(wanted)} have none, the"
-            f" first is {unknown[0]!r}; leave it out or add its line"
+            f"queries must have judgements in the qrels, got {len(unknown)} of {len(wanted)} without, first"
+            f" {unknown[0]!r}: leave them out, or add their judgements."
         )
     judged, places = {}, {}
     for query in wanted:
         judged[query] = {document: _grade(query, document, grade) for document, grade in qrels[query].items()}
         places[query] = _places(query, run.get(query, {}))
-    # pytrec_eval leaves out queries whose judgements are empty, and refuses to have none at all
+    # pytrec_eval leaves out queries whose judgements are empty, and refuses an empty set of queries
     found: dict[str, dict[str, float]] = evaluate(judged, places) if wanted else {}
     values = {name: {query: float(found.get(query, {}).get(name, 0.0)) for query in wanted} for name in metrics}
-    # fsum: the mean does not depend on the order in which the queries came
+    # fsum, so that the mean does not depend on the order of the queries
     mean = {name: math.fsum(item.values()) / len(item) if item else 0.0 for name, item in values.items()}
     return Measured(mean, values)
 
 
-def check_metrics(metrics: Sequence[str]) -> Any:
-    """Refuse measures that trec_eval does not have.
-
-    Args:
-        metrics: Their names.
-
-    Returns:
-        A function of judgements and run that gives these measures by query.
-
-    Raises:
-        ValueError: One of them does not exist, or pytrec_eval is missing.
-    """
+def _evaluator(metrics: Sequence[str]) -> Any:
+    """A function of judgements and run that gives the measures by query; refuses measures that do not exist."""
     try:
         import pytrec_eval
     except ImportError:
         raise ValueError(
-            "measure: pytrec_eval must be installed to measure retrieval, but is not; pip install 'saccade[retrieval]'"
+            "measure needs the package pytrec_eval, which is not installed: pip install 'saccade[retrieval]'."
         ) from None
-    names = [metrics] if isinstance(metrics, str) else list(metrics)
-    if not names:
-        raise ValueError("metrics: must name at least one measure, but is empty; for example ndcg_cut_10")
-    for name in names:
+    if not metrics:
+        raise ValueError("metrics must name at least one measure, got none: give one, for example ndcg_cut_10.")
+    for name in metrics:
         try:
             probe = pytrec_eval.RelevanceEvaluator({"q": {"d": 1}}, {name}).evaluate({"q": {"d": 1.0}})["q"]
         except (ValueError, TypeError, AttributeError):
             probe = {}
         if name not in probe:
             raise ValueError(
-                f"metrics: must be measures of trec_eval with their cut, such as {', '.join(METRICS)}, but one is"
-                f" {name!r}; correct the name"
+                f"metrics must be measures of trec_eval, got {name!r}: give a name with its cutoff, for example"
+                f" {', '.join(METRICS)}."
             )
 
-    def evaluate(judged: Qrels, run: Run) -> Any:
-        return pytrec_eval.RelevanceEvaluator(judged, set(names)).evaluate(run)
+    def evaluate(judged: Qrels, run: RetrievalRun) -> Any:
+        return pytrec_eval.RelevanceEvaluator(judged, set(metrics)).evaluate(run)
 
     return evaluate
 
 
 def _grade(query: str, document: str, grade: Any) -> int:
-    """The grade as int."""
+    """The grade as a whole number."""
     if not isinstance(grade, Real) or not float(grade).is_integer():
         raise ValueError(
-            f"qrels: grades must be whole numbers, but document {document!r} of query {query!r} has {grade!r}; mend it"
+            f"qrels must have whole numbers as grades, got {grade!r} for document {document!r} of query {query!r}:"
+            " correct the grade."
         )
     return int(float(grade))
 
 
 def _places(query: str, scores: Mapping[str, float]) -> dict[str, float]:
-    """By document, a score that says the rank: trec_eval keeps scores in float32, which makes further ties."""
+    """By document, the negated rank as score: trec_eval rounds scores to float32, which would create ties."""
     for document, score in scores.items():
         if math.isnan(score):
             raise ValueError(
-                f"run: scores must be numbers, but document {document!r} of query {query!r} has NaN; look at the"
-                f" model's weights"
+                f"run must have numbers as scores, got NaN for document {document!r} of query {query!r}: check the"
+                " model's weights."
             )
     return {document: -float(place) for place, document in enumerate(ranked(scores))}
 
@@ -184,36 +161,33 @@ def _places(query: str, scores: Mapping[str, float]) -> dict[str, float]:
 def paired_bootstrap(
     a: Mapping[str, float], b: Mapping[str, float], seed: int = 0, samples: int = 10_000, confidence: float = 0.95
 ) -> Interval:
-    """Interval of the mean difference of two systems over the same queries, by drawing queries with replacement.
+    """Confidence interval of the mean difference of two systems, by the paired percentile bootstrap.
 
-    This is the percentile bootstrap: what is drawn is the query with both its values.
+    Queries are drawn with replacement, each with its values of both systems.
 
     Args:
         a: Values of the first system by query id, such as `Measured.per_query["ndcg_cut_10"]`.
-        b: Values of the second system, of the same queries.
-        seed: Of the draws. The order of the queries makes no difference.
+        b: Values of the second system for the same queries.
+        seed: Seed of the draws. The order of the queries does not matter.
         samples: Number of draws.
-        confidence: Share of the drawn means that lie in the interval.
+        confidence: Share of the drawn means inside the interval, above 0 and below 1.
 
     Returns:
-        The mean of `a - b` and its interval.
+        The mean of `a - b` with its interval.
 
     Raises:
-        ValueError: The queries differ, there are none, or a setting is out of range.
+        ValueError: The queries of the systems differ, there are none, or a setting is out of range.
     """
     if a.keys() != b.keys():
         odd = sorted(a.keys() ^ b.keys())
         raise ValueError(
-            f"paired_bootstrap: both systems must have the same queries, but {len(odd)} are in one only, the first is"
-            f" {odd[0]!r}; measure both over the same queries"
+            f"paired_bootstrap needs the same queries for both systems, got {len(odd)} that only one has, first"
+            f" {odd[0]!r}: measure both over the same queries."
         )
     if not a:
-        raise ValueError("paired_bootstrap: there must be at least one query, but there is none; measure some")
-    if samples < 1 or not 0 < confidence < 1:
-        raise ValueError(
-            f"paired_bootstrap: samples must be at least 1 and confidence between 0 and 1, but are {samples} and"
-            f" {confidence:g}; the usual values are 10000 and 0.95"
-        )
+        raise ValueError("paired_bootstrap needs at least one query, got none: measure some queries.")
+    check_count("samples", samples, advice="give a whole number, for example 10000")
+    check_fraction("confidence", confidence)
     differences = np.array([float(a[query]) - float(b[query]) for query in sorted(a)])
     draw = np.random.default_rng(seed)
     means = np.concatenate(

@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from saccade.callbacks.decoding.totals import DecodingTotals
-from saccade.common.files import write_json
+from saccade.common.files import replacing, write_json
 from saccade.common.progress import console
 from saccade.common.provenance import provenance
 from saccade.common.records import plain
@@ -114,12 +114,8 @@ def write(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
         folder: An existing folder.
     """
     write_json(folder / "decoding.json", list(records))
-    partial = folder / f".decoding.{os.getpid()}.png"
-    try:
+    with replacing(folder / "decoding.png") as partial:
         figure(records).savefig(partial, dpi=150)
-        os.replace(partial, folder / "decoding.png")
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def show(records: Sequence[Mapping[str, Any]], trainer: Trainer | None = None) -> None:

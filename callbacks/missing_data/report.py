@@ -15,7 +15,7 @@ from rich.table import Table
 
 from saccade.callbacks.missing_data import figures as missing_data_figures
 from saccade.callbacks.missing_data.totals import Summary, is_curve
-from saccade.common.files import write_json, write_text
+from saccade.common.files import replacing, write_json, write_text
 from saccade.common.progress import console
 from saccade.common.provenance import provenance
 from saccade.common.records import plain
@@ -87,17 +87,12 @@ def write(records: Sequence[Row], folder: Path) -> None:
     write_json(folder / "missing.json", list(records))
     write_text(folder / "missing.md", text)
     for name in missing_data_figures.NAMES:
-        path, partial = folder / f"{name}.png", folder / f".{name}.{os.getpid()}.png"
-        try:
-            if name in drawn:
+        path = folder / f"{name}.png"
+        if name in drawn:
+            with replacing(path) as partial:
                 partial.write_bytes(drawn[name])
-                os.replace(partial, path)
-            else:
-                path.unlink(missing_ok=True)  # of an earlier evaluation: it would not belong to these rows
-        except OSError as error:
-            raise ValueError(f"cannot write {path}: {error.strerror}; choose a folder that can be written") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        else:
+            path.unlink(missing_ok=True)  # of an earlier evaluation: it would not belong to these rows
 
 
 def _png(figure: Any) -> bytes:

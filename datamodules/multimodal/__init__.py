@@ -1,1 +1,1 @@
-"""Multimodal samples: feature files, synthetic data, and what may be missing."""
+"""Multimodal samples: feature files, synthetic data, and missing-data protocols."""

@@ -1,4 +1,4 @@
-"""What multimodal models are given: three sequences for each sample, and which of their positions are there."""
+"""Batches of multimodal models: three sequences for each sample, and masks of their valid and available positions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 MODALITIES = ("text", "audio", "vision")
-"""Names of the modalities, in the order in which every tensor over modalities has them."""
+"""Names of the modalities, in the order of every tensor over modalities."""
 
 
 @dataclass
@@ -17,13 +17,13 @@ class Modality:
     """One modality of a batch.
 
     Args:
-        values: Features, float [B, T, D], or token numbers, long [B, T]. What is missing holds what a loader would put
-            there: rows of zeros, and the unknown token for text.
-        valid: True where a sequence has a position, False where it is padding [B, T]. Padding is not missing data.
-        available: 1 where the position was observed, 0 where it is missing, between them where a position stands for
-            several raw ones of which some are missing; float [B, T], 0 at padding.
-        special: True at positions that hold no content and are never erased, [CLS] and [SEP] of a text [B, T]. They do
-            not make a modality present.
+        values: Features, float [B, T, D], or token ids, long [B, T]. Missing positions hold rows of zeros, or the id of
+            the unknown token.
+        valid: False at padding, True at all other positions [B, T]. Padding is not missing data.
+        available: 1 where a position was observed, 0 where it is missing; a value between them for a position that
+            represents several raw ones of which some are missing; float [B, T], 0 at padding.
+        special: True at positions without content, which are never erased: [CLS] and [SEP] of a text [B, T]. They do
+            not count for whether a modality is present.
     """
 
     values: Tensor
@@ -33,12 +33,12 @@ class Modality:
 
     @property
     def content(self) -> Tensor:
-        """True at valid positions that can hold content, [B, T]."""
+        """True at valid positions with content, that is not special ones, [B, T]."""
         return self.valid & ~self.special
 
     @property
     def lengths(self) -> Tensor:
-        """Positions up to the last valid one, long [B]; 0 where there is none."""
+        """Number of positions up to the last valid one, long [B]; 0 if there is none."""
         return (self.valid * torch.arange(1, self.valid.shape[1] + 1, device=self.valid.device)).amax(1)
 
     @property
@@ -48,7 +48,7 @@ class Modality:
 
     @property
     def observed(self) -> Tensor:
-        """Observed share of the content, float [B] in 0 to 1; 0 where there is no content at all."""
+        """Observed share of the content, float [B] from 0 to 1; 0 for a sample without content."""
         content = self.content.to(self.available.dtype)
         return (self.available * content).sum(1) / content.sum(1).clamp(min=1)
 
@@ -59,10 +59,10 @@ class MultimodalBatch:
 
     Args:
         modalities: By name, in the order of `MODALITIES`.
-        label: Targets: float [B] for regression, long [B] for classification; None where they are not known.
-        key: A number for each sample that depends on its id only, long [B]; missing-data protocols draw from it, so
-            that a sample's mask depends neither on its batch nor on the device.
-        complete: The same samples before a protocol took parts away; None where nothing was taken.
+        label: Targets: float [B] for regression, long [B] for classification; None if they are not known.
+        key: A number for each sample that depends on its id only, long [B]. Missing-data protocols derive random
+            numbers from it, so that the masks of a sample depend neither on the batch nor on the device.
+        complete: The same samples before a protocol erased data; None if nothing was erased.
     """
 
     modalities: dict[str, Modality]
@@ -76,7 +76,7 @@ class MultimodalBatch:
 
     @property
     def present(self) -> Tensor:
-        """Which modalities have any content, bool [B, 3]."""
+        """Whether each modality has any available content, bool [B, 3]."""
         return torch.stack([modality.present for modality in self.modalities.values()], 1)
 
     @property
@@ -85,10 +85,10 @@ class MultimodalBatch:
         return torch.stack([modality.observed for modality in self.modalities.values()], 1)
 
     def with_modalities(self, modalities: Mapping[str, Modality]) -> MultimodalBatch:
-        """The same samples with other modalities, remembering this batch as the complete one.
+        """Replace modalities, and keep this batch as the `complete` one of the result.
 
         Args:
-            modalities: By name; those that are not named stay as they are.
+            modalities: The new ones by name; others are kept.
         """
         changed = {name: modalities.get(name, modality) for name, modality in self.modalities.items()}
         return replace(self, modalities=changed, complete=self.complete or self)

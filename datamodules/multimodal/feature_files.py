@@ -1,4 +1,4 @@
-"""The field's feature files (MMSA layout): read, recognised, checked, and turned into arrays that models can trust."""
+"""Feature files in the MMSA layout: reading, recognition of published files, checks, and conversion to arrays."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ SPLITS = ("train", "valid", "test")
 """Names of the splits, as the files have them."""
 
 _LABELS = {"regression": "regression_labels", "classification": "classification_labels"}
-_ROWS = 256  # samples that are checked at once: the large files would not fit twice
+_ROWS = 256  # samples for each step of a check, because large files do not fit in memory twice
 
 
 @dataclass(frozen=True)
 class Published:
-    """A feature file that the field uses.
+    """A published feature file.
 
     Args:
-        name: Of the data set and its variant.
-        counts: Samples of the training, validation and test split.
+        name: Name of the data set and its variant.
+        counts: Number of samples of the training, validation and test split.
         label_range: Largest absolute label.
     """
 
@@ -45,7 +45,7 @@ PUBLISHED = {
     "ad8b23d50557045e7d47959ce6c5b955d8d983f2979c7d9b7b9226f6dd6fec1f": Published("mosei_unaligned", _MOSEI, 3.0),
     "c9e20c13ec0454d98bb9c1e520e490c75146bfa2dfeeea78d84de047dbdd442f": Published("sims_unaligned", _SIMS, 1.0),
 }
-"""By SHA-256 sum of the file, as MMSA's README has them."""
+"""Published files by their SHA-256, from the README of MMSA."""
 
 
 @dataclass
@@ -53,11 +53,12 @@ class FeatureSplit:
     """The samples of one split.
 
     Args:
-        ids: A name for each sample, no two alike.
-        values: By modality: float32 [N, T, D], or int64 [N, T] for a text of token numbers.
-        valid: By modality, which positions are not padding: bool [N, T].
-        special: First and last valid position of a text of tokens, [CLS] and [SEP]: bool [N, T]; None without tokens.
-        labels: float32 or int64 [N]; None where the file has none.
+        ids: A unique name for each sample.
+        values: By modality: float32 [N, T, D], or int64 [N, T] for token ids.
+        valid: By modality, True at positions that are not padding: bool [N, T].
+        special: True at the first and last valid position of a tokenized text, [CLS] and [SEP]: bool [N, T]; None if
+            there are no tokens.
+        labels: float32 or int64 [N]; None if the file has none.
     """
 
     ids: list[str]
@@ -69,7 +70,7 @@ class FeatureSplit:
 
 @dataclass
 class FeatureFile:
-    """What a file holds.
+    """The content of a feature file.
 
     Args:
         dataset: Name of a published file, or `custom`.
@@ -83,7 +84,7 @@ class FeatureFile:
 
     @property
     def widths(self) -> dict[str, int]:
-        """Features of each modality; 1 for a text of token numbers."""
+        """Number of features of each modality; 1 for token ids."""
         first = next(iter(self.splits.values()))
         return {name: array.shape[2] if array.ndim == 3 else 1 for name, array in first.values.items()}
 
@@ -95,25 +96,25 @@ def read_features(
     for_predict: bool = False,
     setting: str = "path",
 ) -> FeatureFile:
-    """Read a file of the MMSA layout without running anything in it.
+    """Read a file of the MMSA layout, without executing the code that a pickle may contain.
 
     Args:
         path: Pickle of `train`, `valid` and `test`, each with `id` and the arrays `audio`, `vision` [N, T, D], `text`
-            [N, T, D] or `text_bert` [N, 3, T] (token numbers, mask, segments), and the labels. `audio_lengths` and
-            `vision_lengths` [N] say how many positions are not padding.
-        text: Which of the two texts is wanted.
-        task: Which labels are wanted: `regression_labels` or `classification_labels`.
-        for_predict: The split `test`, or arrays without splits, is enough, and labels may be missing.
-        setting: Name of the setting that gave the path, for messages.
+            [N, T, D] or `text_bert` [N, 3, T] (token ids, mask, segments), and the labels. `audio_lengths` and
+            `vision_lengths` [N] are the numbers of positions that are not padding.
+        text: Which of the two texts to read.
+        task: Which labels to read: `regression_labels` or `classification_labels`.
+        for_predict: Accept a file with only the split `test`, or with arrays without splits, and without labels.
+        setting: Name of the setting with the path, for messages.
 
     Returns:
-        The content: float32, -inf replaced by 0 in audio and vision, lengths read from the arrays.
+        The content as float32, with -inf replaced by 0 in audio and vision.
 
     Raises:
-        ValueError: The file cannot be used; one line says what is wrong, where, and what to do.
+        ValueError: The file is invalid.
     """
     file = Path(path).expanduser()
-    where = f"{setting}: {file}"
+    where = f"{setting} {file}"
     raw = read_pickle(file, where)
     with file.open("rb") as stream:
         published = PUBLISHED.get(hashlib.file_digest(stream, "sha256").hexdigest())
@@ -128,44 +129,45 @@ def check_features(
     for_predict: bool = False,
     published: Published | None = None,
 ) -> FeatureFile:
-    """Check and convert what a file holds; see `read_features`.
+    """Check and convert the content of a file; see `read_features`.
 
     Args:
-        raw: Content of the file. It is emptied on the way, because two copies of a large file do not fit.
-        where: Beginning of the messages.
+        raw: Content of the file. It is emptied on the way, because a large file does not fit in memory twice.
+        where: Setting and file, the beginning of the messages.
         text: `features` or `tokens`.
         task: `regression` or `classification`.
-        for_predict: Whether one split without labels is enough.
-        published: The published file that it is, if any.
+        for_predict: Accept one split without labels.
+        published: The entry of `PUBLISHED`, if the file is a published one.
 
     Returns:
-        The content.
+        The checked content.
 
     Raises:
-        ValueError: The content cannot be used.
+        ValueError: The content is invalid.
     """
     if not isinstance(raw, dict):
-        _fail(where, f"must hold a dictionary of {', '.join(SPLITS)}, but holds a {type(raw).__name__}")
+        _fail(where, f"content must be a dictionary of {', '.join(SPLITS)}, got {type(raw).__name__}")
     if for_predict:
         raw = raw if any(name in raw for name in SPLITS) else {"test": raw}
     splits: dict[str, FeatureSplit] = {}
     for name in ("test",) if for_predict else SPLITS:
         if not isinstance(raw.get(name), dict):
-            what = "is missing" if name not in raw else f"is a {type(raw[name]).__name__}, not a dictionary"
-            _fail(where, f"split {name} {what}", f"the file needs {'test' if for_predict else 'train, valid and test'}")
-        reader = _Reader(raw[name], f"{where}: split {name}", text, task)
+            got = "nothing" if name not in raw else f"{type(raw[name]).__name__}"
+            needed = "test" if for_predict else "train, valid and test"
+            _fail(where, f"split {name} must be a dictionary, got {got}", f"write the splits {needed}")
+        reader = _Reader(raw[name], f"{where}, split {name}", text, task)
         splits[name] = reader.split(labels_needed=not for_predict)
     label_range = published.label_range if published else _label_range(splits, task)
     if published and not for_predict:
         found = tuple(len(splits[name].ids) for name in SPLITS)
         if found != published.counts:
-            _fail(where, f"must have {published.counts} samples as {published.name}, but has {found}")
+            _fail(where, f"{published.name} must have {published.counts} samples, got {found}")
     _check_splits(splits, where, label_range, task, published is not None)
     return FeatureFile(published.name if published else "custom", label_range, splits)
 
 
 class _Reader:
-    """Takes one split out of its dictionary."""
+    """Reads one split from its dictionary."""
 
     def __init__(self, raw: dict[str, Any], where: str, text: str, task: str) -> None:
         self.raw, self.where, self.text, self.task = raw, where, text, task
@@ -175,7 +177,7 @@ class _Reader:
         """Check and convert."""
         self.ids = self._names()
         if not self.ids:
-            _fail(self.where, "has no samples", "a split needs at least one")
+            _fail(self.where, "id must have at least one sample, got none", "add samples")
         _tell_apart(self.ids, self.where)
         values: dict[str, Array] = {}
         mask = None
@@ -186,7 +188,7 @@ class _Reader:
             if mask is not None and mask.shape[1] != values["text"].shape[1]:
                 _fail(
                     self.where,
-                    f"text must have the positions of text_bert, {mask.shape[1]}, but has {values['text'].shape[1]}",
+                    f"text must have the positions of text_bert, {mask.shape[1]}, got {values['text'].shape[1]}",
                     "remove text_bert, or make both from the same tokens",
                 )
         valid = {"text": _until_last_row(values["text"]) if mask is None else mask}
@@ -197,14 +199,14 @@ class _Reader:
         return FeatureSplit(self.ids, values, valid, None if mask is None else _ends(mask), labels)
 
     def _pop(self, key: str) -> Array | list[Any]:
-        """An array, or a list of arrays and single values, which is then gone from the raw content."""
+        """Remove an array, or a list of arrays and single values, from the raw content and return it."""
         if key not in self.raw:
             _fail(self.where, f"{key} is missing", "add it, or choose settings that do not need it")
         value = plain(self.raw.pop(key))
         if isinstance(value, np.ndarray):
             return value
         if not isinstance(value, list | tuple):
-            _fail(self.where, f"{key} must be an array, but is a {type(value).__name__}")
+            _fail(self.where, f"{key} must be an array, got {type(value).__name__}")
         return [plain(item) for item in value]
 
     def _names(self) -> list[str]:
@@ -213,41 +215,43 @@ class _Reader:
             names = (names[:, 0] if names.ndim == 2 and names.shape[1] == 1 else names).tolist()
         for name in names if isinstance(names, list) else [names]:
             if not isinstance(name, str | int | float):
-                _fail(self.where, f"id must be a list of names, but holds a {type(name).__name__}")
+                _fail(self.where, f"id must be a list of names, got {type(name).__name__} in it")
         return [str(name) for name in names]
 
     def _take(self, key: str, dimensions: int) -> Array:
         """An array of numbers."""
         value = self._pop(key)
         if isinstance(value, list):
-            # lists in lists, and one row many times over, may be far larger than the file
+            # lists in lists, and repeated references to one row, may be far larger than the file
             rows = [item for item in value if isinstance(item, np.ndarray)]
             if any(isinstance(item, list | tuple | str | bytes) for item in value):
-                _fail(self.where, f"{key} must hold numbers, or rows that are arrays", "make one array of it")
+                _fail(
+                    self.where, f"{key} must hold numbers or arrays as rows, got lists or texts", "make one array of it"
+                )
             if len({id(row) for row in rows}) < len(rows):
-                _fail(self.where, f"{key} must have a row for each sample, but has one in several places")
+                _fail(self.where, f"{key} must have a row for each sample, got one row several times")
         try:
             array = np.asarray(value)
         except ValueError:
-            _fail(self.where, f"{key} must be one array, but its rows are not alike", "pad them to one length")
+            _fail(self.where, f"{key} must be one array, got rows of different shapes", "pad them to one length")
         if array.dtype.kind not in "biuf":
-            _fail(self.where, f"{key} must hold numbers, but holds {array.dtype}")
+            _fail(self.where, f"{key} must hold numbers, got {array.dtype}")
         if dimensions == 1 and array.ndim == 2 and array.shape[1] == 1:
             array = array[:, 0]
         if array.ndim != dimensions:
-            _fail(self.where, f"{key} must have {dimensions} dimensions, but has shape {list(array.shape)}")
+            _fail(self.where, f"{key} must have {dimensions} dimensions, got shape {list(array.shape)}")
         if len(array) != len(self.ids):
             _fail(
                 self.where,
-                f"{key} must have {len(self.ids)} samples, as many as id, but has {len(array)}",
-                "all arrays of a split have the same samples in the same order",
+                f"{key} must have {len(self.ids)} samples, as many as id, got {len(array)}",
+                "give all arrays of a split the same samples in the same order",
             )
         return array
 
     def _features(self, key: str, infinite_is_zero: bool = False) -> Array:
         array = self._take(key, 3)
         if 0 in array.shape:
-            _fail(self.where, f"{key} must have positions and features, but has shape {list(array.shape)}")
+            _fail(self.where, f"{key} must have positions and features, got shape {list(array.shape)}")
         made = np.empty(array.shape, np.float32)
         for start in range(0, len(made), _ROWS):
             part = made[start : start + _ROWS]
@@ -265,40 +269,41 @@ class _Reader:
             value = part.reshape(len(part), -1)[place][bad[place]][0]
             _fail(
                 self.where,
-                f"{key} must be finite, but sample {self.ids[start + place]!r} has {value}",
-                "write zeros where a value is not known",
+                f"{key} must be finite, got {value} in sample {self.ids[start + place]!r}",
+                "write zeros for unknown values",
             )
 
     def _tokens(self) -> tuple[Array, Array]:
-        """Token numbers [N, T] and the mask of valid positions [N, T]."""
+        """Token ids [N, T] and the mask of valid positions [N, T]."""
         array = self._take("text_bert", 3)
         if array.shape[1] != 3 or array.shape[2] == 0:
             _fail(
                 self.where,
-                f"text_bert must have shape [N, 3, T] (token numbers, mask, segments), but has {list(array.shape)}",
+                f"text_bert must have shape [N, 3, T], got {list(array.shape)}",
+                "write token ids, mask and segments",
             )
         self._check_finite("text_bert", array.astype(np.float32), 0)
         numbers, mask = array[:, 0].astype(np.int64), array[:, 1] > 0.5
         wrong = ((numbers != array[:, 0]) | (numbers < 0)).any(1)
         if wrong.any():
             sample = self.ids[int(wrong.argmax())]
-            _fail(self.where, f"text_bert must hold whole token numbers from 0, but sample {sample!r} has others")
+            _fail(self.where, f"text_bert must hold token ids from 0, got other numbers in sample {sample!r}")
         return numbers, mask
 
     def _valid(self, name: str, values: Array, mask: Array | None) -> Array:
-        """Valid positions from the lengths, the text's mask of aligned files, or the last row that is not zero."""
+        """Valid positions: from the lengths, the mask of an aligned text, or up to the last row that is not zero."""
         length, seen = values.shape[1], _until_last_row(values)
         if f"{name}_lengths" in self.raw:
             lengths = self._take(f"{name}_lengths", 1).astype(np.float64)
             if not (lengths >= 0).all() or (lengths != np.floor(lengths)).any():
-                _fail(self.where, f"{name}_lengths must be whole numbers from 0, but one is {_first_wrong(lengths)}")
-            # a clip may have been longer than what was kept of it
+                _fail(self.where, f"{name}_lengths must be whole numbers from 0, got {_first_wrong(lengths)}")
+            # a length may exceed the array, if the clip was cut
             valid: Array = np.arange(length) < lengths[:, None]
             behind = (seen & ~valid).any(1)
             if behind.any():
                 rank_zero_warn(
-                    f"{self.where}: {name} has rows behind {name}_lengths in {int(behind.sum())} samples, as in"
-                    f" {self.ids[int(behind.argmax())]!r}; they are taken for padding."
+                    f"saccade: {self.where}: {name} has rows beyond {name}_lengths in {int(behind.sum())} samples, for"
+                    f" example in {self.ids[int(behind.argmax())]!r}. They are treated as padding."
                 )
             return valid
         return seen if mask is None or mask.shape[1] != length else mask | seen
@@ -312,14 +317,14 @@ class _Reader:
         if self.task == "regression":
             return labels.astype(np.float32)
         if (labels < 0).any() or (labels != np.floor(labels)).any():
-            _fail(self.where, f"{key} must be whole numbers from 0, but one is {_first_wrong(labels)}")
+            _fail(self.where, f"{key} must be whole numbers from 0, got {_first_wrong(labels)}")
         return labels.astype(np.int64)
 
 
 def _check_splits(
     splits: Mapping[str, FeatureSplit], where: str, label_range: float, task: str, published: bool
 ) -> None:
-    """Compare the splits with one another, and regression labels with their range."""
+    """Check that the splits fit together, and that regression labels are in range."""
     first = next(iter(splits))
     owner: dict[str, str] = {}
     for name, split in splits.items():
@@ -327,26 +332,26 @@ def _check_splits(
             wanted = splits[first].values[modality].shape[2:]
             if values.shape[2:] != wanted:
                 _fail(
-                    f"{where}: split {name}",
-                    f"{modality} must be as wide as in {first}, {wanted[0]}, but has {values.shape[2]} features",
-                    "extract all splits alike",
+                    f"{where}, split {name}",
+                    f"{modality} must have {wanted[0]} features as in {first}, got {values.shape[2]}",
+                    "extract the features of all splits in the same way",
                 )
         if task == "regression" and split.labels is not None and np.abs(split.labels).max() > label_range:
             place = int(np.abs(split.labels).argmax())
             _fail(
-                f"{where}: split {name}",
-                f"regression_labels must lie in -{label_range:g} to {label_range:g}, but sample {split.ids[place]!r}"
-                f" has {split.labels[place]:g}",
+                f"{where}, split {name}",
+                f"regression_labels must be from -{label_range:g} to {label_range:g}, got {split.labels[place]:g} in"
+                f" sample {split.ids[place]!r}",
                 "scale the labels",
             )
         for sample in split.ids:
-            # a published split is what it is
+            # published splits are not changed
             if owner.setdefault(sample, name) != name and not published:
-                _fail(where, f"sample {sample!r} is in {owner[sample]} and in {name}", "keep it in one split only")
+                _fail(where, f"sample {sample!r} is in {owner[sample]} and in {name}", "keep it in one split")
 
 
 def _label_range(splits: Mapping[str, FeatureSplit], task: str) -> float:
-    """1 where all labels fit, as in CH-SIMS; otherwise 3, as in CMU-MOSI."""
+    """1 if all labels are in that range, as in CH-SIMS; otherwise 3, as in CMU-MOSI."""
     if task == "classification":
         return 3.0
     labels = [split.labels for split in splits.values() if split.labels is not None]
@@ -354,11 +359,11 @@ def _label_range(splits: Mapping[str, FeatureSplit], task: str) -> float:
 
 
 def _tell_apart(ids: list[str], where: str) -> None:
-    """Number the repetitions of an id: masks and tables tell samples apart by it."""
+    """Make ids unique by numbering repetitions, because masks and tables identify samples by id."""
     known = set(ids)
     if len(known) == len(ids):
         return
-    rank_zero_warn(f"{where}: some samples have the same id; they are told apart as 'id#2' and so on.")
+    rank_zero_warn(f"saccade: {where}: some samples have the same id. They are renamed to 'id#2' and so on.")
     seen: set[str] = set()
     for place, name in enumerate(ids):
         number, new = 2, name
@@ -387,5 +392,5 @@ def _first_wrong(numbers: Array) -> Any:
     return numbers[~(numbers >= 0) | (numbers != np.floor(numbers))][0]
 
 
-def _fail(where: str, what: str, mend: str = "write the file in the MMSA layout") -> NoReturn:
-    raise ValueError(f"{where}: {what}; {mend}")
+def _fail(where: str, what: str, advice: str = "write the file in the MMSA layout") -> NoReturn:
+    raise ValueError(f"{where}: {what}: {advice}.")

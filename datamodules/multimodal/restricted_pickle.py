@@ -1,4 +1,4 @@
-"""Open pickles from strangers: plain containers, numbers, strings and arrays, and nothing else."""
+"""Safe reading of untrusted pickles: containers, numbers, strings and arrays, and nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _DTYPE = re.compile(r"[<>=|]?(?:b1|\?|[iu][1248]|f[248]|U\d*|S\d*|O8?)")
-# whatever the bytes of a damaged file make the machine of pickle do
+# what unpickling may raise for a damaged file
 _DAMAGED = (
     pickle.UnpicklingError,
     struct.error,
@@ -33,20 +33,20 @@ _DAMAGED = (
 
 
 class _RefusedError(Exception):
-    """The file asks for something that is not data."""
+    """The file contains something other than data."""
 
 
 class _Data:
-    """What a name of the file stands for. Without attributes, so that a file cannot change it."""
+    """A placeholder for a name in the file. It has no attributes, so that a file cannot change it."""
 
     __slots__ = ()
 
     def __call__(self, *arguments: Any) -> Any:
-        raise _RefusedError("it calls a class that is no function")
+        raise _RefusedError("it calls a class")
 
 
 class _Dtype:
-    """A data type, kept as its code; numpy's own reader of data types never sees the file."""
+    """A data type, stored as its code, so that numpy's own unpickling of data types is not used."""
 
     __slots__ = ("code",)
 
@@ -54,9 +54,9 @@ class _Dtype:
         self.code = code
 
     def __setstate__(self, state: Any) -> None:
-        """Take the byte order; compound types are refused."""
+        """Set the byte order; compound types are refused."""
         if any(part is not None for part in state[2:5]):
-            raise _RefusedError("it holds an array of records")
+            raise _RefusedError("it contains an array of records")
         if state[1] in ("<", ">"):
             self.code = state[1] + self.code.lstrip("<>=|")
 
@@ -66,7 +66,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array; `__setstate__` is given what numpy's would be given."""
+    """An array; its state is that of a pickled numpy array."""
 
     __slots__ = ("array",)
 
@@ -80,13 +80,13 @@ class _Array:
     def fill(self, content: Any, dtype: Any, shape: Any, order: str) -> None:
         """Make the array from raw bytes, or from a list of objects."""
         if not isinstance(dtype, _Dtype) or order not in ("C", "F"):
-            raise _RefusedError("it holds an array of no known type")
-        # a product with a list or string in it would repeat that
+            raise _RefusedError("it contains an array of unknown type")
+        # in a product, a list or string would be repeated
         if not isinstance(shape, tuple) or not all(isinstance(size, int) for size in shape):
-            raise _RefusedError("it holds an array of no known shape")
+            raise _RefusedError("it contains an array of unknown shape")
         if dtype.dtype.hasobject:
             if not isinstance(content, list) or len(content) != math.prod(shape):
-                raise ValueError("an array of objects does not have as many as its shape says")
+                raise ValueError("the number of objects differs from the shape of their array")
             flat = np.empty(len(content), object)
             for place, item in enumerate(content):
                 flat[place] = plain(item)
@@ -98,13 +98,13 @@ class _Array:
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
     if kind is not _NDARRAY:
-        raise _RefusedError("it makes an array of a class of its own")
+        raise _RefusedError("it contains an array of another class")
     return _Array()
 
 
 def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> _Array:
     if axes is not None:
-        raise _RefusedError("it holds an array with permuted axes")
+        raise _RefusedError("it contains an array with permuted axes")
     made = _Array()
     made.fill(content, dtype, shape, order)
     return made
@@ -112,30 +112,30 @@ def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = No
 
 def _dtype(code: Any, align: Any = False, copy: Any = False) -> _Dtype:
     if not isinstance(code, str) or not _DTYPE.fullmatch(code):
-        raise _RefusedError(f"it holds values of type {_shown(code)}")
+        raise _RefusedError(f"it contains values of type {_shown(code)}")
     return _Dtype(code)
 
 
 def _scalar(dtype: Any, content: Any) -> Any:
     if not isinstance(dtype, _Dtype) or dtype.dtype.hasobject:
-        raise _RefusedError("it holds a number of no known type")
+        raise _RefusedError("it contains a number of unknown type")
     raw = content.encode("latin1") if isinstance(content, str) else content
     return np.frombuffer(raw, dtype.dtype, count=1)[0].item()
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
-        raise _RefusedError(f"it asks for the encoding {_shown(encoding)} of a {type(text).__name__}")
+        raise _RefusedError(f"it requests the encoding {_shown(encoding)} of a {type(text).__name__}")
     return text.encode("latin1")
 
 
 def _shown(value: Any) -> str:
-    """For messages: lists that hold one another many times over would be endless there."""
+    """A short form for messages, because nested lists that repeat each other can be endless."""
     return repr(value[:80]) if isinstance(value, str) else f"({type(value).__name__})"
 
 
 class _Call(_Data):
-    """A function that the file may call, which is one of the above."""
+    """One of the functions above, which a file may call."""
 
     __slots__ = ("_function",)
     _function: Callable[..., Any]
@@ -155,7 +155,7 @@ _ALLOWED = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _Call(_dtype),
     ("_codecs", "encode"): _Call(_encode),
-    ("__builtin__", "bytes"): _Call(lambda: b""),  # how protocol 2 writes empty ones
+    ("__builtin__", "bytes"): _Call(lambda: b""),  # empty bytes in protocol 2
     **{
         (f"numpy.{core}.{module}", name): _Call(function)
         for core in ("core", "_core")
@@ -169,36 +169,36 @@ _ALLOWED = {
 
 
 class _Unpickler(pickle._Unpickler):
-    """Knows the names above; looks nothing up and imports nothing.
+    """An unpickler that knows the names above, and imports nothing.
 
-    The one written in Python: that in C keeps its memory of objects in a list, which a file of ten bytes can make as
-    long as it likes. Feature files are few and large objects, so that it is not slower.
+    It is based on Python's unpickler in Python. The one in C stores its memo in an array, which a file of ten bytes can
+    make arbitrarily long. Feature files consist of few large objects, so reading them is not slower.
     """
 
     def _read_bytearray(self) -> None:
-        # as bytes, which take no room before they have been read
+        # read as bytes, for which no memory is allocated in advance
         (size,) = struct.unpack("<Q", self.read(8))  # type: ignore[attr-defined]
         self.append(self.read(size))  # type: ignore[attr-defined]
 
     dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _read_bytearray}  # type: ignore[dict-item]
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a name of the file."""
+        """Return the placeholder of a name in the file."""
         found = _ALLOWED.get((module, name))
         if found is None:
-            raise _RefusedError(f"it asks for {_shown(f'{module}.{name}')}")
+            raise _RefusedError(f"it requests {_shown(f'{module}.{name}')}")
         return found
 
     def persistent_load(self, pid: Any) -> Any:
-        """Refuse references out of the file."""
-        raise _RefusedError("it refers to something outside the file")
+        """Refuse references to objects outside of the file."""
+        raise _RefusedError("it refers to something outside of the file")
 
 
 def plain(value: Any) -> Any:
-    """An array or number where the file had one; anything else as it is.
+    """Return the numpy array of an array in the content of a file, and any other value unchanged.
 
     Args:
-        value: Out of what `read_pickle` returned.
+        value: Part of what `read_pickle` returned.
     """
     return value.array if isinstance(value, _Array) else value
 
@@ -206,32 +206,32 @@ def plain(value: Any) -> Any:
 def read_pickle(path: Path, where: str) -> Any:
     """Read a pickle that holds dictionaries, lists, tuples, strings, numbers, None and numpy arrays.
 
-    A pickle is a program. This one can call nothing but the few functions above, which make arrays from bytes: it
-    imports no module, and not even numpy's own unpickling runs. Whatever else the file asks for ends the reading.
+    A pickle is a program. Here it can only call the few functions above, which make arrays from bytes. It cannot import
+    a module, and numpy's own unpickling is not used. Anything else in the file is an error.
 
     Args:
         path: The file.
-        where: Beginning of the messages: the setting and the file.
+        where: Setting and file, the beginning of the messages.
 
     Returns:
-        The content. Arrays in it are to be taken out with `plain`; they may be read-only.
+        The content. Use `plain` to get its arrays, which may be read-only.
 
     Raises:
-        ValueError: The file cannot be opened, is no pickle, ends too early, or asks for something that is not data.
+        ValueError: The file cannot be opened, is not a pickle, is truncated, or contains something other than data.
     """
     try:
         with path.open("rb") as stream:
             return _Unpickler(stream, encoding="latin1").load()
     except FileNotFoundError as error:
-        raise ValueError(f"{where}: the file does not exist; correct the path") from error
+        raise ValueError(f"{where} does not exist: correct the path.") from error
     except OSError as error:
-        raise ValueError(f"{where}: the file cannot be read ({error.strerror}); choose another one") from error
+        raise ValueError(f"{where} cannot be read ({error.strerror}): choose another file.") from error
     except _RefusedError as error:
         raise ValueError(
-            f"{where}: the file is refused, {error}; a feature file holds dictionaries, lists, strings, numbers and"
-            " numpy arrays only, nothing of it was run"
+            f"{where} is refused because {error} (nothing in it was executed): write dictionaries, lists, strings,"
+            " numbers and numpy arrays only."
         ) from error
     except _DAMAGED as error:
         early = isinstance(error, EOFError | struct.error) or "truncated" in str(error) or "exhausted" in str(error)
-        why = "ends too early, it is not whole" if early and path.stat().st_size else "is not a readable pickle"
-        raise ValueError(f"{where}: the file {why}; download or write it again") from error
+        why = "is truncated" if early and path.stat().st_size else "is not a readable pickle"
+        raise ValueError(f"{where} {why}: download or write it again.") from error

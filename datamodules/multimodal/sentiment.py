@@ -1,4 +1,4 @@
-"""MultimodalSentiment: text, sound and pictures of a speaker, with parts taken away while training."""
+"""MultimodalSentiment: text, sound and pictures of a speaker, with missing data in training."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from saccade.common.checks import check_choice, check_count
 from saccade.datamodules.loaders import BatchLoader, BatchSampler
 from saccade.datamodules.multimodal.batch import MODALITIES, Modality, MultimodalBatch
 from saccade.datamodules.multimodal.feature_files import (
@@ -30,39 +31,39 @@ Task = Literal["regression", "classification"]
 Text = Literal["features", "tokens"]
 Masks = Literal["derived", "oracle"]
 
-_ROWS = 256  # samples whose statistics are summed at once
+_ROWS = 256  # samples for each step of a sum, to limit the memory
 
 
 class MultimodalSentiment(LightningDataModule):
-    """Sentiment of spoken clips from the field's feature files (CMU-MOSI, CMU-MOSEI, CH-SIMS), or from a generator.
+    """Sentiment of spoken clips, from published feature files (CMU-MOSI, CMU-MOSEI, CH-SIMS) or from a generator.
 
-    Files have the MMSA layout and are opened without running anything in them; a published file is recognised by its
-    SHA-256 sum. Batches are `MultimodalBatch`, features as they are in the file (the model standardises them), cut to
-    the longest sequence of the batch. A row of zeros is missing by nature, and marked so. A protocol takes parts away
-    from training and validation batches on the device; test and predict batches are left whole.
+    Files have the MMSA layout. They are read without executing the code that a pickle may contain; a published file is
+    recognised by its SHA-256. Batches are `MultimodalBatch`, with the features of the file (the model standardises
+    them), cut to the longest sequence of the batch. A row of zeros in the file counts as missing. A protocol erases
+    data of training and validation batches on the device; test and predict batches stay complete.
 
     After `setup`: `dataset` (a name), `widths` and `statistics` (mean and standard deviation of each feature over
     available rows of the training split) by modality, `classes`, `label_range`, and `splits` (numbers of samples).
 
     Args:
-        path: A feature file. None takes the generator, which needs no download.
-        generator: Settings of the generator; None takes its defaults. Unused when `path` is given.
-        task: `regression` of the sentiment, or `classification` into the file's classes.
-        text: `features` (the file's `text`), or `tokens` (`text_bert`, for a model with a text encoder).
-        batch_size: Samples per training batch and device.
-        eval_batch_size: Samples per batch and device otherwise.
-        masks: How a model learns what is missing. `derived`: from the data alone, as in use: rows of zeros, and unknown
-            tokens. `oracle`: from the protocol.
-        train_protocol: What is taken away in training, drawn anew in every epoch; None takes `TwoTierMissing`, and
-            `NothingMissing` takes nothing.
-        validation_protocol: The same for validation, drawn once; None takes `TwoTierMissing`.
-        predict_path: File for predict: a split `test`, or the arrays without splits; labels are not needed. None takes
-            the test split of `path`.
-        seed: Of the order of training batches, where `seed_everything` was not called.
-        num_workers: Loader processes; 0 loads in the training process, which is enough for data in memory.
+        path: A feature file. None uses the generator, which needs no download.
+        generator: Settings of the generator; None for the default ones. Not used if `path` is given.
+        task: `regression` of the sentiment, or `classification` into the classes of the file.
+        text: `features` (`text` of the file), or `tokens` (`text_bert`, for a model with a text encoder).
+        batch_size: Samples for each training batch and device.
+        eval_batch_size: Samples for each validation, test or predict batch and device.
+        masks: How the model is told what is missing. `derived`: from the data alone, as in deployment: rows of zeros
+            and unknown tokens count as missing. `oracle`: from the protocol.
+        train_protocol: What is erased in training, with new draws in every epoch; None for `TwoTierMissing`.
+            `NothingMissing` erases nothing.
+        validation_protocol: What is erased in validation, the same in every epoch; None for `TwoTierMissing`.
+        predict_path: File for predict: a split `test`, or arrays without splits; labels are not needed. None uses the
+            test split of `path`.
+        seed: Seed of the order of training batches, if `seed_everything` was not called.
+        num_workers: Loader processes; 0 loads in the training process, which is fast enough for data in memory.
 
     Raises:
-        ValueError: A setting is impossible or a file cannot be used; the message names the setting.
+        ValueError: A setting or a file is invalid.
     """
 
     dataset: str
@@ -88,16 +89,14 @@ class MultimodalSentiment(LightningDataModule):
     ) -> None:
         super().__init__()
         for name, value, known in (("task", task, Task), ("text", text, Text), ("masks", masks, Masks)):
-            if value not in get_args(known):
-                raise ValueError(f"{name}: must be {' or '.join(get_args(known))}, but is {value!r}")
+            check_choice(name, value, get_args(known))
         for name, number, least in (
             ("batch_size", batch_size, 1),
             ("eval_batch_size", eval_batch_size, 1),
             ("seed", seed, 0),
             ("num_workers", num_workers, 0),
         ):
-            if number < least:
-                raise ValueError(f"{name}: must be at least {least}, but is {number}")
+            check_count(name, number, least)
         self.path = path
         self.generator = generator
         self.task = task
@@ -114,17 +113,17 @@ class MultimodalSentiment(LightningDataModule):
 
     @property
     def splits(self) -> dict[str, int]:
-        """Numbers of samples of what is loaded: `train`, `valid`, `test`, and `predict` where it has a file."""
+        """Number of samples of each loaded split: `train`, `valid`, `test`, and `predict` if it has a file."""
         return {name: len(samples) for name, samples in self._samples.items()}
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the data into memory (all ranks).
+        """Read the data into memory (on all ranks).
 
         Args:
-            stage: `predict` with a file for it and none for training reads that file only.
+            stage: For `predict` with `predict_path` and without `path`, only the former is read.
 
         Raises:
-            ValueError: A file cannot be used.
+            ValueError: A file is invalid.
         """
         only_predict = stage == "predict" and self.predict_path is not None and self.path is None
         if "train" not in self._samples and not only_predict:
@@ -152,10 +151,10 @@ class MultimodalSentiment(LightningDataModule):
             self._describe(file)
             if self.task == "classification" and self.classes is None:
                 raise ValueError(
-                    f"predict_path: {path} has no classification_labels, so that nothing says how many classes there"
-                    " are; set path to the file that the model was trained on, too"
+                    f"predict_path must have classification_labels to know the number of classes, got {path} without:"
+                    " set path to the file of the training, too."
                 )
-            # a trained model brings those of its training data
+            # a trained model has the statistics of its training data
             self.statistics = {
                 name: (torch.zeros(width), torch.ones(width))
                 for name, width in self.widths.items()
@@ -163,13 +162,13 @@ class MultimodalSentiment(LightningDataModule):
             }
         elif file.widths != self.widths:
             raise ValueError(
-                f"predict_path: must have the widths of path, {self.widths}, but has {file.widths}; extract its"
-                " features in the same way"
+                f"predict_path must have the widths of path, {self.widths}, got {file.widths}: extract the features in"
+                " the same way."
             )
         self._add(file)
 
     def _describe(self, file: FeatureFile) -> None:
-        """Note what a model must know, and keep the samples."""
+        """Store the properties of the data that a model needs, and the samples."""
         self._add(file)
         self.dataset, self.widths, self.label_range, self.classes = file.dataset, file.widths, file.label_range, None
         known = [split.labels for split in file.splits.values() if split.labels is not None]
@@ -177,7 +176,7 @@ class MultimodalSentiment(LightningDataModule):
             self.classes = 1 + max(int(labels.max()) for labels in known)
             if self.classes < 2:
                 raise ValueError(
-                    "task: classification needs at least two classes, but all labels are 0; use regression"
+                    "task classification needs at least two classes, got only the label 0: use regression."
                 )
 
     def _add(self, file: FeatureFile) -> None:
@@ -185,14 +184,14 @@ class MultimodalSentiment(LightningDataModule):
             self._samples[name] = Samples(split, derived=self.masks == "derived")
 
     def on_after_batch_transfer(self, batch: MultimodalBatch, dataloader_idx: int) -> MultimodalBatch:
-        """Take parts away from training and validation batches, on the device.
+        """Erase data of training and validation batches, on the device.
 
         Args:
-            batch: Whole samples.
-            dataloader_idx: Unused.
+            batch: Complete samples.
+            dataloader_idx: Not used.
 
         Returns:
-            The batch with its `complete`; test and predict batches as they are.
+            The batch without the erased data, with the given one as `complete`; test and predict batches unchanged.
         """
         trainer = self.trainer
         if trainer is None:
@@ -209,13 +208,13 @@ class MultimodalSentiment(LightningDataModule):
         """Shuffled batches; the incomplete last batch of an epoch is left out.
 
         Raises:
-            ValueError: The training split does not fill one batch on every device.
+            ValueError: The training split is too small for one batch on every device.
         """
         loader = self._loader("train")
         if not len(loader):
             raise ValueError(
-                f"batch_size: {self.batch_size} per device is larger than the training split's"
-                f" {len(self._samples['train'])} samples allow; lower it or give more data"
+                f"batch_size must leave one batch for every device, got {self.batch_size} for the"
+                f" {len(self._samples['train'])} samples of the training split: lower it, or give more data."
             )
         return loader
 
@@ -230,41 +229,41 @@ class MultimodalSentiment(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Every sample of `predict_path`, or of the test split, once and in order."""
         loader = self._loader("test" if self.predict_path is None else "predict")
-        # Lightning builds the loaders of `predict` anew from the arguments of a plain DataLoader
+        # for `predict` Lightning makes a new loader with the arguments of a plain DataLoader
         return DataLoader(loader.dataset, batch_size=None, sampler=loader.sampler, num_workers=self.num_workers)
 
     def ids(self, split: str) -> list[str]:
-        """The ids of a split's samples, in their order.
+        """Return the ids of the samples of a split, in order.
 
         Args:
             split: One of `splits`.
 
         Raises:
-            ValueError: It is not loaded.
+            ValueError: The split is not loaded.
         """
         if split not in self._samples:
             raise ValueError(
-                f"split: must be one of {', '.join(self._samples) or 'none before setup'}, but is {split!r}"
+                f"split must be one of {', '.join(self._samples) or 'none before setup'}, got {split!r}: choose one."
             )
         return list(self._samples[split].names.values())
 
     def sample_ids(self, keys: Tensor) -> list[str]:
-        """The ids of samples.
+        """Return the ids of samples.
 
         Args:
-            keys: Their keys, as a batch has them [B].
+            keys: Keys of the samples, as in batches [B].
 
         Raises:
-            ValueError: There is no such sample.
+            ValueError: No sample has such a key.
         """
         known = {key: name for samples in self._samples.values() for key, name in samples.names.items()}
         try:
             return [known[key] for key in keys.tolist()]
         except KeyError as error:
-            raise ValueError(f"keys: no sample has the key {error}; take keys from batches of this data") from error
+            raise ValueError(f"keys must be those of loaded samples, got {error}: take keys from batches.") from error
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to know about the data: what a model for it must fit."""
+        """Return the properties of the data that a model depends on, for the checkpoint."""
         return {
             "dataset": self.dataset,
             "task": self.task,
@@ -274,20 +273,20 @@ class MultimodalSentiment(LightningDataModule):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose model was trained on data of another kind.
+        """Refuse a checkpoint whose model was trained on data with other properties.
 
         Args:
             state_dict: What `state_dict` returned.
 
         Raises:
-            ValueError: The model cannot take these samples.
+            ValueError: The model does not fit these samples.
         """
         now = self.state_dict()
         for name in ("task", "text", "widths", "classes"):
             if state_dict[name] != now[name]:
                 raise ValueError(
-                    f"{name}: the checkpoint was trained on {state_dict['dataset']} with {state_dict[name]}, but the"
-                    f" data has {now[name]}; use the data it was trained on, or data like it"
+                    f"{name} must be that of the checkpoint, {state_dict[name]} of {state_dict['dataset']}, got"
+                    f" {now[name]}: use the data of the training, or data with the same properties."
                 )
 
     def _loader(self, split: str) -> BatchLoader:
@@ -306,11 +305,11 @@ class MultimodalSentiment(LightningDataModule):
 
 
 class Samples(Dataset[MultimodalBatch]):
-    """A split in memory, as tensors that are made once; batches are picked out of them.
+    """A split as tensors in memory, from which batches are taken.
 
     Args:
         split: The samples.
-        derived: Whether unknown tokens count as missing.
+        derived: Count unknown tokens as missing.
     """
 
     def __init__(self, split: FeatureSplit, derived: bool) -> None:
@@ -325,7 +324,7 @@ class Samples(Dataset[MultimodalBatch]):
             special = torch.zeros_like(valid)
             if name == "text" and split.special is not None:
                 special = torch.from_numpy(split.special)
-            # what lies in the padding of a file is nobody's business; samples one by one, not to copy all of them
+            # padding is set to zero, one sample at a time, so that not all of them are copied
             for sample, there in zip(values, valid, strict=True):
                 sample[~there] = 0
             modality = Modality(values, valid, valid.float(), special)
@@ -338,7 +337,7 @@ class Samples(Dataset[MultimodalBatch]):
         return len(self.keys)
 
     def __getitem__(self, indices: Sequence[int]) -> MultimodalBatch:
-        """Return a whole batch, without the padding that all its samples share."""
+        """Return a whole batch, cut to its longest sequence."""
         rows = torch.as_tensor(indices)
         modalities = {}
         for name, whole in self.modalities.items():
@@ -353,10 +352,9 @@ class Samples(Dataset[MultimodalBatch]):
         return MultimodalBatch(modalities, labels, self.keys[rows])
 
     def statistics(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Mean and standard deviation of each feature over available rows, by modality; none for token numbers.
+        """Mean and standard deviation of each feature over available rows, by modality, except for token ids.
 
-        A feature that is constant has the deviation 1: any smaller floor would blow up its first other value, or what
-        rounding leaves of it.
+        The deviation of a constant feature is 1: a small value would amplify rounding errors and other values.
         """
         found = {}
         for name, modality in self.modalities.items():
@@ -372,22 +370,22 @@ class Samples(Dataset[MultimodalBatch]):
 
 
 def sample_key(name: str) -> int:
-    """The number by which protocols and tables know a sample: the first 63 bits of its id's SHA-256 sum.
+    """The key of a sample in protocols and tables: the first 63 bits of the SHA-256 of its id.
 
     Args:
-        name: The sample's id.
+        name: The id of the sample.
     """
     return int.from_bytes(hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:8], "big") >> 1
 
 
 def derive_availability(batch: MultimodalBatch) -> MultimodalBatch:
-    """Say what is missing from the values alone, as one has to in use.
+    """Derive what is missing from the values alone, as in deployment.
 
     Args:
-        batch: Whose missing rows are zeros, and whose missing tokens are unknown ones.
+        batch: Samples in which missing rows are zeros, and missing tokens are unknown tokens.
 
     Returns:
-        The same with `available` 1 at valid positions that are special or not missing, 0 elsewhere.
+        The samples with `available` 1 at valid positions that are special or not missing, 0 elsewhere.
     """
     modalities = {
         name: replace(modality, available=_availability(modality)) for name, modality in batch.modalities.items()
@@ -397,7 +395,7 @@ def derive_availability(batch: MultimodalBatch) -> MultimodalBatch:
 
 def _availability(modality: Modality) -> Tensor:
     values = modality.values
-    # one sample after the other would be slow on a device, and all of a large split do not fit twice
+    # in parts only on the CPU, where a large split does not fit in memory twice
     parts = values.split(_ROWS) if values.device.type == "cpu" else (values,)
     there = torch.cat([(part != 0).any(-1) if part.ndim == 3 else part != UNKNOWN_TOKEN for part in parts])
     return (modality.valid & (there | modality.special)).float()

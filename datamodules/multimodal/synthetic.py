@@ -1,22 +1,23 @@
-"""The embedded multimodal data: a generator that writes the field's own file layout."""
+"""A generator of synthetic multimodal data in the MMSA file layout."""
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from saccade.common.checks import check_count, check_not_negative
+from saccade.common.files import replacing
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _LENGTH = 50  # positions of the aligned files: [CLS], at most 48 words, [SEP]
-_LATENTS = 6  # what an event expresses; the first one is its polarity
+_LATENTS = 6  # latent variables of an event; the first one is its polarity
 _CLS, _SEP = 101, 102
-_FIRST_WORD = 2000  # token numbers below are special or unused
+_FIRST_WORD = 2000  # token ids below it are special or unused
 _FUNCTION_WORDS = 24
 _SYNONYMS = 3
 _TOPICS = 4
@@ -29,29 +30,29 @@ _SPLITS = ("train", "valid", "test")
 
 @dataclass
 class SyntheticSentiment:
-    """Settings of the generator. Ours; it has what makes missing data hurt, and nothing of it is tuned to a method.
+    """A generator of sentiment samples on which missing data matters (ours); it is not tuned to any method.
 
-    A clip has a few short *events*. Each expresses a polarity and five other things; the label is the mean polarity of
-    the events, in steps of 0.2 with the label shares of CMU-MOSI. All three modalities see the same events at the same
-    time, each with an error of its own: what one has lost, the others can partly tell. Between events there are
-    function words, and sound and pictures that say nothing, with the voice and face of the speaker, who is the same in
-    all clips of a video and speaks in one split only. Rows are exactly zero where no face was found (in blocks, in some
-    clips throughout) and where nobody speaks (pauses and single frames).
+    A clip has a few short *events*. Each event has a polarity and five further latent variables. The label is the mean
+    polarity of the events, in steps of 0.2, distributed as in CMU-MOSI. All three modalities show the same events at
+    the same time with independent errors, so that what one has lost is partly known from the others. Between the events
+    there are function words, and sound and pictures without information. All clips of a video have the same speaker,
+    with a voice and a face; a speaker is in one split only. Rows are exactly zero where no face is found (in blocks, in
+    some clips everywhere) and where nobody speaks (pauses and single frames).
 
     Args:
-        clips: Clips in the training, validation and test split.
+        clips: Number of clips in the training, validation and test split.
         text_width: Features of a word.
         audio_width: Features of a sound frame.
         vision_width: Features of a picture.
-        text_error: Standard deviation of the error with which the text tells an event's polarity, on the label's scale.
-        audio_error: The same for the sound.
-        vision_error: The same for the pictures.
+        text_error: Standard deviation of the error of an event's polarity in the text, on the scale of the label.
+        audio_error: The same for sound.
+        vision_error: The same for pictures.
         polarity_spread: Standard deviation of the polarities of one clip around its label.
-        zero_rows: Whether there are rows of zeros by nature.
-        seed: Of everything.
+        zero_rows: Include the rows of zeros described above.
+        seed: Seed of all random numbers.
 
     Raises:
-        ValueError: A setting is impossible; the message names it.
+        ValueError: A setting is invalid.
     """
 
     clips: tuple[int, int, int] = (1284, 229, 686)
@@ -67,20 +68,20 @@ class SyntheticSentiment:
 
     def __post_init__(self) -> None:
         if len(self.clips) != 3 or min(self.clips) < 1:
-            raise ValueError(f"clips: must be three numbers of at least 1 (train, valid, test), but is {self.clips}")
+            raise ValueError(
+                f"clips must be three numbers of at least 1, got {self.clips}: give those of train, valid and test."
+            )
         for name in ("text_width", "audio_width", "vision_width"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, but is {getattr(self, name)}")
+            check_count(name, getattr(self, name))
         for name in ("text_error", "audio_error", "vision_error", "polarity_spread"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: must not be negative, but is {getattr(self, name)}")
+            check_not_negative(name, getattr(self, name))
 
     def generate(self) -> dict[str, dict[str, Any]]:
-        """Make all splits.
+        """Generate all splits.
 
         Returns:
             For `train`, `valid` and `test` the arrays of the MMSA layout: `raw_text`, `id`, `annotations` [N], `text`
-            [N, 50, text_width], `text_bert` [N, 3, 50] (token numbers, mask, segments), `audio` [N, 50, audio_width],
+            [N, 50, text_width], `text_bert` [N, 3, 50] (token ids, mask, segments), `audio` [N, 50, audio_width],
             `vision` [N, 50, vision_width], `audio_lengths`, `vision_lengths`, `classification_labels` (0, 1, 2 for
             negative, zero, positive) and `regression_labels` [N].
         """
@@ -97,20 +98,17 @@ class SyntheticSentiment:
         return made
 
     def write(self, path: str | Path) -> None:
-        """Write the splits as a pickle, whole or not at all.
+        """Write the splits as a pickle, atomically.
 
         Args:
-            path: File to write; an existing one is replaced.
+            path: File to write or to replace.
+
+        Raises:
+            ValueError: The file cannot be written.
         """
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                pickle.dump(self.generate(), stream, protocol=4)
-            os.replace(temporary, target)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        samples = self.generate()
+        with replacing(path) as temporary, temporary.open("wb") as stream:
+            pickle.dump(samples, stream, protocol=4)
 
     def _split(
         self,
@@ -150,7 +148,7 @@ class SyntheticSentiment:
                     rows[_zero_by_nature(draw, length, name)] = 0
                 array[clip, :length] = rows
         sign = np.sign(labels).astype(np.int64)
-        # [CLS] and [SEP] have features too, which say nothing of the clip
+        # [CLS] and [SEP] have features, too, which do not depend on the clip
         text[:, 0] = function_words[0]
         text[np.arange(clips), lengths + 1] = function_words[1]
         return {
@@ -168,7 +166,7 @@ class SyntheticSentiment:
         }
 
     def _events(self, draw: np.random.Generator, label: float, length: int) -> tuple[Array, Array]:
-        """What each event expresses [K, 6], and the event of each position, -1 where there is none [length]."""
+        """Latent variables of each event [K, 6], and the event of each position, -1 if there is none [length]."""
         count = int(draw.integers(2, 4)) if length >= 9 else 1
         content = draw.normal(0, 1, (1, _LATENTS)) + 0.5 * draw.normal(0, 1, (count, _LATENTS))
         spread = draw.normal(0, self.polarity_spread, count)
@@ -210,14 +208,14 @@ class SyntheticSentiment:
         error: float,
         speaker: Array,
     ) -> Array:
-        # the polarity is told badly, the rest of an event better: there is more to share than the label
+        # the polarity has a larger error than the other latent variables, so that not only the label is shared
         errors = np.full(_LATENTS, 0.6)
         errors[0] = error
         told = content + errors * draw.normal(size=content.shape)
         rows = np.empty((len(event_of), len(speaker)))
         noise = draw.normal(size=rows.shape)
         rows[0] = noise[0]
-        for place in range(1, len(rows)):  # sound and pictures change slowly
+        for place in range(1, len(rows)):  # sound and pictures change slowly over time
             rows[place] = 0.7 * rows[place - 1] + np.sqrt(1 - 0.7**2) * noise[place]
         rows *= 0.5
         for place, event in enumerate(event_of):
@@ -227,7 +225,7 @@ class SyntheticSentiment:
 
 
 class _Expression:
-    """How a modality shows what an event expresses: a fixed random map with a bend in it."""
+    """A fixed random non-linear map from the latent variables of an event to the features of a modality."""
 
     def __init__(self, world: np.random.Generator, width: int) -> None:
         self.linear = world.normal(size=(width, _LATENTS)) / np.sqrt(_LATENTS)
@@ -236,20 +234,20 @@ class _Expression:
         self.constant = world.normal(size=width)
 
     def __call__(self, content: Array) -> Array:
-        """Features [width] of an event's content [6]."""
+        """Features [width] of the latent variables [6] of an event."""
         moved: Array = self.linear @ content + self.outer @ np.tanh(self.inner @ content) + self.constant
         return moved
 
 
 def draw_labels(draw: np.random.Generator, count: int) -> Array:
-    """Draw labels with the shares of CMU-MOSI's training part.
+    """Draw labels with the distribution of the training part of CMU-MOSI.
 
     Args:
-        draw: Random numbers.
-        count: How many.
+        draw: Random number generator.
+        count: Number of labels.
 
     Returns:
-        Labels in -3 to 3 in steps of 0.2, float64 [count].
+        Labels from -3 to 3 in steps of 0.2, float64 [count].
     """
     grid = np.arange(-15, 16) / 5.0
     share = np.zeros(len(grid))
@@ -265,7 +263,7 @@ def draw_labels(draw: np.random.Generator, count: int) -> Array:
 
 
 def _zero_by_nature(draw: np.random.Generator, length: int, name: str) -> Array:
-    """Rows that a feature extractor leaves at zero, bool [length]."""
+    """Rows that a feature extractor would leave at zero, bool [length]."""
     zero = np.zeros(length, bool)
     if name == "vision":
         if draw.random() < 0.03:  # no face in the whole clip
@@ -284,7 +282,7 @@ def _zero_by_nature(draw: np.random.Generator, length: int, name: str) -> Array:
 
 
 def _word(number: int) -> str:
-    """A pronounceable name for a token number, so that the raw text can be looked at."""
+    """A pronounceable word for a token id, so that the raw text is readable."""
     syllables = ("ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru", "sa", "te", "vi", "wo", "zu")
     word = ""
     rest = number - _FIRST_WORD + 1

@@ -1,1 +1,1 @@
-"""Retrieval pairs: files, sources, targets, chunks of training data."""
+"""Training data of retrievers: files, sources, targets, and chunks of query-document pairs."""

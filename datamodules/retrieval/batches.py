@@ -1,4 +1,4 @@
-"""Batches of retrieval: pairs of what is selected at the moment, and queries."""
+"""Batches of query-document pairs from the selected chunks, and batches of queries."""
 
 from __future__ import annotations
 
@@ -14,56 +14,49 @@ from saccade.datamodules.loaders import BatchSampler
 from saccade.datamodules.retrieval.sources import Chunks, Source
 
 Passes = Callable[[int], list[np.ndarray]]
-"""For the number of an epoch: places of pairs, int [N], for each of its passes, in order of training."""
+"""A function from the number of an epoch to the indices of pairs, int [N], for each of its passes."""
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What an epoch trains on; everything, where neither is given.
+class SelectedChunks:
+    """The chunks on which an epoch trains.
 
     Args:
-        chunks: Source and chunk numbers.
-        mixture: Number of pairs drawn from all sources, and the seed of the draw.
+        chunks: Source and chunk indices; empty for all sources.
     """
 
     chunks: tuple[tuple[int, int], ...] = ()
-    mixture: tuple[int, int] | None = None
 
     def order(self, cut: Chunks, passes: int, seed: int, epoch: int) -> list[np.ndarray]:
-        """Put pairs in the order of training.
+        """Return the order in which the pairs are trained on.
 
-        The order of a selection depends on the selection, not on the epoch: a chunk gives the same child from the same
-        father whenever it is tried. Without a selection, every epoch has a new order and one pass.
+        The order of selected chunks does not depend on the epoch, so that a chunk gives the same child model from the
+        same parent model at any time of the search. Without selected chunks, every epoch has a new order and one pass.
 
         Args:
             cut: The sources.
-            passes: Times to go over the selection.
-            seed: Of the order.
+            passes: Number of passes over the selected chunks.
+            seed: Seed of the order.
             epoch: Number of the epoch.
 
         Returns:
-            For each pass, places among the pairs of all sources joined, int [N].
+            For each pass, indices into the joined pairs of all sources, int [N].
         """
         sizes = [len(source.pairs) for source in cut.sources]
-        if self.chunks:
-            offsets = np.cumsum([0, *sizes])
-            places = np.concatenate([offsets[source] + cut.places(source, number) for source, number in self.chunks])
-            key = [1, *(value for chunk in self.chunks for value in chunk)]
-        elif self.mixture is not None:
-            count, draw = self.mixture
-            places = np.random.default_rng([draw, count]).permutation(sum(sizes))[:count]
-            key = [2, count, draw]
-        else:
+        if not self.chunks:
             return [np.random.default_rng([seed, 0, epoch]).permutation(sum(sizes))]
+        offsets = np.cumsum([0, *sizes])
+        places = np.concatenate([offsets[source] + cut.places(source, number) for source, number in self.chunks])
+        key = [1, *(value for chunk in self.chunks for value in chunk)]
         return [np.random.default_rng([seed, *key, number]).permutation(places) for number in range(passes)]
 
 
 class PairBatches(Dataset[dict[str, Any]]):
-    """Pairs, a whole batch at once.
+    """A data set that returns a whole batch of pairs for a list of indices.
 
     Args:
-        sources: All of them; places count through their pairs in order.
-        negatives: For each source, hard negatives by query; empty where none were mined.
+        sources: All sources; indices count through their joined pairs.
+        negatives: For each source, hard negatives by query; empty if there are none.
     """
 
     def __init__(self, sources: Sequence[Source], negatives: Sequence[Mapping[str, list[str]]] = ()) -> None:
@@ -75,7 +68,7 @@ class PairBatches(Dataset[dict[str, Any]]):
         return len(self.pairs)
 
     def __getitem__(self, places: list[int]) -> dict[str, Any]:
-        """Return `query`, `document`, `source`, lists of texts, `negatives`, lists of lists, and `label` [B]."""
+        """Return `query`, `document`, `source` (lists of str), `negatives` (list of lists of str), and `label` [B]."""
         chosen = [self.pairs[place] for place in places]
         return {
             "query": [pair.query for pair, _ in chosen],
@@ -90,10 +83,10 @@ class PairBatches(Dataset[dict[str, Any]]):
 
 
 class QueryBatches(Dataset[dict[str, list[str]]]):
-    """Queries, a whole batch at once.
+    """A data set that returns a whole batch of queries for a list of indices.
 
     Args:
-        rows: Name of the task, query id and text of each.
+        rows: Name of the task, query id and text of each query.
     """
 
     def __init__(self, rows: Sequence[tuple[str, str, str]]) -> None:
@@ -103,7 +96,7 @@ class QueryBatches(Dataset[dict[str, list[str]]]):
         return len(self.rows)
 
     def __getitem__(self, places: list[int]) -> dict[str, list[str]]:
-        """Return `task`, `query_id` and `query`, lists of texts."""
+        """Return `task`, `query_id` and `query`, lists of str."""
         chosen = [self.rows[place] for place in places]
         return {
             "task": [row[0] for row in chosen],
@@ -112,21 +105,21 @@ class QueryBatches(Dataset[dict[str, list[str]]]):
         }
 
 
-class SelectionSampler(BatchSampler):
-    """Yield one list of places per batch, for this rank, of what is selected when the first batch is asked for.
+class ChunkSampler(BatchSampler):
+    """Yield one list of indices for each batch of this rank, from the chunks selected at the start of the epoch.
 
-    Every pair of a pass is trained on, in batches of nearly the same size: 640 pairs at batch size 48 are 14 steps.
-    Where the ranks do not divide a pass, its first pairs are taken once more, so that all ranks make the same steps.
+    An epoch uses every pair of a pass, in batches of nearly equal size: 640 pairs at batch size 48 make 14 steps. If
+    the ranks do not divide the pairs of a pass, its first pairs are used twice, so that all ranks make as many steps.
 
     Args:
-        passes: What is selected.
-        batch_size: Most pairs per batch and rank.
-        rank: This rank.
+        passes: Indices of the pairs for each pass of an epoch.
+        batch_size: Most pairs in a batch of one rank.
+        rank: Number of this rank.
         world_size: Number of ranks.
     """
 
     def __init__(self, passes: Passes, batch_size: int, rank: int, world_size: int) -> None:
-        # the base class's own count is of no use: what is selected changes
+        # the length depends on the selected chunks, so that of the base class is not used
         super().__init__(1, batch_size, rank, world_size, train=False, seed=0)
         self.passes = passes
 

@@ -1,4 +1,4 @@
-"""ChunkPool: labelled sources cut into equal chunks, and the target on which a selection measures them."""
+"""ChunkPool: labelled sources cut into equal chunks, and the target for which chunks are selected."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from rich.progress import track
 
+from saccade.common.checks import check_choice, check_count, check_fraction
+from saccade.common.files import write_text
 from saccade.datamodules.loaders import BatchLoader, BatchSampler
-from saccade.datamodules.retrieval.batches import PairBatches, QueryBatches, Selection, SelectionSampler
+from saccade.datamodules.retrieval.batches import ChunkSampler, PairBatches, QueryBatches, SelectedChunks
 from saccade.datamodules.retrieval.docstrings import SOURCES, TARGET
 from saccade.datamodules.retrieval.files import Pair, RetrievalTask
 from saccade.datamodules.retrieval.negatives import hard_negatives
 from saccade.datamodules.retrieval.sources import Chunks, read_source, without_shared
-from saccade.datamodules.retrieval.targets import Signal, Target, check_signal, open_target
+from saccade.datamodules.retrieval.targets import Signal, Target, open_target
 
-_LAYOUT = 1  # of the manifest; raise it when its meaning changes
+_LAYOUT = 1  # version of the manifest; raise it when the content changes
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """What `setup` reads.
+    """The data that `setup` reads.
 
     Args:
         chunks: The sources.
         target: The target.
-        negatives: Of each source, hard negatives by query; empty where none are wanted.
+        negatives: For each source, hard negatives by query; empty if there are none.
     """
 
     chunks: Chunks
@@ -41,53 +43,53 @@ class Loaded:
 
 
 class ChunkPool(LightningDataModule):
-    """Sources of training pairs in equal chunks, for a retriever that picks its own training data (Trait).
+    """Sources of training pairs in equal chunks, from which a retriever's training data is selected (Trait).
 
-    Each source is shuffled once with its own seeded permutation, kept in the manifest, and cut into chunks; only its
-    last chunk may be shorter. A selection callback says which chunk the next epoch trains on (`select`); an epoch goes
-    over it `passes` times. Where chunks differ in size, the trainer needs `reload_dataloaders_every_n_epochs: 1`, to
-    count the batches anew, and the selection has to be made before the epoch begins. While nothing is selected, an
-    epoch goes over all sources mixed, once.
+    Each source is shuffled once with a seeded permutation, which the manifest contains, and cut into chunks; only the
+    last chunk of a source may be smaller. A callback selects the chunk of the next epoch (`select`); the epoch makes
+    `passes` passes over it. If chunks differ in size, set `reload_dataloaders_every_n_epochs: 1` in the trainer, so
+    that it counts the batches again, and select before the epoch begins. If nothing is selected, an epoch is one pass
+    over all sources, mixed.
 
-    Batches of training are `{"query": list[str], "document": list[str], "source": list[str], "negatives":
-    list[list[str]], "label": FloatTensor [batch]}`. Validation
-    gives the queries that children are measured on, test the held-out ones: `{"task": list[str],
-    "query_id": list[str], "query": list[str]}`. After `setup`, `dev_tasks` and `held_out` are the collections behind.
+    Training batches are `{"query": list[str], "document": list[str], "source": list[str], "negatives":
+    list[list[str]], "label": FloatTensor [batch]}`. Validation batches are the queries on which the search evaluates
+    models, test batches the held-out queries: `{"task": list[str], "query_id": list[str], "query": list[str]}`. After
+    `setup`, `dev_tasks` and `held_out` are the collections of these queries.
 
-    Method: Trait, Findings of EMNLP 2025, of which only the abstract is public; sizes are its predecessor's.
+    Method: Trait, Findings of EMNLP 2025, of which only the abstract is public; sizes are those of its predecessor.
 
     Args:
-        sources: Each a BEIR folder, a file of JSON lines in BERRI's form, or the name of an installed package
-            (`python`: the standard library), whose docstrings ask for their functions. What has a slash, dot or tilde
-            is a path. None takes eight packages that Saccade installs.
-        target: BEIR folder or package. None takes a package that is no source.
-        signal: What stands for the target in the search. `fewshot`: a labelled slice of its queries. `pseudo`: queries
-            made from its documents; its judgements are never opened. `both`: the mean of the two. `loto`: slices of
-            `other_targets`.
+        sources: BEIR folders, files of JSON lines in the format of BERRI, or names of installed packages (`python`: the
+            standard library), of which docstrings are the queries and functions the documents. A text with a slash, dot
+            or tilde is a path. None uses eight packages that Saccade installs.
+        target: BEIR folder or package. None uses a package that is not among the sources.
+        signal: What the search evaluates on. `fewshot`: a part of the target's judged queries. `pseudo`: queries made
+            from the target's documents; its judgements are not read. `both`: the mean of the two. `loto` (leave one
+            target out): parts of `other_targets`.
         other_targets: For `loto`, settings like `target`.
-        chunk_size: Pairs per chunk; no source may be smaller.
-        passes: Times that an epoch goes over what is selected.
-        batch_size: Pairs per training batch and device.
-        eval_batch_size: Queries per batch and device otherwise.
-        dev_fraction: Share of the target's queries in the slice; the rest is held out with any signal.
-        pseudo_queries: Queries to make for `pseudo` and `both`.
-        negatives: Random documents of the same source, with label 0, for each positive pair of a source that has no
-            others; 0 leaves negatives to the other pairs of a batch.
-        hard_negatives: Documents for each query that BM25 finds in its source and that do not answer it, handed over
-            beside each positive pair; they count as no pairs of a chunk.
-        max_pairs_per_package: Reading a package stops after so many.
-        keep_instruction: Leave BERRI's instructions in the queries of training.
-        shared_queries: What happens when a source of files has a query of the target: `refuse` it, or `drop` such
-            pairs. Packages always drop them.
-        source_split: Judgements of BEIR sources.
-        target_split: Judgements of BEIR targets.
+        chunk_size: Pairs in each chunk; no source may have fewer.
+        passes: Passes over the selected chunks in each epoch.
+        batch_size: Pairs for each training batch and device.
+        eval_batch_size: Queries for each validation or test batch and device.
+        dev_fraction: Share of the target's queries that the search may use; the others are held out with any signal.
+        pseudo_queries: Number of queries to make for `pseudo` and `both`.
+        negatives: Random documents of the same source, with label 0, for each positive pair of a source without
+            negative pairs; 0 for none, if the other documents of a batch serve as negatives.
+        hard_negatives: Documents for each query that BM25 ranks high in the same source and that do not answer it.
+            They come with each positive pair and do not count as pairs of a chunk.
+        max_pairs_per_package: Most pairs to read from a package.
+        keep_instruction: Keep the instructions of BERRI in the training queries.
+        shared_queries: What to do if a source of files has queries of the target: `refuse` the source, or `drop` those
+            pairs. From packages they are always dropped.
+        source_split: Name of the judgements of BEIR sources.
+        target_split: Name of the judgements of BEIR targets.
         allow_unknown: Accept judgements of documents that a corpus lacks.
-        seed: Of permutations, slices, made queries and drawn negatives, which do not follow `seed_everything`; the
-            order within a chunk does.
-        num_workers: Loader processes; 0 loads in the training process, which is enough for text in memory.
+        seed: Seed of permutations, splits, made queries and drawn negatives. It is independent of `seed_everything`, on
+            which the order within a chunk depends.
+        num_workers: Loader processes; 0 loads in the training process, which is fast enough for text in memory.
 
     Raises:
-        ValueError: A setting is impossible or a file is broken; one line names it.
+        ValueError: A setting or a file is invalid.
     """
 
     def __init__(
@@ -126,19 +128,16 @@ class ChunkPool(LightningDataModule):
             ("seed", seed, 0),
             ("num_workers", num_workers, 0),
         ):
-            if value < least:
-                raise ValueError(f"{name}: must be at least {least}, but is {value}; raise it")
-        if not 0 < dev_fraction < 1:
-            raise ValueError(f"dev_fraction: must lie between 0 and 1, but is {dev_fraction}; 0.1 to 0.2 are usual")
-        check_signal(signal)
-        if shared_queries not in ("refuse", "drop"):
-            raise ValueError(f"shared_queries: must be refuse or drop, but is {shared_queries!r}; choose one")
+            check_count(name, value, least)
+        check_fraction("dev_fraction", dev_fraction)
+        check_choice("signal", signal, get_args(Signal))
+        check_choice("shared_queries", shared_queries, ("refuse", "drop"))
         self.sources = list(SOURCES) if sources is None else sources
         self.target = TARGET if target is None else target
         if not self.sources:
-            raise ValueError("sources: must have at least one, but the list is empty; null takes installed packages")
+            raise ValueError("sources must name at least one, got an empty list: give one, or null for packages.")
         if self.target in self.sources:
-            raise ValueError(f"sources: must not have the target, but {self.target} is both; remove it from one")
+            raise ValueError(f"sources must not contain the target, got {self.target} as both: remove it from one.")
         self.signal: Signal = signal
         self.other_targets = other_targets or []
         self.chunk_size = chunk_size
@@ -157,17 +156,17 @@ class ChunkPool(LightningDataModule):
         self.allow_unknown = allow_unknown
         self.seed = seed
         self.num_workers = num_workers
-        self.selection = Selection()
+        self.selection = SelectedChunks()
         self._loaded: Loaded | None = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the target and the sources into memory (all ranks).
+        """Read the target and the sources into memory (on all ranks).
 
         Args:
-            stage: Unused: measuring needs the target, and what is held out must be kept from the sources.
+            stage: Not used: the sources must not contain queries of the target, so both are always read.
 
         Raises:
-            ValueError: A file is broken, a source is smaller than a chunk, or shares queries with the target.
+            ValueError: A file is invalid, or a source is smaller than a chunk or has queries of the target.
         """
         if self._loaded is not None:
             return
@@ -207,26 +206,26 @@ class ChunkPool(LightningDataModule):
 
     @property
     def chunks_per_source(self) -> list[int]:
-        """Chunks of each source: its pairs by the chunk size, rounded up."""
+        """Number of chunks of each source: its pairs divided by the chunk size, rounded up."""
         return self._ready().chunks.counts
 
     @property
     def pool_pairs(self) -> int:
-        """Pairs of all sources together."""
+        """Number of pairs of all sources together."""
         return sum(len(source.pairs) for source in self._ready().chunks.sources)
 
     @property
     def dev_tasks(self) -> list[RetrievalTask]:
-        """What children are measured on; several with `loto`, where the mean counts."""
+        """The collections on which the search evaluates models; several with `loto` and `both`, whose mean counts."""
         return self._ready().target.dev
 
     @property
     def held_out(self) -> RetrievalTask | None:
-        """What the result is reported on; None with `pseudo`, see `retrieval_targets.open_held_out`."""
+        """The collection for the final report; None with `pseudo`: use `targets.open_held_out` after the search."""
         return self._ready().target.held_out
 
     def collections(self) -> tuple[dict[str, list[str]], str]:
-        """Give all unlabelled text: the documents of each source and of what is measured on, and the target's name."""
+        """Return all documents by the name of their source or target, and the name of the target."""
         loaded = self._ready()
         found = {source.name: source.documents for source in loaded.chunks.sources}
         found |= {task.name: list(task.corpus.values()) for task in loaded.target.dev}
@@ -234,18 +233,18 @@ class ChunkPool(LightningDataModule):
         return found, loaded.target.name
 
     def labelled(self) -> dict[str, tuple[list[Pair], list[str]]]:
-        """Give the pairs and the documents of each source, by its name; negatives are mined from them."""
+        """Return the pairs and the documents of each source, by its name, for mining negatives."""
         return {source.name: (source.pairs, source.documents) for source in self._ready().chunks.sources}
 
     def chunk(self, source: int, number: int) -> list[Pair]:
-        """Give the pairs of one chunk.
+        """Return the pairs of one chunk.
 
         Args:
-            source: Number of the source.
-            number: Of the chunk.
+            source: Index of the source.
+            number: Index of the chunk.
 
         Returns:
-            The pairs in the stored order.
+            The pairs in the order of the permutation.
 
         Raises:
             ValueError: There is no such chunk.
@@ -253,13 +252,13 @@ class ChunkPool(LightningDataModule):
         return self._ready().chunks.pairs(source, number)
 
     def chunks(self, source: int) -> list[list[Pair]]:
-        """Give all chunks of a source, in order.
+        """Return all chunks of a source, in order.
 
         Args:
-            source: Number of the source.
+            source: Index of the source.
 
         Returns:
-            The chunks; joined they are the source in its stored order.
+            The chunks; joined, they are the source in the order of its permutation.
 
         Raises:
             ValueError: There is no such source.
@@ -268,11 +267,11 @@ class ChunkPool(LightningDataModule):
         return [first, *(self.chunk(source, number) for number in range(1, self.chunks_per_source[source]))]
 
     def select(self, source: int, number: int) -> None:
-        """Train on one chunk from the next epoch on.
+        """Select the chunk for the following epochs.
 
         Args:
-            source: Number of the source.
-            number: Of the chunk.
+            source: Index of the source.
+            number: Index of the chunk.
 
         Raises:
             ValueError: There is no such chunk.
@@ -280,40 +279,26 @@ class ChunkPool(LightningDataModule):
         self.select_chunks([(source, number)])
 
     def select_chunks(self, chunks: Sequence[tuple[int, int]]) -> None:
-        """Train on several chunks mixed from the next epoch on.
+        """Select several chunks, which the following epochs mix.
 
         Args:
-            chunks: Source and chunk numbers; at least one.
+            chunks: Source and chunk indices; at least one.
 
         Raises:
-            ValueError: There is no such chunk, or none is given.
+            ValueError: A chunk does not exist, or none is given.
         """
         if not chunks:
-            raise ValueError("chunks: must be at least one, but the list is empty; select_all takes all sources")
+            raise ValueError("chunks must name at least one, got an empty list: give one, or call select_all.")
         for source, number in chunks:
-            self._ready().chunks.places(source, number)  # refuses what is not there
-        self.selection = Selection(tuple((source, number) for source, number in chunks))
-
-    def select_mixture(self, pairs: int, seed: int = 0) -> None:
-        """Train on pairs drawn from all sources together, none twice.
-
-        Args:
-            pairs: How many, at least 1; no more than there are.
-            seed: Of the draw.
-
-        Raises:
-            ValueError: There are not so many.
-        """
-        if not 1 <= pairs <= self.pool_pairs:
-            raise ValueError(f"pairs: must lie between 1 and the pool's {self.pool_pairs}, but is {pairs}; change it")
-        self.selection = Selection(mixture=(pairs, seed))
+            self._ready().chunks.places(source, number)  # refuses chunks that do not exist
+        self.selection = SelectedChunks(tuple((source, number) for source, number in chunks))
 
     def select_all(self) -> None:
-        """Train on all sources mixed, one pass an epoch."""
-        self.selection = Selection()
+        """Select all sources, mixed, for one pass in each epoch."""
+        self.selection = SelectedChunks()
 
     def manifest(self) -> dict[str, Any]:
-        """Describe what was read and how it was cut, with every permutation and the slice's ids, ready for JSON."""
+        """Describe the sources, chunks and target for JSON, with all permutations and the query ids of the split."""
         target = self._ready().target
         return {
             "layout": _LAYOUT,
@@ -328,31 +313,31 @@ class ChunkPool(LightningDataModule):
         }
 
     def write_manifest(self, path: str | Path) -> Path:
-        """Write the manifest, whole or not at all.
+        """Write the manifest as JSON, atomically.
 
         Args:
-            path: The file.
+            path: File to write or to replace.
 
         Returns:
-            The file.
+            The path.
+
+        Raises:
+            ValueError: The file cannot be written.
         """
-        file = Path(path)
-        unfinished = file.with_name(f".{file.name}.unfinished")
-        unfinished.write_text(json.dumps(self.manifest()) + "\n", encoding="utf-8")
-        unfinished.replace(file)
-        return file
+        write_text(path, json.dumps(self.manifest()) + "\n")
+        return Path(path)
 
     def train_dataloader(self) -> BatchLoader:
-        """Batches of what is selected at the moment when the first of them is asked for."""
+        """Batches of the chunks that are selected when the first batch is requested."""
         loaded = self._ready()
         rank, world_size, on_gpu = self._place()
-        sampler = SelectionSampler(self._passes, self.batch_size, rank, world_size)
+        sampler = ChunkSampler(self._passes, self.batch_size, rank, world_size)
         return BatchLoader(
             PairBatches(loaded.chunks.sources, loaded.negatives), sampler, self.num_workers, pin_memory=on_gpu
         )
 
     def val_dataloader(self) -> BatchLoader:
-        """The queries that children are measured on, each once, in order, on any number of devices."""
+        """The queries on which the search evaluates models, each once, in order, on any number of devices."""
         return self._queries(self.dev_tasks)
 
     def test_dataloader(self) -> BatchLoader:
@@ -363,34 +348,31 @@ class ChunkPool(LightningDataModule):
         """
         if self.held_out is None:
             raise ValueError(
-                "signal: must be fewshot or loto to read held-out queries, but is pseudo, which opens no judgements;"
-                " run test with signal=fewshot and the same seed"
+                "signal must be fewshot, both or loto to test on held-out queries, got pseudo: run test with"
+                " signal=fewshot and the same seed."
             )
         return self._queries([self.held_out])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to know: which pool it is, and what is selected."""
+        """Return a digest of the pool, and the selected chunks, for the checkpoint."""
         chunks = [list(each) for each in self.selection.chunks]
-        mixture = None if self.selection.mixture is None else list(self.selection.mixture)
-        return {"pool": self._digest(), "chunks": chunks, "mixture": mixture}
+        return {"pool": self._digest(), "chunks": chunks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Select what was selected; refuse a checkpoint of another pool.
+        """Restore the selected chunks; refuse a checkpoint of another pool.
 
         Args:
             state_dict: What `state_dict` returned.
 
         Raises:
-            ValueError: The chunks are not the same: other files, package versions or settings.
+            ValueError: The chunks differ because of other files, package versions or settings.
         """
         if state_dict["pool"] != self._digest():
             raise ValueError(
-                "sources: must be those of the checkpoint, but their content, order, seed, chunk_size or target differ;"
-                " set them back, or start without --ckpt_path"
+                "sources must be those of the checkpoint, got other content, order, seed, chunk_size or target: set"
+                " them back, or start without --ckpt_path."
             )
-        mixture = state_dict["mixture"]
-        chunks = tuple((int(source), int(number)) for source, number in state_dict["chunks"])
-        self.selection = Selection(chunks, None if mixture is None else (int(mixture[0]), int(mixture[1])))
+        self.selection = SelectedChunks(tuple((int(source), int(number)) for source, number in state_dict["chunks"]))
 
     def _digest(self) -> str:
         cut = self._ready().chunks
@@ -403,11 +385,11 @@ class ChunkPool(LightningDataModule):
         if self._loaded is None:
             self.setup()
         if self._loaded is None:
-            raise RuntimeError("setup left nothing behind")
+            raise RuntimeError("setup has loaded nothing")
         return self._loaded
 
     def _passes(self, epoch: int) -> list[np.ndarray]:
-        # the order of training follows seed_everything, as users expect; chunks and slices do not
+        # the order of training depends on seed_everything; chunks and splits do not
         seed = int(os.environ.get("PL_GLOBAL_SEED", self.seed))
         return self.selection.order(self._ready().chunks, self.passes, seed, epoch)
 

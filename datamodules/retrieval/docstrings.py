@@ -1,4 +1,4 @@
-"""Retrieval data that are there wherever Saccade is: docstrings of installed packages and what they describe."""
+"""Retrieval data from installed packages: docstrings as queries, the functions that they describe as documents."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ from pathlib import Path
 
 import numpy as np
 
+from saccade.common.checks import check_count
 from saccade.datamodules.retrieval.files import Document, Pair, RetrievalTask
 from saccade.datamodules.text.files import standard_library_files
 
 SOURCES = ("torch", "transformers", "sklearn", "scipy", "numpy", "matplotlib", "sympy", "python")
-"""The embedded sources: what Saccade itself installs; `python` is the whole standard library."""
+"""The default sources: packages that Saccade installs; `python` is the whole standard library."""
 
 TARGET = "networkx"
-"""The embedded target: graph algorithms, which torch installs and no source is about."""
+"""The default target: a package of graph algorithms, which torch installs and which no source covers."""
 
 STANDARD_LIBRARY = "python"
 
-# copies of other packages, tests and what is made by machines: near copies of one another, or of other sources
+# folders of tests and of copies of other packages, with texts that repeat or are part of other sources
 _SKIPPED = frozenset(
     {
         *("__pycache__", "site-packages", "test", "testing", "tests"),
@@ -38,25 +39,25 @@ _SKIPPED = frozenset(
         *("array_api_compat", "array_api_extra"),
     }
 )
-_DESCRIBED = re.compile(r':\n[ \t]+[rR]?"""')  # a docstring
-_LARGEST_FILE = 500_000  # bytes; larger ones are tables and generated code
-_SPARSEST = 4000  # characters for each docstring; sparser files are read last
+_DESCRIBED = re.compile(r':\n[ \t]+[rR]?"""')  # the beginning of a docstring
+_LARGEST_FILE = 500_000  # bytes; larger files are tables and generated code
+_SPARSEST = 4000  # characters for each docstring; files with fewer docstrings are read last
 _LONGEST = 3000  # characters of a document; longer functions are cut at a line
 _FEWEST_LINES = 3  # of code below the docstring
 _FEWEST_WORDS = 4  # of a query
 _MOST_WORDS = 60
-_ALIKE = 0.7  # Jaccard similarity of four-word shingles at which one of two documents goes
-_BANDS, _ROWS = 16, 4  # of the min-hash; similarity .7 is met in one band at least with a chance of 98.8 %
+_ALIKE = 0.7  # Jaccard similarity of four-word shingles from which on one of two documents is dropped
+_BANDS, _ROWS = 16, 4  # of the min-hash; documents of similarity 0.7 share a band with a probability of 98.8 %
 
 
 @dataclass(frozen=True)
 class Described:
-    """A function with the sentence that describes it.
+    """A function and the sentence that describes it.
 
     Args:
         name: Module path and qualified name, such as `networkx/algorithms/dag.py:topological_sort`.
         sentence: First sentence of the docstring.
-        code: Source without docstring and decorators; its own name reads `function`.
+        code: Source without docstring and decorators, with its own name replaced by `function`.
     """
 
     name: str
@@ -65,14 +66,14 @@ class Described:
 
 
 def docstring_pairs(package: str, max_pairs: int = 1280) -> list[Pair]:
-    """Cut a package into positive pairs of docstring sentence and function; nothing is imported.
+    """Read positive pairs of docstring sentence and function from a package, without importing it.
 
     Args:
-        package: Name by which Python imports it, or `python` for the standard library as a whole.
-        max_pairs: Reading stops after so many.
+        package: Import name, or `python` for the whole standard library.
+        max_pairs: Most pairs to read.
 
     Returns:
-        The pairs; the same for the same version of the package.
+        The pairs, equal for equal versions of the package.
 
     Raises:
         ValueError: The package is not installed, or has no docstrings in Python source.
@@ -81,14 +82,14 @@ def docstring_pairs(package: str, max_pairs: int = 1280) -> list[Pair]:
 
 
 def docstring_documents(package: str, max_documents: int = 2000) -> dict[str, Document]:
-    """Give the functions of a package alone, without what describes them: a corpus without labels.
+    """Read the functions of a package, without the sentences: a corpus without labels.
 
     Args:
         package: As in `docstring_pairs`.
-        max_documents: Reading stops after so many.
+        max_documents: Most functions to read.
 
     Returns:
-        Documents without title, by name.
+        Documents without titles, by name.
 
     Raises:
         ValueError: As in `docstring_pairs`.
@@ -97,7 +98,7 @@ def docstring_documents(package: str, max_documents: int = 2000) -> dict[str, Do
 
 
 def docstring_queries(package: str, max_documents: int = 2000) -> set[str]:
-    """Give the sentences of a package alone, without what they describe.
+    """Read the sentences of a package, without the functions.
 
     Args:
         package: As in `docstring_pairs`.
@@ -113,16 +114,17 @@ def docstring_queries(package: str, max_documents: int = 2000) -> set[str]:
 
 
 def docstring_task(package: str, max_documents: int = 2000, max_queries: int = 400, seed: int = 0) -> RetrievalTask:
-    """Make a judged collection of a package: each sentence has one relevant document.
+    """Make a judged collection from a package: sentences are queries, with one relevant document each.
 
     Args:
         package: As in `docstring_pairs`.
-        max_documents: Functions in the corpus.
-        max_queries: Sentences that are asked.
-        seed: Of their choice.
+        max_documents: Most functions in the corpus.
+        max_queries: Most sentences to use as queries.
+        seed: Seed of the choice of queries.
 
     Returns:
-        The collection. Query ids are not document ids, because rankers leave out a document with the query's id.
+        The collection. Query ids differ from document ids, because rankers may leave out a document with the id of the
+        query.
 
     Raises:
         ValueError: As in `docstring_pairs`.
@@ -140,15 +142,15 @@ def docstring_task(package: str, max_documents: int = 2000, max_queries: int = 4
 
 @functools.lru_cache(maxsize=64)
 def described_functions(package: str, most: int) -> tuple[Described, ...]:
-    """Find functions with a docstring in a package, without importing it; kept in memory.
+    """Find functions with a docstring in a package, without importing it. Results are cached in memory.
 
-    Tests, vendored copies, private dunder methods, very short functions, repeated sentences, and documents that are
-    nearly alike are left out. Files are read in the order of a hash of their names, so that the first `most` functions
-    are a sample of the whole package; those with few docstrings come last, because parsing takes most of the time.
+    Tests, vendored copies, double-underscore methods, very short functions, repeated sentences, and near-duplicate
+    functions are left out. Files are read in the order of a hash of their names, so that the first `most` functions are
+    a sample of the whole package. Files with few docstrings are read last, because parsing takes most of the time.
 
     Args:
         package: As in `docstring_pairs`.
-        most: Reading stops after so many; at least 1.
+        most: Most functions to read; at least 1.
 
     Returns:
         The functions, sorted by name.
@@ -156,8 +158,7 @@ def described_functions(package: str, most: int) -> tuple[Described, ...]:
     Raises:
         ValueError: As in `docstring_pairs`.
     """
-    if most < 1:
-        raise ValueError(f"max_pairs_per_package: must be at least 1, but is {most}; raise it")
+    check_count("max_pairs_per_package", most)
     found: list[Described] = []
     sentences: set[str] = set()
     alike = _NearDuplicates()
@@ -167,7 +168,7 @@ def described_functions(package: str, most: int) -> tuple[Described, ...]:
             _functions(*file, dense) for dense in (True, False) for file in files
         ):
             key = " ".join(each.sentence.casefold().split())
-            # the sentence is looked up first: a document that is dropped for it must not shut out others
+            # the sentence is checked first, so that a document dropped for it is not remembered as seen
             if key in sentences or alike.seen(each.code):
                 continue
             sentences.add(key)
@@ -176,19 +177,19 @@ def described_functions(package: str, most: int) -> tuple[Described, ...]:
                 break
     if not found:
         raise ValueError(
-            f"package {package!r}: must have functions with docstrings in Python source, but has none; take another one"
+            f"package {package!r} must have functions with docstrings in Python source, got none: take another package."
         )
     return tuple(sorted(found, key=lambda each: each.name))
 
 
 def is_package(name: str) -> bool:
-    """Say whether a source of this name is installed.
+    """Tell whether a package is installed, without importing it.
 
     Args:
         name: As in `docstring_pairs`.
 
     Returns:
-        True where it is; it is not imported.
+        True if it is installed.
     """
     return name == STANDARD_LIBRARY or _spec(name) is not None
 
@@ -204,15 +205,15 @@ def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
 
 
 def _source_files(package: str) -> list[tuple[str, Path]]:
-    """Names, the package's first, and paths of its Python files."""
+    """Names, beginning with the name of the package, and paths of its Python files."""
     if package == STANDARD_LIBRARY:
         files = [(f"{package}/{file.name}", file.path) for file in standard_library_files()]
     else:
         spec = _spec(package)
         if spec is None:
             raise ValueError(
-                f"package {package!r}: must be installed, but is not found; install it, or write ./{package} for a"
-                " folder or file"
+                f"package {package!r} must be installed, and is not found: install it, or write ./{package} for a"
+                " folder or file."
             )
         files = []
         for root in map(Path, spec.submodule_search_locations or ()):
@@ -224,7 +225,7 @@ def _source_files(package: str) -> list[tuple[str, Path]]:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Parsing makes many objects and no cycles, and each collection walks through all of torch: half of the time."""
+    """Disable garbage collection, which takes half of the time of parsing and finds nothing to collect."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -241,9 +242,12 @@ def _is_read(name: str) -> bool:
 
 
 def _functions(name: str, path: Path, dense: bool) -> Iterator[Described]:
-    """The functions of a file, those of classes too, but none inside a function: its text is the outer one's.
+    """Yield the functions of a file and the methods of its classes, but not functions inside of functions.
 
-    Files with few docstrings for their length give nothing when `dense` is asked for, the others nothing when not.
+    Args:
+        name: Name of the file, as `_source_files` returns it.
+        path: Path of the file.
+        dense: Read the file only if it has many docstrings for its length (true) or only if it has few (false).
     """
     try:
         if path.stat().st_size > _LARGEST_FILE:
@@ -252,11 +256,11 @@ def _functions(name: str, path: Path, dense: bool) -> Iterator[Described]:
         if (len(_DESCRIBED.findall(text)) * _SPARSEST >= len(text)) is not dense:
             return
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the package's own code
+            warnings.simplefilter("ignore")  # about the code of the package
             tree = ast.parse(text)
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
         return
-    # not splitlines(), which also cuts at form feeds, where the parser counts no line
+    # not splitlines(), which also splits at form feeds, where the parser does not
     lines = re.split(r"\r\n|\r|\n", text)
     names: set[str] = set()
     todo: list[tuple[str, ast.stmt]] = [("", node) for node in reversed(tree.body)]
@@ -275,14 +279,14 @@ def _functions(name: str, path: Path, dense: bool) -> Iterator[Described]:
 
 
 def _first_sentence(docstring: str) -> str:
-    """The first sentence on one line; empty where it is too short or too long to be a query."""
+    """The first sentence on one line; empty if it is too short or too long for a query."""
     paragraph = " ".join(re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0].split())
     sentence = re.split(r"(?<=[.!?])\s+(?=[A-Z`*(])", paragraph, maxsplit=1)[0]
     return sentence if _FEWEST_WORDS <= len(re.findall(r"[A-Za-z]{2,}", sentence)) <= _MOST_WORDS else ""
 
 
 def _code(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> str:
-    """The source from `def` on, without the docstring; empty where too little is left."""
+    """The source from `def` on, without the docstring; empty if too few lines are left."""
     docstring = node.body[0]
     first, last = docstring.lineno - 1, docstring.end_lineno or docstring.lineno
     if len(node.body) < 2 or node.body[1].lineno <= last or first < node.lineno:
@@ -292,13 +296,16 @@ def _code(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> str
     body = kept[first - node.lineno + 1 :]
     if sum(not line.lstrip().startswith("#") for line in body) < _FEWEST_LINES:
         return ""
-    # the name says what the docstring says: with it in place, matching names would be all there is to learn
+    # the name resembles the docstring: with it, a model would only learn to match names
     code = re.sub(rf"\b{re.escape(node.name)}\b", "function", "\n".join(kept))
     return code if len(code) <= _LONGEST else code[: code.rfind("\n", 0, _LONGEST)]
 
 
 class _NearDuplicates:
-    """Tells whether a text like this one was seen, by min-hashes of four-word shingles; exact where it answers yes."""
+    """Detects near-duplicate texts with min-hashes of four-word shingles.
+
+    Candidates are compared exactly, so a text that is reported as a near-duplicate is one. Some may be missed.
+    """
 
     def __init__(self) -> None:
         draw = np.random.default_rng(0)
@@ -308,11 +315,11 @@ class _NearDuplicates:
         self.sets: list[frozenset[int]] = []
 
     def seen(self, text: str) -> bool:
-        """Look a text up, and remember it where it is new."""
+        """Tell whether a similar text was seen before; if not, remember this one."""
         words = re.findall(r"\w+", text)
         shingles = frozenset(zlib.crc32(" ".join(words[i : i + 4]).encode()) for i in range(max(1, len(words) - 3)))
         hashes = np.fromiter(shingles, dtype=np.uint64, count=len(shingles))
-        # multiplication modulo 2^64 mixes upwards only, so the upper half is what is compared
+        # multiplication modulo 2^64 mixes only towards the upper bits, so the upper half is compared
         smallest = ((hashes * self.factors + self.offsets) >> np.uint64(32)).min(1).astype(np.uint32)
         keys = [(band, smallest[band * _ROWS : (band + 1) * _ROWS].tobytes()) for band in range(_BANDS)]
         for other in {place for key in keys for place in self.buckets.get(key, ())}:

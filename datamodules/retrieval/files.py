@@ -1,4 +1,4 @@
-"""Files of text retrieval: collections in BEIR's layout, and labelled pairs in BERRI's form."""
+"""Readers of retrieval files: collections in the layout of BEIR, and labelled pairs in the format of BERRI."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 SEPARATORS = ("</s>", "[SEP]")
-"""What stands between instruction and query in BERRI: the first in TART-full's training file, the second elsewhere."""
+"""Separators of instruction and query in BERRI: the first in the training file of TART-full, the second elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A query and a document, the unit of training.
+    """A query and a document, one training example.
 
     Args:
         query: Text.
         document: Text.
-        label: 1 where the document answers the query, otherwise 0.
+        label: 1 if the document answers the query, else 0.
     """
 
     query: str
@@ -29,7 +29,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A document before its title and text are joined.
+    """A document as title and text.
 
     Args:
         title: May be empty.
@@ -41,7 +41,7 @@ class Document:
 
     @property
     def joined(self) -> str:
-        """Title, a blank, and text, as BEIR's rankers read it."""
+        """Title and text with a space between them, as in BEIR."""
         return f"{self.title} {self.text}".strip()
 
 
@@ -50,8 +50,8 @@ class RetrievalTask:
     """A judged collection.
 
     Args:
-        name: Of the collection.
-        corpus: Text of each document (title, a blank, text) by document id.
+        name: Name of the collection.
+        corpus: Text of each document, with its title in front, by document id.
         queries: Text of each judged query by query id.
         qrels: By query id, the grade of each judged document; above 0 is relevant.
     """
@@ -63,19 +63,19 @@ class RetrievalTask:
 
 
 def read_beir(folder: str | Path, split: str = "test", allow_unknown: bool = False) -> RetrievalTask:
-    """Read a collection in BEIR's layout.
+    """Read a collection in the layout of BEIR.
 
     Args:
-        folder: Holds `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`) and `qrels/<split>.tsv`.
-        split: Which judgements.
-        allow_unknown: Leave judgements of documents that the corpus lacks in place; None of them can be found, so they
-            lower recall. Otherwise they are an error.
+        folder: With `corpus.jsonl` (`_id`, `title`, `text`), `queries.jsonl` (`_id`, `text`) and `qrels/<split>.tsv`.
+        split: Name of the judgements.
+        allow_unknown: Keep judgements of documents that the corpus lacks. No retriever can find them, so they lower
+            the recall. If false, they are an error.
 
     Returns:
-        The collection, with the queries that this split judges.
+        The collection, with those queries that have judgements in the split.
 
     Raises:
-        ValueError: A file is missing, empty or broken; one line names file, line number and mend.
+        ValueError: A file is missing, empty or invalid; the message names the file and the line.
     """
     root = Path(folder).expanduser()
     documents = read_corpus(root)
@@ -90,13 +90,13 @@ def read_beir(folder: str | Path, split: str = "test", allow_unknown: bool = Fal
 
 
 def read_corpus(folder: str | Path) -> dict[str, Document]:
-    """Read the documents of a collection, and nothing else.
+    """Read the documents of a collection.
 
     Args:
-        folder: Holds `corpus.jsonl`: `_id`, `text`, and `title` where there is one.
+        folder: With `corpus.jsonl`: `_id`, `text`, and optionally `title`.
 
     Returns:
-        The documents by id, in the file's order.
+        The documents by id, in the order of the file.
 
     Raises:
         ValueError: The file is missing, empty or broken.
@@ -111,16 +111,16 @@ def read_corpus(folder: str | Path) -> dict[str, Document]:
 
 
 def read_queries(folder: str | Path) -> dict[str, str]:
-    """Read the queries of a collection, and nothing else.
+    """Read the queries of a collection.
 
     Args:
-        folder: Holds `queries.jsonl`: `_id` and `text`.
+        folder: With `queries.jsonl`: `_id` and `text`.
 
     Returns:
-        Texts by id, in the file's order.
+        Texts by id, in the order of the file.
 
     Raises:
-        ValueError: The file is missing, empty or broken, or a query has no text.
+        ValueError: The file is missing, empty or invalid, or a query has no text.
     """
     path = Path(folder).expanduser() / "queries.jsonl"
     queries: dict[str, str] = {}
@@ -128,7 +128,7 @@ def read_queries(folder: str | Path) -> dict[str, str]:
         name = _new_id(path, line, row, queries)
         queries[name] = _text(path, line, row)
         if not queries[name].strip():
-            _fail(path, line, f"query {name!r} must have a text, but it is blank", "write it, or remove the line")
+            _fail(path, line, f"query {name!r} must have a text, got a blank one", "write it, or remove the line")
     return queries
 
 
@@ -137,26 +137,26 @@ def read_qrels(
 ) -> dict[str, dict[str, int]]:
     """Read judgements.
 
-    A header row is recognised by what it holds: its third field is no number and its ids are not in the collection. So
-    a file without one loses no judgement.
+    The first row is taken for a header if its third field is no number and its ids are not in the collection. So files
+    without a header are read completely.
 
     Args:
-        folder: Holds `qrels/<split>.tsv`: query id, document id, grade, with tabs between them.
-        split: Which file.
-        queries: The ids that there are.
-        documents: The ids that there are; None leaves unknown ones in place.
+        folder: With `qrels/<split>.tsv`: query id, document id and grade, separated by tabs.
+        split: Name of the judgements.
+        queries: Ids of the collection.
+        documents: Ids of the collection; None keeps judgements of unknown documents.
 
     Returns:
         Grades by query id and document id.
 
     Raises:
-        ValueError: The file is missing, empty or broken, or has unknown or repeated ids.
+        ValueError: The file is missing, empty or invalid, or has unknown or repeated ids.
     """
     path = Path(folder).expanduser() / "qrels" / f"{split}.tsv"
     if not path.is_file():
         there = sorted(each.stem for each in path.parent.glob("*.tsv"))
-        hint = f"there is {', '.join(there)}" if there else "there is no judgement at all"
-        raise ValueError(f"{path}: must hold the judgements of split {split!r}, but is missing; {hint}")
+        advice = f"choose one of the splits {', '.join(there)}" if there else "add the file"
+        raise ValueError(f"{path} must hold the judgements of split {split!r}, and is missing: {advice}.")
     known = frozenset(queries)
     found = None if documents is None else frozenset(documents)
     qrels: dict[str, dict[str, int]] = {}
@@ -165,15 +165,15 @@ def read_qrels(
         fields = [each.strip() for each in text.split("\t")]
         beginning, first = first, False
         if len(fields) != 3:
-            mend = "write query id, document id and grade" + (
-                " (TREC's second column goes)" if len(fields) == 4 else ""
-            )
-            _fail(path, line, f"must have 3 fields with tabs between them, but has {len(fields)}", mend)
+            advice = "write query id, document id and grade"
+            if len(fields) == 4:
+                advice += ", without TREC's second column"
+            _fail(path, line, f"row must have 3 fields separated by tabs, got {len(fields)}", advice)
         query, document, grade = fields[0], fields[1], _grade(fields[2])
         if grade is None:
             if beginning and query not in known and (found is None or document not in found):
                 continue
-            _fail(path, line, f"grade must be a whole number, but is {fields[2]!r}", "correct it")
+            _fail(path, line, f"grade must be a whole number, got {fields[2]!r}", "correct it")
         if query not in known:
             _fail(path, line, f"query {query!r} is not in queries.jsonl", "add it, or remove the line")
         if found is not None and document not in found:
@@ -183,23 +183,23 @@ def read_qrels(
             _fail(path, line, f"query {query!r} and document {document!r} are judged twice", "keep one of the lines")
         judged[document] = grade
     if not qrels:
-        raise ValueError(f"{path}: must hold at least one judgement, but is empty; write query id, document id, grade")
+        raise ValueError(f"{path} must hold at least one judgement, got none: write query id, document id and grade.")
     return qrels
 
 
 def read_pairs(path: str | Path, keep_instruction: bool = False) -> list[Pair]:
-    """Read labelled pairs in BERRI's form (TART): JSON lines of `query`, `document` and `label`.
+    """Read labelled pairs in the format of BERRI (TART): JSON lines of `query`, `document` and `label`.
 
     Args:
         path: The file.
-        keep_instruction: Leave the instruction and its separator (`</s>` or `[SEP]`) in front of the query. Otherwise
-            it goes, as targets have none at evaluation.
+        keep_instruction: Keep the instruction and its separator (`</s>` or `[SEP]`) in front of the query. By default
+            they are removed, because targets have no instructions.
 
     Returns:
-        The pairs in the file's order.
+        The pairs in the order of the file.
 
     Raises:
-        ValueError: The file is missing, empty or broken.
+        ValueError: The file is missing, empty or invalid.
     """
     file = Path(path).expanduser()
     pairs = []
@@ -208,23 +208,23 @@ def read_pairs(path: str | Path, keep_instruction: bool = False) -> list[Pair]:
         if not keep_instruction:
             query = without_instruction(query)
         if not query.strip():
-            _fail(file, line, "query must have a text, but it is blank", "write it, or remove the line")
+            _fail(file, line, "query must have a text, got a blank one", "write it, or remove the line")
         if "label" not in row:
             _fail(file, line, "label is missing", "write 1 for a document that answers the query, otherwise 0")
         if row["label"] not in (0, 1):
-            _fail(file, line, f"label must be 0 or 1, but is {row['label']!r}", "correct it")
+            _fail(file, line, f"label must be 0 or 1, got {row['label']!r}", "correct it")
         pairs.append(Pair(query, document, int(row["label"])))
     return pairs
 
 
 def without_instruction(query: str) -> str:
-    """Cut off BERRI's instruction: everything up to the first separator.
+    """Remove the instruction of BERRI, which is everything up to the first separator.
 
     Args:
-        query: May have none.
+        query: With or without an instruction.
 
     Returns:
-        The query alone.
+        The query without the instruction.
     """
     places = [(query.index(mark), mark) for mark in SEPARATORS if mark in query]
     if not places:
@@ -233,56 +233,18 @@ def without_instruction(query: str) -> str:
     return query[place + len(mark) :].strip()
 
 
-def write_beir(task: RetrievalTask, folder: str | Path, split: str = "test", header: bool = True) -> Path:
-    """Write a collection in BEIR's layout; titles are part of the texts.
-
-    Args:
-        task: The collection.
-        folder: Is made where it is missing.
-        split: Name of the judgements.
-        header: Whether the judgements begin with the names of their columns.
-
-    Returns:
-        The folder.
-    """
-    root = Path(folder)
-    (root / "qrels").mkdir(parents=True, exist_ok=True)
-    _write_json_lines(
-        root / "corpus.jsonl", ({"_id": name, "title": "", "text": text} for name, text in task.corpus.items())
-    )
-    _write_json_lines(root / "queries.jsonl", ({"_id": name, "text": text} for name, text in task.queries.items()))
-    rows = ["query-id\tcorpus-id\tscore"] if header else []
-    rows += [f"{query}\t{name}\t{grade}" for query, judged in task.qrels.items() for name, grade in judged.items()]
-    (root / "qrels" / f"{split}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return root
-
-
-def write_pairs(pairs: Iterable[Pair], path: str | Path) -> Path:
-    """Write pairs as JSON lines of `query`, `document` and `label`.
-
-    Args:
-        pairs: In order.
-        path: The file.
-
-    Returns:
-        The file.
-    """
-    rows = ({"query": pair.query, "document": pair.document, "label": pair.label} for pair in pairs)
-    return _write_json_lines(Path(path), rows)
-
-
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line that is not blank; any of the three line ends."""
+    """Number and text of each line that is not blank, with any of the three line ends."""
     try:
         with path.open(encoding="utf-8-sig") as stream:
             for number, text in enumerate(stream, 1):
                 if text.strip():
                     yield number, text.rstrip("\n")
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+        raise ValueError(f"cannot read {path} ({error.strerror}): check the path.") from error
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: must be UTF-8, but byte {error.start} is not ({error.reason}); convert it"
+            f"{path} must be UTF-8, got an invalid byte at {error.start} ({error.reason}): convert the file."
         ) from error
 
 
@@ -293,31 +255,31 @@ def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             row = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
             what = error.msg if isinstance(error, json.JSONDecodeError) else "too deep"
-            _fail(path, line, f"must be JSON, but is not ({what})", "write one object a line")
+            _fail(path, line, f"row must be JSON, got invalid JSON ({what})", "write one object in each line")
         if not isinstance(row, dict):
-            _fail(path, line, f"must be a JSON object, but is a {type(row).__name__}", "write one object a line")
+            _fail(path, line, f"row must be a JSON object, got {type(row).__name__}", "write one object in each line")
         yield line, row
     if not line:
-        raise ValueError(f"{path}: must hold at least one line, but is empty; write one JSON object a line")
+        raise ValueError(f"{path} must hold at least one line, got none: write one JSON object in each line.")
 
 
 def _new_id(path: Path, line: int, row: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     name = row.get("_id")
     if isinstance(name, bool) or not isinstance(name, str | int) or name == "":
-        what = "is missing" if name is None else f"must be a text, but is {name!r}"
+        what = "is missing" if name is None else f"must be a text, got {name!r}"
         _fail(path, line, f"_id {what}", "give every line an id")
     name = str(name)
     if name != name.strip() or "\t" in name or "\n" in name:
-        _fail(path, line, f"_id must not have blanks at its ends nor tabs, but is {name!r}", "rename it")
+        _fail(path, line, f"_id must not have blanks at its ends, tabs or line ends, got {name!r}", "rename it")
     if name in known:
-        _fail(path, line, f"_id {name!r} was given before", "every id may occur once")
+        _fail(path, line, f"_id must be unique, got {name!r} again", "rename it")
     return name
 
 
 def _text(path: Path, line: int, row: Mapping[str, Any], key: str = "text") -> str:
     value = row.get(key)
     if not isinstance(value, str):
-        what = "is missing" if value is None else f"must be a text, but is a {type(value).__name__}"
+        what = "is missing" if value is None else f"must be a text, got {type(value).__name__}"
         _fail(path, line, f"{key} {what}", "add it; it may be empty" if key in ("text", "document") else "add it")
     return value
 
@@ -330,12 +292,5 @@ def _grade(text: str) -> int | None:
         return None
 
 
-def _write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    with path.open("w", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-    return path
-
-
-def _fail(path: Path, line: int, what: str, mend: str) -> NoReturn:
-    raise ValueError(f"{path}, line {line}: {what}; {mend}")
+def _fail(path: Path, line: int, what: str, advice: str) -> NoReturn:
+    raise ValueError(f"{path}, line {line}: {what}: {advice}.")

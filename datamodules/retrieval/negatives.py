@@ -1,4 +1,4 @@
-"""Hard negatives: documents that BM25 takes for an answer and that are none."""
+"""Hard negatives: documents that BM25 ranks high for a query and that do not answer it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 from rich.progress import track
 
 from saccade.datamodules.retrieval.files import Pair
+from saccade.retrieval.bm25 import BM25
 
-_DEPTH = 50  # documents of BM25 that negatives are drawn from
+_DEPTH = 50  # best documents of BM25, from which negatives are drawn
 
 
 def hard_negatives(
@@ -18,17 +19,15 @@ def hard_negatives(
     """Draw, for each query with a positive pair, documents from the best 50 of BM25 that do not answer it.
 
     Args:
-        pairs: Of one source; its positive pairs say what answers a query.
-        documents: Of that source.
-        count: Documents for each query; fewer where BM25 finds fewer.
-        seed: Of the draws. What a query gets depends on the query and not on its neighbours.
-        progress: Show a bar.
+        pairs: Pairs of one source; the positive pairs are the answers of the queries.
+        documents: Documents of the same source.
+        count: Documents for each query; fewer if BM25 finds fewer.
+        seed: Seed of the draws. The negatives of a query do not depend on the other queries.
+        progress: Show a progress bar.
 
     Returns:
         Documents by query text.
     """
-    from saccade.retrieval.bm25 import BM25  # needed here alone, and only installed with an extra
-
     answers: dict[str, set[str]] = {}
     for pair in pairs:
         if pair.label > 0:

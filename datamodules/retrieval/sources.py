@@ -1,4 +1,4 @@
-"""Labelled sources of training pairs: read, kept apart from the target, and cut into equal chunks."""
+"""Labelled sources of training pairs: reading, removal of what the target has, and cutting into equal chunks."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from saccade.datamodules.retrieval.docstrings import docstring_pairs
 from saccade.datamodules.retrieval.files import Pair, read_beir, read_pairs
 from saccade.datamodules.retrieval.targets import Target, is_path, query_key
 
-_TRIES = 20  # draws for a negative, before a query that nearly all documents answer goes without
+_TRIES = 20  # draws for a negative; a query that nearly all documents answer may get none
 
 
 @dataclass(frozen=True)
 class Source:
-    """One source.
+    """A labelled source of training pairs.
 
     Args:
-        name: Of the folder, file or package.
-        setting: As it was given.
+        name: Name of the folder, file or package.
+        setting: The setting from which it was read.
         kind: `beir`, `pairs` or `package`.
         pairs: In the order in which they were read.
-        dropped: Pairs left out because the target has the query or the document.
-        corpus: All documents, where there are more than those of the pairs.
+        dropped: Number of pairs left out because the target has the query or the document.
+        corpus: All documents, if there are more than those of the pairs.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Source:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 sum of all pairs."""
+        """SHA-256 of all pairs."""
         rows = hashlib.sha256()
         for pair in self.pairs:
             rows.update(json.dumps([pair.query, pair.document, pair.label]).encode())
@@ -65,19 +65,19 @@ def read_source(
     """Read a source.
 
     Args:
-        setting: BEIR folder, file of JSON lines, or package; what has a slash, dot or tilde is a path.
+        setting: BEIR folder, file of JSON lines, or package; a text with a slash, dot or tilde is a path.
         split: Judgements of a BEIR folder.
-        negatives: Random documents with label 0 for each positive pair, where a source has only positives.
-        seed: Of those documents.
-        max_pairs_per_package: Reading a package stops after so many.
-        keep_instruction: Leave BERRI's instructions in the queries.
-        allow_unknown: Accept judgements of documents that the corpus lacks; they give no pair.
+        negatives: Random documents with label 0 for each positive pair, if the source has only positive pairs.
+        seed: Seed of the choice of those documents.
+        max_pairs_per_package: Most pairs to read from a package.
+        keep_instruction: Keep the instructions of BERRI in the queries.
+        allow_unknown: Ignore judgements of documents that the corpus lacks, instead of refusing them.
 
     Returns:
-        The source; graded judgements count as positive above 0.
+        The source; grades above 0 are positive.
 
     Raises:
-        ValueError: A file is missing or broken, or no pair is positive.
+        ValueError: A file is missing or invalid, or no pair is positive.
     """
     if not is_path(setting):
         pairs = docstring_pairs(setting, max_pairs_per_package)
@@ -97,26 +97,26 @@ def read_source(
         source = Source(path.stem, setting, "pairs", read_pairs(path, keep_instruction))
         documents = []
     else:
-        raise ValueError(f"sources: {setting} must be a BEIR folder or a file of JSON lines, but is missing; check it")
+        raise ValueError(f"sources must be BEIR folders or files of JSON lines, got {setting}: check the path.")
     if not any(pair.label for pair in source.pairs):
-        raise ValueError(f"sources: {setting} must have a positive pair, but has none; leave the source out")
+        raise ValueError(f"sources must have a positive pair, got none in {setting}: leave the source out.")
     return replace(source, pairs=_with_negatives(source.pairs, documents, negatives, seed, source.name))
 
 
 def without_shared(source: Source, target: Target, drop: bool = False) -> Source:
-    """Keep a source apart from a target.
+    """Remove pairs that the target has, too.
 
     Args:
-        source: Of packages, pairs that have a query or a document of the target are always dropped: their ready-made
-            sentences repeat.
-        target: What is measured.
-        drop: Drop such pairs of files too, instead of refusing the source.
+        source: The source. From a package, pairs with a query or a document of the target are always removed, because
+            packages have sentences in common.
+        target: The target.
+        drop: Remove pairs with a query of the target from a source of files, instead of refusing the source.
 
     Returns:
-        The source without them.
+        The source without those pairs.
 
     Raises:
-        ValueError: A source of files has queries of the target; the line names some.
+        ValueError: A source of files has queries of the target, or no positive pair is left.
     """
     package = source.kind == "package"
     shared = [query_key(pair.query) in target.known for pair in source.pairs]
@@ -125,8 +125,8 @@ def without_shared(source: Source, target: Target, drop: bool = False) -> Source
         shown = ", ".join(repr(text if len(text) <= 60 else f"{text[:57]}...") for text in texts[:3])
         more = f" and {len(texts) - 3} more" if len(texts) > 3 else ""
         raise ValueError(
-            f"sources: {source.name} must not have queries of the target {target.name}, but shares {len(texts)}:"
-            f" {shown}{more}; leave the source out, or set shared_queries=drop"
+            f"sources must not have queries of the target {target.name}, got {len(texts)} in {source.name} ({shown}"
+            f"{more}): leave the source out, or set shared_queries=drop."
         )
     kept = [
         pair
@@ -135,19 +135,19 @@ def without_shared(source: Source, target: Target, drop: bool = False) -> Source
     ]
     if not any(pair.label for pair in kept):
         raise ValueError(
-            f"sources: {source.name} must have positive pairs that the target {target.name} has not, but has none;"
-            " leave the source out"
+            f"sources must have positive pairs that the target {target.name} lacks, got none in {source.name}: leave"
+            " the source out."
         )
     return replace(source, pairs=kept, dropped=len(source.pairs) - len(kept))
 
 
 class Chunks:
-    """Sources cut into chunks of one size, each source shuffled once.
+    """Sources, each shuffled once and cut into chunks of equal size.
 
     Args:
         sources: With different names.
-        size: Pairs per chunk; only the last of a source may be shorter.
-        seed: Of the permutations. A source keeps its own when others come or go.
+        size: Pairs in each chunk; only the last chunk of a source may have fewer.
+        seed: Seed of the permutations. The permutation of a source does not depend on the other sources.
 
     Raises:
         ValueError: A source is smaller than a chunk, or two have the same name.
@@ -159,11 +159,11 @@ class Chunks:
         names: set[str] = set()
         for source in self.sources:
             if source.name in names:
-                raise ValueError(f"sources: names must differ, but two are {source.name!r}; rename a file or folder")
+                raise ValueError(f"sources must have different names, got {source.name!r} twice: rename one.")
             if len(source.pairs) < size:
                 raise ValueError(
-                    f"chunk_size: must not exceed a source's pairs, but is {size} and {source.name} has"
-                    f" {len(source.pairs)}; lower it, or leave the source out"
+                    f"chunk_size must be at most {len(source.pairs)}, the pairs of {source.name}, got {size}: lower it,"
+                    " or leave the source out."
                 )
             names.add(source.name)
             number = int.from_bytes(hashlib.sha256(source.name.encode()).digest()[:8], "big")
@@ -171,37 +171,37 @@ class Chunks:
 
     @property
     def counts(self) -> list[int]:
-        """Chunks of each source: its pairs by the chunk size, rounded up."""
+        """Number of chunks of each source: its pairs divided by the chunk size, rounded up."""
         return [-(-len(source.pairs) // self.size) for source in self.sources]
 
     def places(self, source: int, number: int) -> np.ndarray:
-        """Find the pairs of a chunk.
+        """Return the indices of the pairs of a chunk.
 
         Args:
-            source: Number of the source.
-            number: Of the chunk.
+            source: Index of the source.
+            number: Index of the chunk.
 
         Returns:
-            Their places among the source's pairs, int [size].
+            Indices into the pairs of the source, int [size].
 
         Raises:
             ValueError: There is no such chunk.
         """
         if not 0 <= source < len(self.sources):
-            raise ValueError(f"source: must lie between 0 and {len(self.sources) - 1}, but is {source}; see names")
+            raise ValueError(f"source must be from 0 to {len(self.sources) - 1}, got {source}: see names.")
         if not 0 <= number < self.counts[source]:
             raise ValueError(
-                f"chunk: must lie between 0 and {self.counts[source] - 1} in {self.sources[source].name}, but is"
-                f" {number}; see chunks_per_source"
+                f"chunk must be from 0 to {self.counts[source] - 1} in {self.sources[source].name}, got {number}: see"
+                " chunks_per_source."
             )
         return self.permutations[source][number * self.size : (number + 1) * self.size]
 
     def pairs(self, source: int, number: int) -> list[Pair]:
-        """Give the pairs of a chunk.
+        """Return the pairs of a chunk.
 
         Args:
-            source: Number of the source.
-            number: Of the chunk.
+            source: Index of the source.
+            number: Index of the chunk.
 
         Returns:
             The pairs.
@@ -212,7 +212,7 @@ class Chunks:
         return [self.sources[source].pairs[place] for place in self.places(source, number)]
 
     def manifest(self) -> dict[str, Any]:
-        """Describe the cut, ready for JSON: seed, chunk size, and for each source its content's sum and permutation."""
+        """Describe the chunks for JSON: seed, chunk size, and the digest and permutation of each source."""
         return {
             "seed": self.seed,
             "chunk_size": self.size,
@@ -234,7 +234,7 @@ class Chunks:
 
 
 def _with_negatives(pairs: list[Pair], documents: list[str], negatives: int, seed: int, name: str) -> list[Pair]:
-    """Each positive pair followed by random documents that its query was not judged for."""
+    """Each positive pair, followed by pairs of its query with random documents for which it has no judgement."""
     if not negatives or not all(pair.label for pair in pairs):
         return pairs
     documents = documents or list(dict.fromkeys(pair.document for pair in pairs))

@@ -1,7 +1,7 @@
-"""What the selection of training data may see of its target: a few labelled queries, made ones, or other targets.
+"""The data of a target that the selection of training data may use: a few judged queries, made queries, other targets.
 
-The paper (Trait, Findings of EMNLP 2025; only its abstract is public) speaks of few-shot and zero-shot targets; how the
-slice is drawn and what stands in for labels are ours.
+The paper (Trait, Findings of EMNLP 2025; only its abstract is public) has few-shot and zero-shot targets. How the
+few-shot queries are drawn, and what replaces judgements in the zero-shot setting, are ours.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from saccade.common.checks import check_choice, check_count, check_fraction
 from saccade.datamodules.retrieval.docstrings import docstring_documents, docstring_queries, docstring_task
 from saccade.datamodules.retrieval.files import Document, RetrievalTask, read_beir, read_corpus, read_queries
 
@@ -20,21 +21,21 @@ Signal = Literal["fewshot", "pseudo", "both", "loto"]
 
 _FEWEST_WORDS = 4  # of a made query
 _MOST_WORDS = 40
-_FEWEST_LEFT = 8  # words of the document that is left
-_RUN = 10  # words of a query where a text has no sentences
+_FEWEST_LEFT = 8  # words in the rest of the document
+_RUN = 10  # words of a query from a text without sentences
 
 
 @dataclass(frozen=True)
 class Target:
-    """A target as the selection sees it.
+    """A target, split into a part for the search and a held-out part.
 
     Args:
-        name: Of the collection.
-        dev: What children are measured on: one task, with `both` the made queries and the slice, or with `loto` one
-            for each other target.
-        held_out: What the result is reported on, never measured in the search. None with `pseudo`, which opens no
+        name: Name of the collection.
+        dev: The collections on which the search evaluates models: one, with `both` the made queries and the few-shot
+            queries, with `loto` one for each other target.
+        held_out: The collection for the final report, not used in the search. None with `pseudo`, which reads no
             judgements.
-        known: Texts of all of the target's queries, and of those in `dev`: no source may have them.
+        known: Keys (see `query_key`) of all queries of the target and of `dev`, which no source may have.
         documents: Texts of the target's documents.
     """
 
@@ -45,28 +46,14 @@ class Target:
     documents: frozenset[str] = field(repr=False)
 
 
-def check_signal(signal: str) -> None:
-    """Refuse a signal that there is not.
-
-    Args:
-        signal: A setting.
-
-    Raises:
-        ValueError: The line has all that there are.
-    """
-    *names, last = get_args(Signal)
-    if signal not in (*names, last):
-        raise ValueError(f"signal: must be {', '.join(names)} or {last}, but is {signal!r}; choose one")
-
-
 def is_path(setting: str) -> bool:
-    """Say whether a setting names a folder or file; what has no slash, dot or tilde is a package's name.
+    """Tell whether a setting is a path rather than the name of a package.
 
     Args:
-        setting: Of a source or target.
+        setting: Setting of a source or target.
 
     Returns:
-        True for a folder or file.
+        True if it contains a slash, a backslash, a dot or a tilde.
     """
     return any(mark in setting for mark in ("/", "\\", ".", "~"))
 
@@ -81,34 +68,34 @@ def open_target(
     other_targets: Sequence[str] = (),
     allow_unknown: bool = False,
 ) -> Target:
-    """Open a target for one of the four signals.
+    """Read a target for one of the four signals.
 
-    With `pseudo`, only the corpus and the texts of the queries are read (the latter to keep them out of the sources):
-    no function is called that opens judgements, so the file need not exist. The held-out part is the same for
-    `fewshot` and `loto`; measure a `pseudo` result on it with `open_held_out` when the search is over.
+    With `pseudo`, only the documents and the texts of the queries are read (the latter to keep them out of the
+    sources); the file of judgements need not exist. The held-out part is the same with `fewshot`, `both` and `loto`.
+    For the report of a `pseudo` run, read it with `open_held_out` after the search.
 
     Args:
         setting: BEIR folder (with a slash), or the name of an installed package.
-        signal: `fewshot`: a labelled slice of the queries. `pseudo`: queries made from the corpus. `both`: the mean of
-            the two scores, because a slice is small and made queries are not the real ones. `loto`: slices of
-            `other_targets`, whose mean score stands for the target's.
-        dev_fraction: Share of the queries in the slice, above 0 and below 1.
-        seed: Of the slice and of the made queries.
-        split: Which judgements.
-        pseudo_queries: How many to make; fewer where the corpus does not give them.
-        other_targets: For `loto`, settings as the first.
+        signal: `fewshot`: a part of the judged queries. `pseudo`: queries made from the corpus. `both`: the two
+            together, because few-shot queries are few and made queries differ from real ones; the mean score counts.
+            `loto`: parts of `other_targets`; the mean score counts.
+        dev_fraction: Share of the queries for the search, above 0 and below 1.
+        seed: Seed of the split and of the made queries.
+        split: Name of the judgements.
+        pseudo_queries: Number of queries to make; fewer if the corpus does not have enough text.
+        other_targets: For `loto`, settings like the first argument.
         allow_unknown: As in `read_beir`.
 
     Returns:
         The target.
 
     Raises:
-        ValueError: A setting is impossible, a file is broken, or a target has not enough queries.
+        ValueError: A setting or a file is invalid, or a target has too few queries.
     """
-    check_signal(signal)
+    check_choice("signal", signal, get_args(Signal))
     if bool(other_targets) != (signal == "loto"):
         given = ", ".join(other_targets) if other_targets else "none"
-        raise ValueError(f"other_targets: must be given with signal=loto and only there, but is {given}; change either")
+        raise ValueError(f"other_targets must be given with signal=loto and only then, got {given}: change either.")
     if signal == "pseudo":
         return _open_pseudo(setting, pseudo_queries, seed)
     task = _open_task(setting, split, seed, allow_unknown)
@@ -121,15 +108,15 @@ def open_target(
     if signal == "loto":
         if setting in other_targets or len(set(other_targets)) < len(other_targets):
             raise ValueError(
-                f"other_targets: must not have {setting} nor a repetition, but is {', '.join(other_targets)}"
+                f"other_targets must be unique and without {setting}, got {', '.join(other_targets)}: remove some."
             )
         others = [_open_task(other, split, seed, allow_unknown) for other in other_targets]
         for other in others:
             shared = sorted({query_key(query) for query in other.queries.values()} & set(map(query_key, known)))
             if shared:
                 raise ValueError(
-                    f"other_targets: {other.name} must not have queries of the target {task.name}, but shares"
-                    f" {len(shared)}, such as {shared[0]!r}; leave it out"
+                    f"other_targets must not have queries of the target {task.name}, got {len(shared)} in {other.name},"
+                    f" for example {shared[0]!r}: leave it out."
                 )
         tasks = [split_task(other, dev_fraction, seed)[0] for other in others]
         known |= {query for other in others for query in other.queries.values()}
@@ -139,7 +126,7 @@ def open_target(
 def open_held_out(
     setting: str, dev_fraction: float = 0.2, seed: int = 0, split: str = "test", allow_unknown: bool = False
 ) -> RetrievalTask:
-    """Open the held-out part of a target: for the report of a `pseudo` run, after its search.
+    """Read the held-out part of a target, for the report of a `pseudo` run after its search.
 
     Args:
         setting: As in `open_target`.
@@ -149,7 +136,7 @@ def open_held_out(
         allow_unknown: As in `open_target`.
 
     Returns:
-        The same queries that `fewshot` holds out.
+        The collection with the queries that `fewshot` holds out.
 
     Raises:
         ValueError: As in `open_target`.
@@ -157,34 +144,36 @@ def open_held_out(
     return split_task(_open_task(setting, split, seed, allow_unknown), dev_fraction, seed)[1]
 
 
-def few_shot_slice(query_ids: Iterable[str], fraction: float, seed: int = 0) -> tuple[list[str], list[str]]:
-    """Split queries by a hash of their ids: the lowest hashes are the slice.
+def few_shot_slice(
+    query_ids: Iterable[str], fraction: float, seed: int = 0, name: str = "target"
+) -> tuple[list[str], list[str]]:
+    """Split queries by a hash of their ids into few-shot queries and held-out queries.
 
     Args:
-        query_ids: Of the judged queries; their order does not matter.
-        fraction: Share of the slice, above 0 and below 1; at least one query is on either side.
-        seed: Changes the hash.
+        query_ids: Ids of the judged queries; their order does not matter.
+        fraction: Share of the few-shot queries, above 0 and below 1; each part gets at least one query.
+        seed: Seed of the hash.
+        name: Name of the target, for the message.
 
     Returns:
-        Ids of the slice and of the held-out rest, each sorted; they have none in common.
+        Ids of the few-shot and of the held-out queries, each sorted; they have none in common.
 
     Raises:
-        ValueError: There are fewer than two queries, or the fraction leaves no room.
+        ValueError: There are fewer than two queries, or the fraction is invalid.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"dev_fraction: must lie between 0 and 1, but is {fraction}")
-    ids = sorted(set(query_ids), key=lambda name: (_digest(seed, "few-shot", name), name))
+    check_fraction("dev_fraction", fraction)
+    ids = sorted(set(query_ids), key=lambda each: (_digest(seed, "few-shot", each), each))
     if len(ids) < 2:
         raise ValueError(
-            f"target: must have at least 2 judged queries, to measure on one part and report on another, but has"
-            f" {len(ids)}; take another split or target"
+            f"{name} must have at least 2 judged queries, one for the search and one held out, got {len(ids)}: take"
+            " another split or target."
         )
     count = min(max(1, round(fraction * len(ids))), len(ids) - 1)
     return sorted(ids[:count]), sorted(ids[count:])
 
 
 def split_task(task: RetrievalTask, fraction: float, seed: int = 0) -> tuple[RetrievalTask, RetrievalTask]:
-    """Split a judged collection into few-shot slice and held-out part; both keep the whole corpus.
+    """Split a judged collection into a few-shot part and a held-out part, both with the whole corpus.
 
     Args:
         task: The collection.
@@ -192,16 +181,13 @@ def split_task(task: RetrievalTask, fraction: float, seed: int = 0) -> tuple[Ret
         seed: As in `few_shot_slice`.
 
     Returns:
-        The slice and the rest, each with the judgements of its own queries only.
+        The few-shot part and the held-out part, each with the judgements of its own queries.
 
     Raises:
-        ValueError: The line names the collection.
+        ValueError: The collection has fewer than two judged queries, or the fraction is invalid.
     """
     judged = [query for query in task.queries if any(grade > 0 for grade in task.qrels.get(query, {}).values())]
-    try:
-        parts = few_shot_slice(judged, fraction, seed)
-    except ValueError as error:
-        raise ValueError(f"{error} ({task.name})") from None
+    parts = few_shot_slice(judged, fraction, seed, f"target {task.name}")
     dev, held_out = (
         RetrievalTask(
             task.name,
@@ -215,25 +201,24 @@ def split_task(task: RetrievalTask, fraction: float, seed: int = 0) -> tuple[Ret
 
 
 def pseudo_task(name: str, documents: Mapping[str, Document], count: int = 150, seed: int = 0) -> RetrievalTask:
-    """Make a judged collection from documents alone: a part of a document asks for the rest of it.
+    """Make a judged collection from documents: a part of a document is the query, its rest the relevant document.
 
-    The title asks where there is one. Otherwise a sentence does (inverse cloze; in code a comment, where there is one;
-    in texts without sentences a run of ten words). What asks is cut out of its document.
+    The query is the title if there is one, else a sentence (inverse cloze task): in code a comment if there is one, in
+    a text without sentences ten consecutive words. The query is removed from its document.
 
     Args:
-        name: Of the collection.
+        name: Name of the collection.
         documents: The corpus by id.
-        count: Queries to make; at least 1.
-        seed: Of the choice of documents and sentences.
+        count: Number of queries to make; at least 1.
+        seed: Seed of the choice of documents and sentences.
 
     Returns:
-        The corpus, `count` queries or as many as it gives, and one relevant document each.
+        The corpus and at most `count` queries with one relevant document each.
 
     Raises:
-        ValueError: No document can be cut in two.
+        ValueError: No document is long enough.
     """
-    if count < 1:
-        raise ValueError(f"pseudo_queries: must be at least 1, but is {count}; 100 to 200 are usual")
+    check_count("pseudo_queries", count, advice="give a whole number, for example 150")
     corpus = {each: document.joined for each, document in documents.items()}
     queries: dict[str, str] = {}
     qrels: dict[str, dict[str, int]] = {}
@@ -242,7 +227,7 @@ def pseudo_task(name: str, documents: Mapping[str, Document], count: int = 150, 
         if len(queries) == count:
             break
         query, rest = cut(documents[each], _digest(seed, "sentence", each))
-        # a query with two answers, of which one counts, would measure chance
+        # a query with two answers, of which only one counts, would be misleading
         if not query or query_key(query) in asked:
             continue
         asked.add(query_key(query))
@@ -250,25 +235,25 @@ def pseudo_task(name: str, documents: Mapping[str, Document], count: int = 150, 
         queries[f"pseudo:{each}"], qrels[f"pseudo:{each}"] = query, {each: 1}
     if not queries:
         raise ValueError(
-            f"target: {name} must have documents of at least {_FEWEST_WORDS + _FEWEST_LEFT} words for signal=pseudo,"
-            f" but none of its {len(documents)} can be cut into query and rest; use signal=fewshot"
+            f"target {name} must have documents of at least {_FEWEST_WORDS + _FEWEST_LEFT} words for signal=pseudo, got"
+            f" none among {len(documents)}: use signal=fewshot."
         )
     return RetrievalTask(name, corpus, queries, qrels)
 
 
 def cut(document: Document, draw: int) -> tuple[str, str]:
-    """Cut a document into a query and the rest.
+    """Split a document into a query and the rest.
 
     Args:
         document: With or without title.
-        draw: A number that chooses the sentence, at least 0.
+        draw: A number of at least 0 that chooses the sentence.
 
     Returns:
-        Query and rest; both empty where the document is too short.
+        Query and rest; both empty if the document is too short.
     """
     title, text = document.title.strip(), document.text.strip()
     if title and _words(title) >= 2:
-        if text.casefold().startswith(title.casefold()):  # some collections repeat the title
+        if text.casefold().startswith(title.casefold()):  # some collections repeat the title in the text
             text = text[len(title) :].strip()
         if _words(text) >= _FEWEST_LEFT:
             return title, text
@@ -291,13 +276,13 @@ def cut(document: Document, draw: int) -> tuple[str, str]:
 
 
 def query_key(query: str) -> str:
-    """Reduce a query to what makes it the same query: words, without case, punctuation and blanks.
+    """Normalize a query for comparison: its words, without case, punctuation and line ends.
 
     Args:
         query: Text.
 
     Returns:
-        The words in lower case.
+        The words in lower case, separated by spaces.
     """
     return " ".join(re.findall(r"\w+", query.casefold())) or query.strip()
 
@@ -307,7 +292,7 @@ def _open_pseudo(setting: str, count: int, seed: int) -> Target:
     if is_path(setting):
         folder = Path(setting).expanduser()
         name, documents = folder.resolve().name, read_corpus(folder)
-        # texts only: what is asked is no label, and a source that has it would teach the test
+        # the texts of the queries, not their judgements: sources must not contain them
         if (folder / "queries.jsonl").is_file():
             known |= set(read_queries(folder).values())
     else:

@@ -1,1 +1,1 @@
-"""Text: files, tokenizers, token sequences for language models."""
+"""Text for language models: files, tokenizers, sequences of tokens."""

@@ -1,10 +1,8 @@
-"""TextCorpus: files of text, split by file, tokenized and packed."""
+"""TextCorpus: text files, split by file, tokenized, and packed into sequences."""
 
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
+from saccade.common.checks import check_count, check_fraction, check_share
+from saccade.common.files import replacing_folder
 from saccade.datamodules.loaders import BatchLoader, BatchSampler, PackedSequences
 from saccade.datamodules.text.files import PARTS, matching_files, part_of, select, standard_library_files
 from saccade.datamodules.text.tokenization import (
@@ -25,40 +25,40 @@ from saccade.datamodules.text.tokenization import (
     train_tokenizer,
 )
 
-_LAYOUT = 1  # of the cache folder; raise it when what is stored there changes
+_LAYOUT = 1  # version of the cache folder; raise it when the stored files change
 
 
 class TextCorpus(LightningDataModule):
     """Text for training and validating language models.
 
-    The files are split into training, validation and test part one by one, from a hash of each file's relative path, so
-    that no file lies in two parts and a growing corpus moves no file. Each document is followed by the
-    end-of-sequence token; the documents of a part are joined and cut into sequences of one length, without padding.
-    What is prepared is kept in a cache folder under a key made of all files' contents and all settings.
+    The files are split into training, validation and test part by a hash of each file's relative path. So no file is in
+    two parts, and files do not change their part when the corpus grows. Each document is followed by the
+    end-of-sequence token; the documents of a part are joined and cut into sequences of equal length, without padding.
+    The result is kept in a cache folder, under a key made of the contents of all files and the settings.
 
-    Batches are dictionaries: `input_ids` LongTensor [batch, sequence_length]. After `setup`, `tokenizer` holds the
+    Batches are dictionaries: `input_ids` LongTensor [batch, sequence_length]. After `setup`, `tokenizer` is the
     tokenizer. `predict` reads the test part.
 
     Args:
-        paths: Globs of UTF-8 text files (`**` matches any folders). None takes the embedded corpus: the Python standard
-            library's own sources, about 9 MB, which need no download.
+        paths: Globs of UTF-8 text files (`**` matches any folders). None uses the sources of the Python standard
+            library, about 9 MB, which need no download.
         tokenizer: Folder or Hugging Face hub id of a tokenizer. None trains a byte-level BPE tokenizer on the training
             part.
-        vocab_size: Size of the vocabulary to be trained, special tokens included; at least 260. Unused when
+        vocab_size: Size of the vocabulary to train, including special tokens; at least 260. Not used if
             `tokenizer` is given.
         sequence_length: Tokens per sequence; at least 2.
-        batch_size: Sequences per batch and device.
-        validation_fraction: Share of the files kept for validation, above 0.
-        test_fraction: Share of the files kept for test and predict; 0 leaves the test part empty.
-        max_files: Use at most so many files, chosen by the hash; None uses all.
-        max_bytes: Use at most so many bytes of files; None uses all.
-        seed: Of the split, of the choice of files and of their order. It does not follow `seed_everything`, so that
+        batch_size: Sequences for each batch and device.
+        validation_fraction: Share of the files for validation, above 0.
+        test_fraction: Share of the files for test and predict; 0 leaves the test part empty.
+        max_files: Most files to use, chosen by the hash; None for all.
+        max_bytes: Most bytes of files to use; None for all.
+        seed: Seed of the split and of the choice of files. It is independent of `seed_everything`, so that
             runs with different seeds are validated on the same files.
-        num_workers: Loader processes; 0 loads in the training process, which is enough for tokens that lie ready.
-        cache_dir: Where prepared corpora are kept. None means `$XDG_CACHE_HOME/saccade` or `~/.cache/saccade`.
+        num_workers: Loader processes; 0 loads in the training process, which is fast enough here.
+        cache_dir: Folder for prepared corpora. None means `$XDG_CACHE_HOME/saccade` or `~/.cache/saccade`.
 
     Raises:
-        ValueError: A setting is impossible, no file matches, or a part is empty; the message names the setting.
+        ValueError: A setting is invalid, no file matches, or a part is empty.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -80,27 +80,21 @@ class TextCorpus(LightningDataModule):
     ) -> None:
         super().__init__()
         if paths is not None and not paths:
-            raise ValueError("paths: the list is empty; give globs, or null for the standard library's sources")
-        if tokenizer is None and vocab_size < MIN_VOCAB_SIZE:
+            raise ValueError("paths must name files, got an empty list: give globs, or null for Python's own sources.")
+        if tokenizer is None:
+            check_count("vocab_size", vocab_size, MIN_VOCAB_SIZE, "a byte-level vocabulary needs as many")
+        check_count("sequence_length", sequence_length, 2)
+        check_count("batch_size", batch_size)
+        check_count("num_workers", num_workers, 0)
+        for name, limit in (("max_files", max_files), ("max_bytes", max_bytes)):
+            if limit is not None:
+                check_count(name, limit)
+        check_fraction("validation_fraction", validation_fraction)
+        check_share("test_fraction", test_fraction)
+        if validation_fraction + test_fraction >= 1:
             raise ValueError(
-                f"vocab_size: {vocab_size} is too small, a byte-level vocabulary needs at least {MIN_VOCAB_SIZE}"
-            )
-        if sequence_length < 2:
-            raise ValueError(f"sequence_length: must be at least 2, to have a next token, but is {sequence_length}")
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("max_files", max_files, 1),
-            ("max_bytes", max_bytes, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            if value is not None and value < least:
-                raise ValueError(f"{name}: must be at least {least}, but is {value}")
-        if not 0 < validation_fraction < 1:
-            raise ValueError(f"validation_fraction: must lie between 0 and 1, but is {validation_fraction}")
-        if test_fraction < 0 or validation_fraction + test_fraction >= 1:
-            raise ValueError(
-                f"test_fraction: {test_fraction} with validation_fraction={validation_fraction} leaves no room for the"
-                " training part; both must not be negative and their sum must stay below 1"
+                f"test_fraction must be below {1 - validation_fraction:g} with validation_fraction="
+                f"{validation_fraction}, got {test_fraction}: leave files for training."
             )
         self.paths = paths
         self.tokenizer_source = tokenizer
@@ -118,17 +112,17 @@ class TextCorpus(LightningDataModule):
         self._key = ""
 
     def prepare_data(self) -> None:
-        """Train the tokenizer and tokenize the corpus, once per machine, unless the cache folder has it already."""
+        """Train the tokenizer and tokenize the corpus, once on each machine, unless the cache has them."""
         self._prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the tokenizer and the packed parts (all ranks).
+        """Load the tokenizer and the packed parts (on all ranks).
 
         Args:
-            stage: Unused; all parts are loaded at once, because they are memory-mapped.
+            stage: Not used: all parts are loaded, because they are memory-mapped.
 
         Raises:
-            ValueError: A part has not enough tokens for one sequence.
+            ValueError: A part has too few tokens for one sequence.
         """
         if self._parts:
             return
@@ -139,8 +133,8 @@ class TextCorpus(LightningDataModule):
             sequences = PackedSequences(tokens, self.sequence_length)
             if not len(sequences) and (part != "test" or self.test_fraction > 0):
                 raise ValueError(
-                    f"sequence_length: {self.sequence_length} is too long, the {part} part has only {len(tokens)}"
-                    " tokens; shorten it or give more text"
+                    f"sequence_length must be at most {len(tokens)}, the tokens of the {part} part, got"
+                    f" {self.sequence_length}: lower it, or give more text."
                 )
             self._parts[part] = sequences
         self._key = folder.name
@@ -149,13 +143,13 @@ class TextCorpus(LightningDataModule):
         """Shuffled batches; the incomplete last batch of an epoch is left out.
 
         Raises:
-            ValueError: The training part does not fill one batch on every device.
+            ValueError: The training part is too small for one batch on every device.
         """
         loader = self._loader("train")
         if not len(loader):
             raise ValueError(
-                f"batch_size: {self.batch_size} per device is larger than the training part's"
-                f" {len(self._parts['train'])} sequences allow; lower it or give more text"
+                f"batch_size must leave one batch for every device, got {self.batch_size} for the"
+                f" {len(self._parts['train'])} sequences of the training part: lower it, or give more text."
             )
         return loader
 
@@ -170,17 +164,17 @@ class TextCorpus(LightningDataModule):
             ValueError: The corpus was split without a test part.
         """
         if not len(self._parts["test"]):
-            raise ValueError("test_fraction: it is 0, so there is no test part to read; raise it")
+            raise ValueError("test_fraction must be above 0 to read the test part, got 0: raise it.")
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """The same batches as `test_dataloader`."""
         loader = self.test_dataloader()
-        # Lightning builds the loaders of `predict` anew from the arguments of a plain DataLoader
+        # for `predict` Lightning makes a new loader with the arguments of a plain DataLoader
         return DataLoader(loader.dataset, batch_size=None, sampler=loader.sampler, num_workers=self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint has to know about the text: its identity and the tokenizer's."""
+        """Return the key of the corpus and the digest of the tokenizer, for the checkpoint."""
         return {"corpus": self._key, "tokenizer": tokenizer_digest(self.tokenizer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -190,18 +184,18 @@ class TextCorpus(LightningDataModule):
             state_dict: What `state_dict` returned.
 
         Raises:
-            ValueError: The token numbers mean something else in the checkpoint.
+            ValueError: The tokenizer of the checkpoint differs, so token numbers have another meaning.
         """
         if state_dict["tokenizer"] != tokenizer_digest(self.tokenizer):
             raise ValueError(
-                "tokenizer: the checkpoint was trained with another tokenizer than this corpus gives (other files,"
-                " other settings or another Python version); set it to the folder that the training run exported"
+                "tokenizer must be that of the checkpoint, got another one (other files, settings or Python version):"
+                " set it to the folder that the training run exported."
             )
 
     def _loader(self, part: str) -> BatchLoader:
         trainer = self.trainer
         sequences = self._parts[part]
-        # the order of training follows seed_everything, as users expect; the split does not
+        # the order of training depends on seed_everything, the split does not
         seed = int(os.environ.get("PL_GLOBAL_SEED", self.seed))
         sampler = BatchSampler(
             len(sequences),
@@ -215,7 +209,7 @@ class TextCorpus(LightningDataModule):
         return BatchLoader(sequences, sampler, self.num_workers, pin_memory=on_gpu)
 
     def _prepare(self) -> Path:
-        """Return the cache folder of this corpus, filled."""
+        """Return the cache folder of this corpus; fill it if necessary."""
         files = standard_library_files() if self.paths is None else matching_files(self.paths)
         files = select(files, self.max_files, self.max_bytes, self.seed)
         documents: dict[str, list[str]] = {part: [] for part in PARTS}
@@ -225,20 +219,20 @@ class TextCorpus(LightningDataModule):
             part = part_of(file.name, self.validation_fraction, self.test_fraction, self.seed)
             text = content.decode("utf-8", errors="replace")
             documents[part].append(text)
-            if self.paths is not None and text.encode() != content:  # a file may hold U+FFFD itself
+            if self.paths is not None and text.encode() != content:  # a valid file may contain U+FFFD
                 unreadable.append(file.name)
             listing.append([file.name, part, hashlib.sha256(content).hexdigest()])
         if unreadable:
             rank_zero_warn(
-                f"paths: {len(unreadable)} of {len(files)} files are not UTF-8 ({unreadable[0]} is one); what cannot be"
-                " read in them becomes U+FFFD. Convert them, or leave them out."
+                f"saccade: {len(unreadable)} of {len(files)} files in paths are not UTF-8, for example {unreadable[0]}:"
+                " invalid bytes are read as U+FFFD. Convert the files, or leave them out."
             )
         for part in PARTS:
             if not documents[part] and (part != "test" or self.test_fraction > 0):
                 fraction = "validation_fraction" if part == "train" else f"{part}_fraction"
                 raise ValueError(
-                    f"{fraction}: the split of {len(files)} files leaves the {part} part empty; change it, take another"
-                    " seed or give more files"
+                    f"{fraction} must leave files for the {part} part, got none of {len(files)} files: change it, take"
+                    " another seed, or give more files."
                 )
         given = None if self.tokenizer_source is None else load_tokenizer(self.tokenizer_source)
         wanted = {
@@ -254,28 +248,14 @@ class TextCorpus(LightningDataModule):
         return folder
 
     def _fill(self, folder: Path, documents: dict[str, list[str]], given: PreTrainedTokenizerFast | None) -> None:
-        """Write the cache folder under another name first: another process never sees half of it."""
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder.parent))
-        except OSError as error:
-            raise ValueError(
-                f"cache_dir: cannot write to {folder.parent} ({error.strerror}); set cache_dir or XDG_CACHE_HOME"
-            ) from error
-        try:
+        """Write the cache folder; another process may write the same content at the same time."""
+        advice = "set cache_dir or XDG_CACHE_HOME to a folder that can be written to"
+        with replacing_folder(folder, keep=True, advice=advice) as temporary:
             tokenizer = given or train_tokenizer(documents["train"], self.vocab_size)
             if given is None:
-                tokenizer.save_pretrained(unfinished / "tokenizer")
+                tokenizer.save_pretrained(temporary / "tokenizer")
             for part, texts in documents.items():
-                np.save(unfinished / f"{part}.npy", encode(tokenizer, texts))
-            try:
-                unfinished.rename(folder)
-            except OSError:
-                # another process was faster with the same content
-                if not folder.is_dir():
-                    raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
+                np.save(temporary / f"{part}.npy", encode(tokenizer, texts))
 
 
 def default_cache_dir() -> Path:

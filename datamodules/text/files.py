@@ -1,4 +1,4 @@
-"""Find the files of a text corpus and decide which part each one belongs to."""
+"""The files of a text corpus, and the split into training, validation and test part."""
 
 import glob
 import hashlib
@@ -9,7 +9,7 @@ from pathlib import Path
 
 PARTS = ("train", "validation", "test")
 
-# `encodings` and `pydoc_data` are machine-made tables: near copies of one another that flatter any loss.
+# `encodings` and `pydoc_data` are generated tables, nearly equal to each other, which would lower any loss
 _SKIPPED_FOLDERS = frozenset(
     {
         "__pycache__",
@@ -29,11 +29,11 @@ _SKIPPED_FOLDERS = frozenset(
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """One text of the corpus.
+    """One file of the corpus.
 
     Attributes:
-        name: Path relative to the corpus root, with forward slashes; the only thing the split looks at.
-        path: Where the file lies on this machine.
+        name: Path relative to the corpus root, with forward slashes; the split depends on it alone.
+        path: Path on this machine.
     """
 
     name: str
@@ -41,7 +41,7 @@ class CorpusFile:
 
 
 def standard_library_files() -> list[CorpusFile]:
-    """List the Python standard library's own sources: real text that is there wherever Python is.
+    """List the sources of the Python standard library, which are installed with Python.
 
     Tests, IDLE, lib2to3, installed packages, generated tables and build settings are left out.
 
@@ -52,7 +52,7 @@ def standard_library_files() -> list[CorpusFile]:
     found = []
     for path in root.rglob("*.py"):
         relative = path.relative_to(root)
-        # the build settings hold paths and compiler flags of one machine
+        # the build settings contain paths and compiler flags of the machine
         if _SKIPPED_FOLDERS.isdisjoint(relative.parts[:-1]) and not relative.name.startswith("_sysconfigdata"):
             found.append(CorpusFile(relative.as_posix(), path))
     return sorted(found, key=lambda file: file.name)
@@ -61,8 +61,8 @@ def standard_library_files() -> list[CorpusFile]:
 def matching_files(patterns: Sequence[str]) -> list[CorpusFile]:
     """List the files that match glob patterns.
 
-    A name is relative to the part of its pattern before the first wildcard, so that moving the whole corpus, or adding
-    another pattern, does not move files between the parts.
+    A file's name is its path relative to the part of the pattern before the first wildcard. So moving the corpus or
+    adding a pattern does not move files from one part of the split to another.
 
     Args:
         patterns: Globs; `**` matches any number of folders, `~` is the home folder.
@@ -85,30 +85,31 @@ def matching_files(patterns: Sequence[str]) -> list[CorpusFile]:
         paths = [Path(match) for match in glob.glob(str(expanded), recursive=True)]
         files = [path for path in paths if path.is_file()]
         if not files:
-            hint = "it is a folder: add /**/*.txt or the like" if expanded.is_dir() else "check the path and the quotes"
-            raise ValueError(f"paths: no file matches {pattern!r}; {hint}")
+            folder = expanded.is_dir()
+            advice = "add /**/*.txt or another pattern to the folder" if folder else "check the path and the quotes"
+            raise ValueError(f"paths must match files, got {pattern!r}, which matches none: {advice}.")
         for path in files:
             found.setdefault(path.resolve(), CorpusFile(path.relative_to(root).as_posix(), path))
     return sorted(found.values(), key=lambda file: (file.name, str(file.path)))
 
 
 def _position(seed: int, purpose: str, name: str) -> float:
-    """Place a name in [0, 1), independently for every purpose and seed."""
+    """A hash of a name as a number in [0, 1), independent for every purpose and seed."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def select(files: Sequence[CorpusFile], max_files: int | None, max_bytes: int | None, seed: int) -> list[CorpusFile]:
-    """Take a deterministic sample of the files.
+    """Choose a deterministic sample of the files.
 
     Args:
         files: The candidates.
-        max_files: Most files to take; None takes all.
-        max_bytes: Most bytes to take together; a file that no longer fits is left out. None takes all.
-        seed: Changes the sample and the order.
+        max_files: Most files to choose; None for all.
+        max_bytes: Most bytes of all chosen files together; files that do not fit are left out. None for all.
+        seed: Seed of the sample and its order.
 
     Returns:
-        The chosen files, in an order that depends on their names and the seed only.
+        The chosen files, in an order that depends only on their names and the seed.
 
     Raises:
         ValueError: No file is left.
@@ -125,21 +126,22 @@ def select(files: Sequence[CorpusFile], max_files: int | None, max_bytes: int | 
         total += size
     if not chosen:
         raise ValueError(
-            f"max_bytes: no file that is not empty fits into max_bytes={max_bytes}, max_files={max_files}; raise them"
+            f"max_bytes must leave at least one file that is not empty, got {max_bytes} with max_files={max_files}:"
+            " raise it, or give other files."
         )
     return chosen
 
 
 def part_of(name: str, validation_fraction: float, test_fraction: float, seed: int) -> str:
-    """Say which part a file belongs to, from its name and the seed alone.
+    """Assign a file to a part of the corpus.
 
-    Other files do not matter: a corpus may grow and no file changes its part.
+    The part depends on the name and the seed alone, so files do not change their part when the corpus grows.
 
     Args:
         name: Path relative to the corpus root.
         validation_fraction: Share of the files for validation, 0 to 1.
-        test_fraction: Share of the files for the test, 0 to 1.
-        seed: Changes the split.
+        test_fraction: Share of the files for test, 0 to 1.
+        seed: Seed of the split.
 
     Returns:
         "train", "validation" or "test".

@@ -1,4 +1,4 @@
-"""Train and load the tokenizer of a text corpus."""
+"""Training and loading of the tokenizer of a text corpus."""
 
 import hashlib
 from collections.abc import Iterable
@@ -6,28 +6,27 @@ from collections.abc import Iterable
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from saccade.common.checks import check_count
+
 PAD, BOS, EOS = "<|pad|>", "<|begin|>", "<|end|>"
 MIN_VOCAB_SIZE = 256 + 3 + 1
-"""All bytes, the special tokens, and at least one merge: below that nothing is learned."""
+"""The smallest vocabulary: all bytes, the special tokens, and one merge."""
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer: any text is encoded without loss.
+    """Train a byte-level BPE tokenizer, which encodes any text without loss.
 
     Args:
         texts: The documents.
-        vocab_size: Most tokens, the three special ones (padding, begin, end) included; a small corpus gives fewer.
+        vocab_size: Most tokens, including the three special ones (padding, begin, end); a small corpus gives fewer.
 
     Returns:
-        The tokenizer; it adds no special tokens by itself.
+        The tokenizer; it does not add special tokens when it encodes.
 
     Raises:
         ValueError: The vocabulary cannot hold all bytes.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise ValueError(
-            f"vocab_size: {vocab_size} is too small, a byte-level vocabulary needs at least {MIN_VOCAB_SIZE}"
-        )
+    check_count("vocab_size", vocab_size, MIN_VOCAB_SIZE, "a byte-level vocabulary needs as many")
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -43,7 +42,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         pad_token=PAD,
         bos_token=BOS,
         eos_token=EOS,
-        # the default turns " ." into "." and breaks the round trip of source code
+        # the default replaces " ." by ".", which changes source code
         clean_up_tokenization_spaces=False,
     )
 
@@ -58,21 +57,23 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerFast:
         The fast tokenizer.
 
     Raises:
-        ValueError: There is none, it has no fast form, or it has no end-of-sequence token.
+        ValueError: It cannot be loaded, is not a fast tokenizer, or has no end-of-sequence token.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"tokenizer: cannot load {source!r} ({reason})") from error
+        raise ValueError(
+            f"cannot load tokenizer {source!r} ({reason}): give a folder or a hub id of a tokenizer."
+        ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
-        raise ValueError(f"tokenizer: {source!r} has no fast form (tokenizer.json); choose one that has")
+        raise ValueError(f"tokenizer must have a fast form (tokenizer.json), got {source!r} without: choose another.")
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"tokenizer: {source!r} has no eos_token, which separates the documents; set one and save it")
+        raise ValueError(f"tokenizer must have an eos_token, got {source!r} without: set one and save the tokenizer.")
     return tokenizer
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
-    """SHA-256 of a tokenizer: its vocabulary, merges and rules, and the token that ends a text."""
+    """SHA-256 of a tokenizer: of its vocabulary, merges and rules, and its end-of-sequence token."""
     core = tokenizer.backend_tokenizer.to_str()
     return hashlib.sha256(f"{core}/{tokenizer.eos_token}".encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""Clips with captions and questions: files, a synthetic world, preprocessing."""
+"""Video clips with questions and answers: files, a synthetic world, preprocessing."""

@@ -1,10 +1,10 @@
-"""A part of a video data set: clips with their texts, made into batches of tensors when they are needed."""
+"""Video clips with their texts, and the data set that turns them into batches of tensors."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,35 +21,37 @@ from saccade.datamodules.video.scenes import Scene, make_scene, render
 from saccade.datamodules.video.tokenization import END, prompt_ids, refuse_special_tokens, token_types
 
 IGNORED = -100
-"""The label of a token that is not learned; transformers' losses pass over it."""
+"""Label of tokens that do not count in the loss, as in transformers."""
 
 
-class Source(Protocol):
-    """A part's clips and texts."""
+class ClipSource(ABC):
+    """Clips with a question and an answer each."""
 
-    def __len__(self) -> int: ...
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of clips."""
 
+    @abstractmethod
     def texts(self, item: int) -> tuple[str, str]:
         """Question and answer of a clip."""
-        ...
 
+    @abstractmethod
     def film(self, item: int) -> np.ndarray:
-        """Its frames, uint8 [F, H, W, 3]."""
-        ...
+        """Frames of a clip, uint8 [F, H, W, 3]."""
 
 
 @dataclass(frozen=True)
-class Scenes:
-    """A part of the embedded world.
+class Scenes(ClipSource):
+    """Clips of synthetic scenes.
 
     Attributes:
         part: `train`, `validation` or `test`.
-        count: How many scenes it has.
-        seed: Of the world.
+        count: Number of scenes.
+        seed: Seed of the scenes.
         max_digits: Most digits of a scene.
-        shape: Frames, height and width.
-        fact_lists: Share of the clips that are asked for a list of facts instead of a caption, 0 to 1.
-        list_scenes: The first so many clips are all asked for lists.
+        shape: Number of frames, height and width.
+        fact_lists: Share of the clips with a list of facts as answer instead of a caption, 0 to 1.
+        list_scenes: Number of clips, from the first one on, that all have lists.
     """
 
     part: str
@@ -64,12 +66,12 @@ class Scenes:
         return self.count
 
     def scene(self, item: int) -> Scene:
-        """What is seen."""
+        """Scene of a clip."""
         return make_scene(self.seed, self.part, item, self.max_digits)
 
     def texts(self, item: int) -> tuple[str, str]:
         """Question and answer of a clip."""
-        # other numbers than those that the scene was drawn from
+        # other random numbers than those of the scene
         place = [self.seed, PARTS.index(self.part), item]
         if item < self.list_scenes or np.random.default_rng([*place, 2]).random() < self.fact_lists:
             return LIST_PROMPT, fact_list(self.scene(item))
@@ -77,17 +79,17 @@ class Scenes:
         return PROMPTS[random.integers(len(PROMPTS))], caption(self.scene(item), random)
 
     def film(self, item: int) -> np.ndarray:
-        """Its frames, uint8 [F, H, W, 3]."""
+        """Frames of a clip, uint8 [F, H, W, 3]."""
         return render(self.scene(item), *self.shape)
 
 
 @dataclass(frozen=True)
-class Files:
-    """Rows of a manifest.
+class Files(ClipSource):
+    """Clips of the rows of a manifest.
 
     Attributes:
-        rows: In their order.
-        frames: How many are read of each clip.
+        rows: The rows.
+        frames: Number of frames to read from each clip.
     """
 
     rows: list[ManifestRow]
@@ -101,23 +103,23 @@ class Files:
         return self.rows[item].prompt, self.rows[item].answer
 
     def film(self, item: int) -> np.ndarray:
-        """Its frames, uint8 [F, H, W, 3]."""
+        """Frames of a clip, uint8 [F, H, W, 3]."""
         return read_clip(self.rows[item].video, self.frames)
 
 
 class Clips(Dataset[dict[str, Tensor]]):
-    """A part as batches.
+    """A data set that returns a whole batch of clips for a list of indices.
 
     Args:
-        source: Its clips and texts.
-        tokenizer: Of the model.
-        visual: How the model wants its videos.
+        source: Clips and texts.
+        tokenizer: Tokenizer of the model.
+        visual: Visual format of the model.
         max_tokens: Most tokens of a sequence.
-        part: For messages.
+        part: Name of the part, for messages.
     """
 
     def __init__(
-        self, source: Source, tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, max_tokens: int, part: str
+        self, source: ClipSource, tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, max_tokens: int, part: str
     ) -> None:
         self.source = source
         self.tokenizer = tokenizer
@@ -132,7 +134,11 @@ class Clips(Dataset[dict[str, Tensor]]):
         return len(self.source)
 
     def __getitem__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return a whole batch."""
+        """Return a whole batch; see `VideoCaptions`.
+
+        Raises:
+            ValueError: A clip cannot be read, a text contains special tokens, or a sequence is too long.
+        """
         sequences, lengths = [], []
         pixels, counts = visual_batch([self.source.film(item) for item in indices], self.visual)
         for item, count in zip(indices, counts, strict=True):
@@ -143,8 +149,8 @@ class Clips(Dataset[dict[str, Tensor]]):
             ids += [*self.tokenizer.encode(answer, add_special_tokens=False), self._end]
             if len(ids) > self.max_tokens:
                 raise ValueError(
-                    f"max_tokens: {self.max_tokens} are too few, item {item} of the {self.part} part has {len(ids)}"
-                    f" ({count} of its video); raise it, or lower frames, height and width"
+                    f"max_tokens must be at least {len(ids)} ({count} for the video) for item {item} of the {self.part}"
+                    f" part, got {self.max_tokens}: raise it, or lower frames, height and width."
                 )
             sequences.append(torch.tensor(ids))
         input_ids = pad_sequence(sequences, batch_first=True, padding_value=self._pad)

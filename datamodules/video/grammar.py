@@ -1,4 +1,4 @@
-"""Long captions of scenes with many ways to say the same thing, and how many of a scene's facts a text tells."""
+"""Long captions of scenes with varied wording, and the count of the facts that a text states correctly."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from saccade.datamodules.video import lexicon as lexicon
+from saccade.datamodules.video import lexicon
 from saccade.datamodules.video.scenes import MovingDigit, Scene
 
 MIN_WORDS, MAX_WORDS = 60, 150
@@ -20,7 +20,7 @@ PROMPTS = (
     "Explain what is shown, with all details.",
 )
 LIST_PROMPT = "List the facts."
-"""Asks for `fact_list`; the prompts above ask for `caption`."""
+"""The prompt for a `fact_list`; the prompts above are for a `caption`."""
 
 _OPENINGS = (
     "This short film shows {count} on {background}.",
@@ -72,14 +72,14 @@ _FILLERS = (
 
 
 def caption(scene: Scene, random: np.random.Generator) -> str:
-    """Tell all facts of a scene in 60 to 150 words; source: ours.
+    """Write a caption with all facts of a scene, in 60 to 150 words (ours).
 
     Args:
-        scene: What is told.
-        random: Chooses words, order and filling; equal states give equal captions.
+        scene: The scene.
+        random: Generator for the choice of words, order and additional sentences; equal states give equal captions.
 
     Returns:
-        Several sentences. `slot_accuracy` finds every fact in it.
+        Several sentences, in which `slot_accuracy` finds every fact.
     """
     count = _pick(random, lexicon.COUNTS[str(len(scene.digits))])
     background = _pick(random, lexicon.BACKGROUNDS[scene.background])
@@ -100,8 +100,8 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
     sentences = [*before, *story, *after]
     length = sum(len(sentence.split()) for sentence in sentences)
     wanted = random.integers(MIN_WORDS, MIN_WORDS + 40)
-    # One order, from any of them on: where all were equally likely at every place, the best guess would be the same one
-    # again and again. Most stand behind what is seen, for the same reason.
+    # fillers have a fixed cyclic order with a random start, and most of them follow the facts: if all were equally
+    # likely at each place, a model would learn to repeat the most probable one
     fillers: list[str] = []
     start = int(random.integers(len(_FILLERS)))
     for filler in _FILLERS[start:] + _FILLERS[:start]:
@@ -118,16 +118,16 @@ def caption(scene: Scene, random: np.random.Generator) -> str:
 
 
 def fact_list(scene: Scene) -> str:
-    """Tell all facts of a scene in one order and hardly any other word; source: ours.
+    """Write a short list of all facts of a scene, in a fixed order (ours).
 
-    Nearly every token of a list depends on what is seen, and nearly none of a caption does: a new model learns to look
-    from lists many times sooner.
+    Nearly every token of a list depends on the video, but few tokens of a caption do. So an untrained model learns to
+    use the video from lists many times sooner.
 
     Args:
-        scene: What is told.
+        scene: The scene.
 
     Returns:
-        One sentence: the background, the count, and of each digit which it is, its size, colour and direction.
+        One sentence: the background, the count, and the label, size, colour and direction of each digit.
         `slot_accuracy` finds every fact in it.
     """
     digits = ", ".join(
@@ -139,7 +139,7 @@ def fact_list(scene: Scene) -> str:
 
 
 def _story(scene: Scene, random: np.random.Generator) -> list[str]:
-    """What is said about each digit: in their order, now and then in the opposite one."""
+    """Sentences about each digit, in the order of appearance or sometimes in the reverse order."""
     count = len(scene.digits)
     numbers = list(range(1, count + 1))
     backwards = count > 1 and random.random() < 0.15
@@ -153,7 +153,7 @@ def _story(scene: Scene, random: np.random.Generator) -> list[str]:
         elif number == count and random.random() < 0.5:
             marker = _pick(random, (*lexicon.LAST, "the last of them:"))
         elif backwards or random.random() < 0.4:
-            # "next" would mean the one that is told next
+            # "next" would refer to the next one in the text
             marker = f"in {lexicon.ORDINALS[number - 1]} place"
         else:
             marker = _pick(random, lexicon.NEXT)
@@ -162,7 +162,7 @@ def _story(scene: Scene, random: np.random.Generator) -> list[str]:
 
 
 def _about(digit: MovingDigit, marker: str, random: np.random.Generator) -> str:
-    """One sentence, or two that must stay together."""
+    """One sentence about a digit, or two that belong together."""
     noun = _noun(digit, random)
     direction = _pick(random, lexicon.DIRECTIONS[digit.direction])
     way = f"{direction} {_pick(random, _PACES)}" if random.random() < 0.4 else direction
@@ -193,7 +193,7 @@ def _noun(digit: MovingDigit, random: np.random.Generator) -> str:
 
 
 def _recap(scene: Scene, random: np.random.Generator) -> str:
-    """The digits once more, in their order."""
+    """A sentence with all digits in their order."""
     names = [_digit_word(digit.label, random) for digit in scene.digits]
     start = _pick(random, ("So the order is", "In short, we read", "The sequence is therefore"))
     middle = "".join(f", then {name}" for name in names[1:-1])
@@ -205,7 +205,7 @@ def _digit_word(label: int, random: np.random.Generator) -> str:
 
 
 def _article(noun: str) -> str:
-    # a figure is read aloud: "an 8"
+    # numerals are read aloud: "an 8"
     return f"{'an' if noun[0] in 'aeiou8' and not noun.startswith('one') else 'a'} {noun}"
 
 
@@ -219,12 +219,12 @@ def _pick(random: np.random.Generator, choices: tuple[str, ...]) -> str:
 
 @dataclass(frozen=True)
 class SlotScore:
-    """How many of a scene's facts a text tells.
+    """The number of facts of a scene that a text states correctly.
 
     Attributes:
-        right: Facts that are told as they are.
-        asked: Facts of the scene.
-        wrong: Names of the slots that are missing, told otherwise, or told in two different ways.
+        right: Number of correctly stated facts.
+        asked: Number of facts of the scene.
+        wrong: Names of the slots that are missing, wrong, or stated in two different ways.
     """
 
     right: int
@@ -233,34 +233,34 @@ class SlotScore:
 
     @property
     def accuracy(self) -> float:
-        """Share of the facts that are told as they are, 0 to 1."""
+        """Share of the facts that are stated correctly, 0 to 1."""
         return self.right / self.asked
 
 
 def told_facts(text: str) -> dict[str, set[str]]:
-    """Collect what a text says about each slot.
+    """Collect the values that a text gives each slot.
 
-    A text is read from its beginning to its end. "First", "second", ..., "last" say which digit the words that follow
-    are about, "then" and "next" move on to the one after; before any such word it is the first.
+    The text is read from its beginning to its end. "First", "second", ..., "last" name the digit to which the following
+    words refer; "then" and "next" refer to the digit after it. Words before any of these refer to the first digit.
 
     Args:
         text: A caption.
 
     Returns:
-        For each slot (see `Scene.facts`) all different values that the text gives it.
+        All different values of each slot (see `Scene.facts`) in the text.
     """
     found: dict[str, set[str]] = defaultdict(set)
     digits: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     place = "1"
     for kind, value in lexicon.claims(text):
         if kind == "place":
-            # nothing comes after the last one
+            # no digit comes after the last one
             place = value if value != "next" else str(int(place) + 1) if place.isdigit() else "beyond"
         elif kind in ("count", "background"):
             found[kind].add(value)
         else:
             digits[place][kind].add(value)
-    # "last" is the number of digits that the text itself claims, or the one after those that it told in numbers
+    # "last" is the count that the text states, or else the number after the digits that it numbers
     told = [int(number) for number in digits if number.isdigit()]
     count = min(found.get("count", ()), default=str(max(told, default=0) + ("last" in digits)))
     for number, slots in digits.items():
@@ -270,17 +270,17 @@ def told_facts(text: str) -> dict[str, set[str]]:
 
 
 def slot_accuracy(text: str, scene: Scene) -> SlotScore:
-    """Count the facts of a scene that a text tells as they are; source: ours.
+    """Count the facts of a scene that a text states correctly (ours).
 
-    A fact that is missing counts as wrong, and so does one that is told in two different ways. A text that describes
-    more digits than the scene has gets the count wrong.
+    A missing fact counts as wrong, and so does one that is stated in two different ways. If a text describes more
+    digits than the scene has, its count is wrong.
 
     Args:
         text: A caption, by a model or by the grammar.
-        scene: What was seen.
+        scene: The scene.
 
     Returns:
-        Right and asked facts.
+        The score.
     """
     told = told_facts(text)
     facts = scene.facts

@@ -1,4 +1,4 @@
-"""The words of the caption grammar: every way to say a fact, and the same turned round, to find facts in a text."""
+"""The words of the caption grammar: all wordings of each fact, and the inverse map that finds facts in a text."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _BACKGROUND_KEYS = {
     "fading": ("fading", "gradient", "brighter"),
     "grainy": ("grainy", "noise", "sand"),
 }
-"""The word of each phrase above that tells the backgrounds apart."""
+"""The words in the phrases above that distinguish the backgrounds."""
 COUNTS = {
     "1": ("a single digit", "just one digit", "only 1 numeral"),
     "2": ("two digits", "a pair of digits", "2 numerals", "a total of two digits"),
@@ -58,12 +58,14 @@ NEXT = ("then", "next", "after that", "afterwards")
 LAST = ("finally", "at the end", "last of all")
 
 Claim = tuple[str, str]
-"""What a phrase says: a kind (`count`, `background`, `digit`, `size`, `colour`, `direction`, `place`) and a value. The
-places are `1` to `4`, `next` and `last`."""
+"""The meaning of a phrase: a kind (`count`, `background`, `digit`, `size`, `colour`, `direction`, `place`) and a value.
+
+The places are `1` to `4`, `next` and `last`.
+"""
 
 
 def _extra_directions() -> Iterator[tuple[str, Claim]]:
-    """Ways to name a direction that the grammar does not use but a model may put together from its words."""
+    """Names of directions that the grammar does not use, but that a model may compose from its words."""
     for side in ("left", "right"):
         for upper, words in (("upper", ("up", "upward", "upper", "top")), ("lower", ("down", "lower", "bottom"))):
             for word in words:
@@ -107,20 +109,20 @@ def _phrases() -> Iterator[tuple[str, Claim]]:
 
 
 _CLAIMS: dict[str, Claim] = dict(_phrases())
-# longer phrases first: "from right to left" is one claim, not two
+# longer phrases first, because "from right to left" is one claim, not two
 _PATTERN = re.compile(
     r"(?<![\w-])(?:" + "|".join(re.escape(phrase) for phrase in sorted(_CLAIMS, key=len, reverse=True)) + r")(?![\w-])"
 )
 
 
 def claims(text: str) -> list[Claim]:
-    """Find what a text says, phrase by phrase, from its beginning to its end.
+    """Find the claims of a text.
 
     Args:
         text: Any text.
 
     Returns:
-        The claims in their order; overlapping phrases count once, as the longest one.
+        The claims in order; of overlapping phrases the longest one counts.
     """
     plain = " ".join(text.lower().replace(",", " ").split())
     return [_CLAIMS[match[0]] for match in _PATTERN.finditer(plain)]

@@ -1,4 +1,4 @@
-"""Frames to the inputs of vision-language models, as transformers' video processors make them, without torchvision."""
+"""Visual inputs of models from frames, equal to those of transformers' video processors, without torchvision."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from torch.nn.functional import interpolate
 
 Family = Literal["qwen2_5_vl", "llava_onevision"]
 
-# what CLIP was trained with; both families' processors have it by default
+# of the training of CLIP; the default of the processors of both families
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
-_MOST_ELONGATED = 200  # longer side over shorter one; the limit of the Qwen processors
+_MOST_ELONGATED = 200  # longer side divided by shorter one; the limit of the Qwen processors
 
 
 @dataclass(frozen=True)
 class VisualFormat:
-    """How a model of a family wants its videos: all that a model's configuration must agree with.
+    """The format of a model's video inputs, with which the configuration of the model must agree.
 
     Attributes:
-        family: `qwen2_5_vl` (patches of pairs of frames, merged) or `llava_onevision` (square frames, pooled).
+        family: `qwen2_5_vl` (merged patches of pairs of frames) or `llava_onevision` (pooled square frames).
         patch_size: Side of a patch of the vision tower, in pixels.
         merge_size: Patches along each axis that become one token; LLaVA-OneVision always pools two by two.
-        temporal_patch_size: Frames that become one; 1 for LLaVA-OneVision.
-        height: Of a frame as the model sees it, in pixels.
-        width: The same.
-        max_pixels: Most pixels of a frame of a file, whose shape is then kept; None brings every frame to `height` and
+        temporal_patch_size: Frames of a patch; 1 for LLaVA-OneVision.
+        height: Height of a frame after resizing, in pixels.
+        width: Width of a frame after resizing, in pixels.
+        max_pixels: Most pixels of a frame that keeps its aspect ratio; None resizes every frame to `height` and
             `width`.
-        video_token: The text of the token that stands for a piece of video.
-        video_token_id: Its number.
-        image_token_id: Number of the token that stands for a piece of an image.
-        vision_start_token_id: Number of the token before a video; None for LLaVA-OneVision.
-        vision_end_token_id: The same behind it.
-        mean: Of red, green and blue (0 to 1), which is taken off.
-        std: What they are then divided by.
+        video_token: Text of the video token.
+        video_token_id: Id of the video token.
+        image_token_id: Id of the image token.
+        vision_start_token_id: Id of the token before a video; None for LLaVA-OneVision.
+        vision_end_token_id: Id of the token after a video; None for LLaVA-OneVision.
+        mean: Mean of red, green and blue (0 to 1), which is subtracted.
+        std: Standard deviation of red, green and blue, by which the result is divided.
     """
 
     family: Family
@@ -59,11 +59,11 @@ class VisualFormat:
     std: tuple[float, float, float] = CLIP_STD
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width to which frames of a given size are brought.
+        """Return height and width to which frames of a given size are resized.
 
         Args:
-            height: Of the frames, in pixels.
-            width: The same.
+            height: Height of the frames, in pixels.
+            width: Width of the frames, in pixels.
 
         Raises:
             ValueError: The frames are too elongated.
@@ -74,16 +74,17 @@ class VisualFormat:
         return smart_resize(height, width, factor, min(4 * factor**2, self.max_pixels), self.max_pixels)
 
     def tokens(self, frames: int, height: int | None = None, width: int | None = None) -> int:
-        """How many tokens a video becomes.
+        """Return the number of tokens of a video.
 
         Args:
-            frames: Number of its frames.
-            height: As the model sees it, in pixels; None takes the format's own.
-            width: The same.
+            frames: Number of frames.
+            height: Height of a frame after resizing, in pixels; None for the height of the format.
+            width: Width of a frame after resizing, in pixels; None for the width of the format.
 
         Returns:
-            Qwen2.5-VL: a token for each `merge_size` by `merge_size` patches of each `temporal_patch_size` frames.
-            LLaVA-OneVision: a quarter of each frame's patches, rounded up along each axis, and one `image_newline`.
+            Qwen2.5-VL: one token for `merge_size` by `merge_size` patches of `temporal_patch_size` frames.
+            LLaVA-OneVision: a quarter of the patches of each frame, rounded up along each axis, and one
+            `image_newline`.
         """
         height, width = height or self.height, width or self.width
         if self.family == "llava_onevision":
@@ -94,16 +95,16 @@ class VisualFormat:
 
 
 def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
-    """The size to which the Qwen processors bring a frame.
+    """Return the size to which the Qwen processors resize a frame.
 
-    Both sides become multiples of `factor`, the number of pixels comes into the given range, and the aspect ratio is
-    kept as far as that allows. Source: the Qwen2-VL processors of transformers.
+    Both sides become multiples of `factor`, the number of pixels is in the given range, and the aspect ratio is kept as
+    far as possible. Source: the Qwen2-VL processors of transformers.
 
     Args:
-        height: Of the frame, in pixels.
-        width: The same.
+        height: Height of the frame, in pixels.
+        width: Width of the frame, in pixels.
         factor: `patch_size * merge_size`.
-        min_pixels: Least pixels of the result.
+        min_pixels: Fewest pixels of the result.
         max_pixels: Most pixels of the result.
 
     Returns:
@@ -114,10 +115,10 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
     """
     if max(height, width) > _MOST_ELONGATED * min(height, width):
         raise ValueError(
-            f"video: frames of {width}x{height} pixels are too elongated, one side may be at most {_MOST_ELONGATED}"
-            " times the other; crop them"
+            f"video must have sides of at most {_MOST_ELONGATED} times each other, got frames of {width}x{height}"
+            " pixels: crop them."
         )
-    # Python rounds halves to even numbers, as the processors do
+    # Python rounds halves to even numbers, like the processors
     new = [round(side / factor) * factor for side in (height, width)]
     pixels = height * width
     if new[0] * new[1] > max_pixels:
@@ -130,15 +131,15 @@ def smart_resize(height: int, width: int, factor: int, min_pixels: int, max_pixe
 
 
 def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bring frames to a size: bicubic with antialiasing, by the function of torch that the video processors use.
+    """Resize frames by bicubic interpolation with antialiasing, with the function of torch that the processors use.
 
     Args:
         frames: uint8 [F, H, W, 3].
-        height: In pixels.
-        width: The same.
+        height: Height of the result, in pixels.
+        width: Width of the result, in pixels.
 
     Returns:
-        uint8 [F, height, width, 3]; the frames themselves where they have that size.
+        uint8 [F, height, width, 3]; the given array if it has that size.
     """
     if frames.shape[1:3] == (height, width):
         return frames
@@ -148,17 +149,17 @@ def resize_frames(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def visual_inputs(frames: np.ndarray, visual: VisualFormat) -> tuple[dict[str, Tensor], int]:
-    """Make the visual inputs of one video: `visual_batch` of a single clip.
+    """Make the visual inputs of one video; see `visual_batch`.
 
     Args:
         frames: uint8 RGB [F, H, W, 3], at least one frame.
-        visual: What the model wants.
+        visual: Visual format of the model.
 
     Returns:
-        The tensors and the number of video tokens.
+        The tensors, and the number of video tokens.
 
     Raises:
-        ValueError: These are no RGB frames, or they are too elongated.
+        ValueError: The frames are not RGB, or too elongated.
     """
     inputs, (count,) = visual_batch([frames], visual)
     return inputs, count
@@ -169,17 +170,17 @@ def visual_batch(clips: Sequence[np.ndarray], visual: VisualFormat) -> tuple[dic
 
     Args:
         clips: At least one, each uint8 RGB [F, H, W, 3] with at least one frame.
-        visual: What the model wants.
+        visual: Visual format of the model.
 
     Returns:
         The tensors, and the number of tokens of each video. For Qwen2.5-VL `pixel_values_videos` float32 [patches of
-        all videos, 3 * temporal_patch_size * patch_size ** 2], the patches of a token beside one another, and
-        `video_grid_thw` LongTensor [videos, 3] (patches along time, height, width); where the frames do not fill the
-        last temporal patch, the last one is repeated. For LLaVA-OneVision `pixel_values_videos` float32 [videos, F, 3,
-        height, width].
+        all videos, 3 * temporal_patch_size * patch_size ** 2], with the patches of a token next to each other, and
+        `video_grid_thw` LongTensor [videos, 3] (patches along time, height, width); if the frames do not fill the
+        last temporal patch, the last frame is repeated. For LLaVA-OneVision `pixel_values_videos` float32 [videos, F,
+        3, height, width].
 
     Raises:
-        ValueError: These are no RGB frames, they are too elongated, or clips of LLaVA-OneVision differ in length.
+        ValueError: The frames are not RGB or too elongated, or clips of LLaVA-OneVision differ in length.
     """
     pieces: list[Tensor] = []
     grids: list[list[int]] = []
@@ -187,8 +188,8 @@ def visual_batch(clips: Sequence[np.ndarray], visual: VisualFormat) -> tuple[dic
     for frames in clips:
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
             raise ValueError(
-                f"frames: must be uint8 [F, H, W, 3] with at least one frame, but are {frames.dtype}"
-                f" {list(frames.shape)}; convert them to RGB"
+                f"frames must be uint8 [F, H, W, 3] with at least one frame, got {frames.dtype} {list(frames.shape)}:"
+                " convert them to RGB."
             )
         height, width = visual.size_of(frames.shape[1], frames.shape[2])
         pixels = torch.from_numpy(np.array(resize_frames(frames, height, width)))
@@ -202,8 +203,8 @@ def visual_batch(clips: Sequence[np.ndarray], visual: VisualFormat) -> tuple[dic
     if visual.family == "llava_onevision":
         if len(lengths := sorted({piece.shape[1] for piece in pieces})) > 1:
             raise ValueError(
-                f"frames: clips of one batch must have equally many for llava_onevision, but have {lengths}; take"
-                " frames from each clip in the same way"
+                f"frames must be equally many in all clips of a batch for llava_onevision, got {lengths}: read as many"
+                " frames from each clip."
             )
         return {"pixel_values_videos": _normalized(torch.cat(pieces), 2, visual)}, counts
     values = _normalized(torch.cat(pieces), 1, visual).flatten(1)
@@ -211,7 +212,7 @@ def visual_batch(clips: Sequence[np.ndarray], visual: VisualFormat) -> tuple[dic
 
 
 def _patches(pixels: Tensor, visual: VisualFormat) -> tuple[Tensor, list[int]]:
-    """Frames [F, H, W, 3] as patches [N, 3, frames of a patch, rows, columns] in the order of merging; their grid."""
+    """Split frames [F, H, W, 3] into patches [N, 3, frames, rows, columns] in the order of merging, with their grid."""
     patch, merge, pair = visual.patch_size, visual.merge_size, visual.temporal_patch_size
     if missing := -len(pixels) % pair:
         pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
@@ -222,9 +223,9 @@ def _patches(pixels: Tensor, visual: VisualFormat) -> tuple[Tensor, list[int]]:
 
 
 def _normalized(pixels: Tensor, axis: int, visual: VisualFormat) -> Tensor:
-    """uint8 colours along an axis, as float32 with the format's mean taken off and divided by its deviation.
+    """Normalize uint8 colours along an axis to float32, with the mean and standard deviation of the format.
 
-    All videos at once, from uint8: most of the time goes into touching new memory.
+    All videos are processed at once, from uint8, because most of the time is spent on allocating memory.
     """
     shape = [3 if dimension == axis else 1 for dimension in range(pixels.ndim)]
     mean, std = (torch.tensor(values).reshape(shape) * 255 for values in (visual.mean, visual.std))

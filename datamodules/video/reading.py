@@ -1,4 +1,4 @@
-"""Clips and manifests from disk: every problem ends with one line that says where it is."""
+"""Reading of clips and manifests."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
+from saccade.common.checks import check_count
+
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 KEYS = ("video", "prompt", "answer")
 
@@ -21,10 +23,10 @@ class ManifestRow:
     """One line of a manifest.
 
     Attributes:
-        name: The clip's path as the manifest gives it.
-        video: Where the clip lies.
-        prompt: What is asked about it.
-        answer: What a model should say.
+        name: Path of the clip as written in the manifest.
+        video: Path of the clip.
+        prompt: The question.
+        answer: The answer.
     """
 
     name: str
@@ -34,27 +36,31 @@ class ManifestRow:
 
 
 def read_manifest(path: str) -> list[ManifestRow]:
-    """Read a manifest: one JSON object a line, with `video`, `prompt` and `answer`.
+    """Read a manifest: in each line one JSON object with `video`, `prompt` and `answer`.
 
     Args:
-        path: The file; clips are looked for relative to its folder. Empty lines are passed over.
+        path: The file. Paths of clips are relative to its folder; empty lines are ignored.
 
     Returns:
-        Its rows, in their order.
+        The rows, in order.
 
     Raises:
-        ValueError: The file or a clip is missing, or a line cannot be used; the message names the line.
+        ValueError: The file or a clip is missing, or a line is invalid; the message names the line.
     """
     file = Path(path).expanduser()
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ValueError(f"manifest: cannot read {path} ({error.strerror}); check the path") from error
+        raise ValueError(f"cannot read manifest {path} ({error.strerror}): check the path.") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"manifest: {path} is not UTF-8 text ({error.reason}); save it as JSON lines") from error
-    rows = [_row(line, f"{path} line {number}", file.parent) for number, line in enumerate(lines, 1) if line.strip()]
+        raise ValueError(f"manifest {path} is not UTF-8 text ({error.reason}): save it as JSON lines.") from error
+    rows = [
+        _row(line, f"manifest {path}, line {number}", file.parent)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
     if not rows:
-        raise ValueError(f"manifest: {path} has no rows; write one JSON object a line with {', '.join(KEYS)}")
+        raise ValueError(f"manifest {path} has no rows: write one JSON object with {', '.join(KEYS)} in each line.")
     return rows
 
 
@@ -62,29 +68,29 @@ def _row(line: str, place: str, folder: Path) -> ManifestRow:
     try:
         entry = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"manifest: {place} is not JSON ({error}); write one object a line") from error
+        raise ValueError(f"{place}: row must be JSON, got invalid JSON ({error}): write one object.") from error
     if not isinstance(entry, dict):
-        raise ValueError(f"manifest: {place} must be an object with {', '.join(KEYS)}, but is {line.strip()[:40]!r}")
+        raise ValueError(f"{place}: row must be an object, got {line.strip()[:40]!r}: write {', '.join(KEYS)}.")
     for key in KEYS:
         if key not in entry:
-            raise ValueError(f"manifest: {place} has no {key!r}, which every row needs; add it")
+            raise ValueError(f"{place}: {key} is missing: add it.")
         if not isinstance(entry[key], str) or not entry[key].strip():
-            raise ValueError(f"manifest: {place}: {key!r} must be a text that is not empty, but is {entry[key]!r}")
+            raise ValueError(f"{place}: {key} must be a text that is not empty, got {entry[key]!r}: correct it.")
     video = folder / Path(entry["video"]).expanduser()
     if not video.exists():
-        raise ValueError(f"manifest: {place}: there is no clip {video}; paths are relative to the manifest's folder")
+        raise ValueError(f"{place}: video must exist, got {video}: give a path relative to the folder of the manifest.")
     return ManifestRow(entry["video"], video, entry["prompt"], entry["answer"])
 
 
 def sample_positions(total: int, count: int) -> list[int]:
-    """Spread frames evenly over a clip, from its first one; source: the video processors of transformers.
+    """Choose evenly spread frames of a clip, beginning with its first one, as the video processors of transformers do.
 
     Args:
-        total: Frames of the clip, at least 1.
-        count: Frames wanted; where the clip has fewer, some are taken twice or more.
+        total: Number of frames of the clip, at least 1.
+        count: Number of frames to choose; if the clip has fewer, some are chosen repeatedly.
 
     Returns:
-        `count` positions that never fall.
+        `count` positions in increasing order, possibly with repetitions.
     """
     return [i * total // count for i in range(count)]
 
@@ -93,21 +99,20 @@ def read_clip(path: str | Path, frames: int) -> np.ndarray:
     """Read evenly spread frames of a clip.
 
     Args:
-        path: A video file (needs PyAV: the extra `video`), an image (also an animated one) or a folder of images, which
-            are frames in the order of their names.
-        frames: How many, at least 1.
+        path: A video file (needs PyAV, the extra `video`), an image (also an animated one), or a folder of images,
+            which are frames in the order of their names.
+        frames: Number of frames to read, at least 1.
 
     Returns:
         uint8 RGB [frames, height, width, 3].
 
     Raises:
-        ValueError: The clip is missing, cannot be decoded or has no frames, or PyAV is not installed.
+        ValueError: The clip does not exist, cannot be decoded or has no frames, or PyAV is not installed.
     """
-    if frames < 1:
-        raise ValueError(f"frames: must be at least 1, but is {frames}")
+    check_count("frames", frames)
     file = Path(path).expanduser()
     if not file.exists():
-        raise ValueError(f"video: there is no {path}; check the path")
+        raise ValueError(f"video must exist, got {path}: check the path.")
     if file.is_dir():
         return _read_folder(file, frames)
     if file.suffix.lower() in IMAGE_SUFFIXES:
@@ -118,15 +123,15 @@ def read_clip(path: str | Path, frames: int) -> np.ndarray:
 def _read_folder(folder: Path, frames: int) -> np.ndarray:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise ValueError(f"video: the folder {folder} holds no images, so the clip has zero frames; check the path")
+        raise ValueError(f"video {folder} has zero frames, because the folder has no images: check the path.")
     chosen = [files[position] for position in sample_positions(len(files), frames)]
     images = {file: _read_image(file, 1)[0] for file in dict.fromkeys(chosen)}
     sizes = {image.shape: file for file, image in images.items()}
     if len(sizes) > 1:
         (one, first), (other, second) = list(sizes.items())[:2]
         raise ValueError(
-            f"video: the images of {folder} must have one size, but {first.name} has {one[1]}x{one[0]} pixels and"
-            f" {second.name} {other[1]}x{other[0]}; bring them to one"
+            f"video {folder} must have images of one size, got {first.name} with {one[1]}x{one[0]} pixels and"
+            f" {second.name} with {other[1]}x{other[0]}: resize them."
         )
     return np.stack([images[file] for file in chosen])
 
@@ -141,7 +146,7 @@ def _read_image(file: Path, frames: int) -> np.ndarray:
                     pictures[position] = np.asarray(picture.convert("RGB"))
             return np.stack([pictures[position] for position in wanted])
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, KeyError) as error:
-        raise ValueError(f"video: {file} is not an image that can be read ({_reason(error)}); replace it") from error
+        raise ValueError(f"video {file} cannot be read as an image ({_reason(error)}): replace it.") from error
 
 
 def _read_video(file: Path, frames: int) -> np.ndarray:
@@ -149,12 +154,12 @@ def _read_video(file: Path, frames: int) -> np.ndarray:
         import av
     except ImportError as error:
         raise ValueError(
-            f'video: reading {file.name} needs PyAV, which is not installed; run: pip install "saccade[video]"'
+            f"video {file.name} needs the package PyAV, which is not installed: pip install 'saccade[video]'."
         ) from error
     try:
         with av.open(str(file)) as container:
             if not container.streams.video:
-                raise ValueError(f"video: {file} has no video stream, so the clip has zero frames; check the file")
+                raise ValueError(f"video {file} has zero frames, because it has no video stream: check the file.")
             packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
             times = sorted(packet.pts for packet in packets if packet.pts is not None)
             keys = sorted(packet.pts for packet in packets if packet.pts is not None and packet.is_keyframe)
@@ -163,10 +168,10 @@ def _read_video(file: Path, frames: int) -> np.ndarray:
                 found = _jump(container, wanted, keys)
                 if found is not None:
                     return np.stack(found)
-        # some files do not say when a frame is shown, or do not find the frame that they are asked for
+        # in some files frames have no time, or seeking does not find the requested frame
         total = sum(1 for _ in _decoded(av, file))
         if not total:
-            raise ValueError(f"video: {file} has zero frames; check the file")
+            raise ValueError(f"video {file} has zero frames: check the file.")
         positions = sample_positions(total, frames)
         pictures = {
             position: frame.to_ndarray(format="rgb24")
@@ -175,20 +180,21 @@ def _read_video(file: Path, frames: int) -> np.ndarray:
         }
         return np.stack([pictures[position] for position in positions])
     except av.error.FFmpegError as error:
-        raise ValueError(f"video: {file} cannot be decoded ({_reason(error)}); replace it") from error
+        raise ValueError(f"video {file} cannot be decoded ({_reason(error)}): replace it.") from error
 
 
 def _decoded(av: Any, file: Path) -> Iterator[Any]:
-    """All frames of a file, from its beginning."""
+    """Decode all frames of a file, from its beginning."""
     with av.open(str(file)) as container:
         container.streams.video[0].thread_type = "AUTO"
         yield from container.decode(video=0)
 
 
 def _jump(container: Any, wanted: list[int], keys: list[int]) -> list[np.ndarray] | None:
-    """The pictures that are shown at the wanted times, which never fall, decoding from the keyframe before each.
+    """Read the pictures at given times, in increasing order, decoding from the keyframe before each.
 
-    None where a picture is not found at its time.
+    Returns:
+        The pictures; None if one is not found at its time.
     """
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"

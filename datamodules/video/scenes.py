@@ -1,4 +1,4 @@
-"""Short films of handwritten digits: a world whose facts are known, so that captions can be checked exactly."""
+"""Synthetic clips of moving handwritten digits with known facts, so that captions can be scored exactly."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 
+from saccade.common.checks import check_choice
 from saccade.datamodules.text.files import PARTS
 
 SIZES = {"small": 0.4, "large": 0.6}
@@ -20,7 +21,7 @@ COLOURS = {
     "white": (245, 245, 245),
     "magenta": (235, 70, 225),
 }
-"""Tints in RGB, 0 to 255; each digit is a little darker than its own."""
+"""Colours in RGB, 0 to 255; each digit is a little darker."""
 DIRECTIONS = {
     "left": (0, -1),
     "right": (0, 1),
@@ -35,21 +36,21 @@ DIRECTIONS = {
 BACKGROUNDS = ("plain", "striped", "checkered", "dotted", "fading", "grainy")
 MAX_DIGITS = 4
 
-_TRAVEL = 0.38  # of the frame along each axis that a digit moves along, while it is seen
+_TRAVEL = 0.38  # share of the frame that a digit moves along each axis of its direction
 
 
 @dataclass(frozen=True)
 class MovingDigit:
-    """One digit and what can be said of it.
+    """A digit with its facts.
 
     Attributes:
-        label: Which digit, 0 to 9.
-        scan: Number of the handwritten scan, 0 to 1796.
+        label: The digit, 0 to 9.
+        scan: Index of the handwritten scan, 0 to 1796.
         size: A key of `SIZES`.
         colour: A key of `COLOURS`.
         direction: A key of `DIRECTIONS`.
-        shade: Brightness of the tint, 0.85 to 1.
-        offset: Where its path lies in the room that is free, -1 to 1 for rows and columns.
+        shade: Brightness of the colour, 0.85 to 1.
+        offset: Position of the path in the free space, -1 to 1 for rows and columns.
     """
 
     label: int
@@ -63,12 +64,12 @@ class MovingDigit:
 
 @dataclass(frozen=True)
 class Scene:
-    """Digits that are seen one after another, each for an equal share of the time, on one background.
+    """Digits that appear one after another, each for an equal share of the time, on one background.
 
     Attributes:
-        digits: In their order of appearance; no digit comes twice.
+        digits: The digits in order of appearance; no label occurs twice.
         background: One of `BACKGROUNDS`.
-        texture: Seed of the background's colours and pattern.
+        texture: Seed of the colours and the pattern of the background.
     """
 
     digits: tuple[MovingDigit, ...]
@@ -77,9 +78,9 @@ class Scene:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What a complete caption says, by slot: `background`, `count`, and four facts of each digit.
+        """The facts of the scene by slot: `background`, `count`, and four facts of each digit.
 
-        The digits' slots are numbered in the order of appearance from 1: `digit 1`, `size 1`, `colour 1`,
+        The slots of digits are numbered from 1 in the order of appearance: `digit 1`, `size 1`, `colour 1`,
         `direction 1`.
         """
         found = {"background": self.background, "count": str(len(self.digits))}
@@ -93,12 +94,11 @@ class Scene:
 
 @cache
 def _scans() -> tuple[np.ndarray, dict[str, list[np.ndarray]]]:
-    """The scans [1797, 8, 8], 0 to 1, and for each part the numbers of its scans, by label.
+    """The scans [1797, 8, 8], 0 to 1, and for each part the indices of its scans, by label.
 
-    Which part a scan belongs to never depends on a seed: a model that was trained with another one is validated on
-    scans that it has not seen.
+    The split does not depend on a seed, so that a model is validated on scans that it has not seen, whatever the seeds.
     """
-    # read where it is needed: scikit-learn takes a second to import
+    # imported here, because importing scikit-learn takes a second
     from sklearn.datasets import load_digits
 
     data = load_digits()
@@ -113,35 +113,34 @@ def _scans() -> tuple[np.ndarray, dict[str, list[np.ndarray]]]:
 
 
 def _part_of(facts: dict[str, str]) -> str:
-    """The part to which scenes of these facts belong, for every seed: eight tenths are for training."""
+    """The part of scenes with these facts, the same for every seed; eight tenths are training."""
     tenth = hashlib.sha256("/".join(facts.values()).encode()).digest()[0] % 10
     return {0: "validation", 1: "test"}.get(tenth, "train")
 
 
 def make_scene(seed: int, part: str, index: int, max_digits: int = MAX_DIGITS) -> Scene:
-    """Draw a scene; source: ours.
+    """Draw a scene (ours).
 
-    No two parts, whatever their seeds, share a scan or a combination of facts.
+    Different parts share no scan and no combination of facts, whatever their seeds.
 
     Args:
-        seed: Of the world, at least 0.
+        seed: Seed of the scenes, at least 0.
         part: `train`, `validation` or `test`.
-        index: Which scene of the part, at least 0.
-        max_digits: Most digits of a scene, 1 to 4; every number up to it is equally frequent.
+        index: Index of the scene in the part, at least 0.
+        max_digits: Most digits of a scene, 1 to 4; all numbers up to it are equally frequent.
 
     Returns:
-        The scene, the same for the same arguments everywhere.
+        The scene, equal for equal arguments on any machine.
 
     Raises:
-        ValueError: There is no such part, or `max_digits` is out of range.
+        ValueError: The part does not exist, or `max_digits` is out of range.
     """
-    if part not in PARTS:
-        raise ValueError(f"part: must be one of {', '.join(PARTS)}, but is {part!r}")
+    check_choice("part", part, PARTS)
     if not 1 <= max_digits <= MAX_DIGITS:
-        raise ValueError(f"max_digits: must lie between 1 and {MAX_DIGITS}, but is {max_digits}")
+        raise ValueError(f"max_digits must be from 1 to {MAX_DIGITS}, got {max_digits}: change it.")
     random = np.random.default_rng([seed, PARTS.index(part), index])
     numbers = _scans()[1][part]
-    # equally many scenes of each number of digits: the part decides about the other facts only
+    # drawn once, so that the number of digits is uniform in each part; the other facts depend on the part
     count = int(random.integers(1, max_digits + 1))
     while True:
         digits = tuple(
@@ -163,13 +162,13 @@ def make_scene(seed: int, part: str, index: int, max_digits: int = MAX_DIGITS) -
 
 
 def render(scene: Scene, frames: int, height: int, width: int) -> np.ndarray:
-    """Film a scene.
+    """Render a scene.
 
     Args:
-        scene: What is seen.
-        frames: Number of frames; at least as many as there are digits, and two for each of them to show its motion.
-        height: Of a frame, in pixels, at least 16.
-        width: The same.
+        scene: The scene.
+        frames: Number of frames: at least one for each digit, and at least two for each to show its motion.
+        height: Height of a frame, in pixels, at least 16.
+        width: Width of a frame, in pixels, at least 16.
 
     Returns:
         The frames [frames, height, width, 3], uint8 RGB.
@@ -179,9 +178,9 @@ def render(scene: Scene, frames: int, height: int, width: int) -> np.ndarray:
     """
     count = len(scene.digits)
     if frames < count:
-        raise ValueError(f"frames: must be at least {count}, one for each digit of the scene, but is {frames}")
+        raise ValueError(f"frames must be at least {count}, one for each digit of the scene, got {frames}: raise it.")
     if min(height, width) < 16:
-        raise ValueError(f"height and width: must be at least 16 pixels, but are {height} and {width}")
+        raise ValueError(f"height and width must be at least 16 pixels, got {height} and {width}: raise them.")
     background = _background(scene, height, width)
     film = np.empty((frames, height, width, 3), dtype=np.uint8)
     film[:] = background.astype(np.uint8)
@@ -203,7 +202,7 @@ def render(scene: Scene, frames: int, height: int, width: int) -> np.ndarray:
 
 
 def _corner(digit: MovingDigit, phase: float, side: int, height: int, width: int) -> tuple[int, int]:
-    """Row and column of a digit's upper left pixel, when `phase` (0 to 1) of its time has passed."""
+    """Row and column of the upper left pixel of a digit after the share `phase` (0 to 1) of its time."""
     corner = []
     for extent, step, offset in zip((height, width), DIRECTIONS[digit.direction], digit.offset, strict=True):
         room = extent - side
@@ -215,7 +214,7 @@ def _corner(digit: MovingDigit, phase: float, side: int, height: int, width: int
 
 
 def _enlarged(scan: np.ndarray, side: int) -> np.ndarray:
-    """A scan [8, 8] as ink [side, side, 1], 0 to 1: bilinear, with crisper edges."""
+    """Enlarge a scan [8, 8] to ink [side, side, 1], 0 to 1: bilinear, with sharpened edges."""
     weights = _bilinear(side)
     smooth = weights @ scan @ weights.T
     return np.clip((smooth - 0.3) / 0.4, 0, 1)[:, :, None]
@@ -223,13 +222,13 @@ def _enlarged(scan: np.ndarray, side: int) -> np.ndarray:
 
 @cache
 def _bilinear(side: int) -> np.ndarray:
-    """Weights [side, 8] that enlarge eight pixels to `side`."""
+    """Weights [side, 8] of bilinear interpolation from eight pixels to `side`."""
     at = np.clip((np.arange(side) + 0.5) * 8 / side - 0.5, 0, 7)
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(8))).astype(np.float32)
 
 
 def _background(scene: Scene, height: int, width: int) -> np.ndarray:
-    """The background [height, width, 3], float32, dark enough for every tint to stand out."""
+    """Render the background [height, width, 3], float32, darker than every colour of a digit."""
     random = np.random.default_rng(scene.texture)
     dark = random.uniform(5, 40, 3)
     light = dark + random.uniform(45, 65) + random.uniform(-10, 10, 3)

@@ -1,4 +1,4 @@
-"""Tokenizers of video-language models: their special tokens, and prompts in which a video stands before a question."""
+"""Tokenizers of video-language models: their special tokens, and prompts with a video before the question."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from saccade.common.checks import check_count
 from saccade.datamodules.text.tokenization import MIN_VOCAB_SIZE, PAD, load_tokenizer, train_tokenizer
 from saccade.datamodules.video.preprocessing import CLIP_MEAN, CLIP_STD, Family, VisualFormat, visual_inputs
 
@@ -19,13 +20,13 @@ SPECIAL_TOKENS: dict[str, tuple[str, ...]] = {
     ),
     "llava_onevision": (START, END, "<image>", "<video>"),
 }  # fmt: skip
-"""What a family's tokenizer must have; the names are those of the published models."""
+"""Special tokens of each family, with the names of the published models."""
 VIDEO_TOKENS = {"qwen2_5_vl": "<|video_pad|>", "llava_onevision": "<video>"}
 _IMAGE_TOKENS = {"qwen2_5_vl": "<|image_pad|>", "llava_onevision": "<image>"}
 _PLACES = {"qwen2_5_vl": "<|vision_start|><|video_pad|><|vision_end|>", "llava_onevision": "<video>\n"}
-"""Where a video stands in a prompt: its one video token is repeated as often as the video needs."""
+"""The video in a prompt; its video token is repeated once for each token of the video."""
 
-# messages whose content is a text, or a list of parts of type video and text, as transformers' processors take them
+# for messages whose content is a text or a list of video and text parts, as for the processors of transformers
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
@@ -36,12 +37,12 @@ _CHAT_TEMPLATE = (
 
 
 def train_video_tokenizer(texts: Iterable[str], vocab_size: int, family: Family) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer with a family's special tokens and chat template.
+    """Train a byte-level BPE tokenizer with the special tokens and the chat template of a family.
 
     Args:
         texts: Prompts and answers.
-        vocab_size: Most tokens, the special ones included; little text gives fewer.
-        family: Whose special tokens are added.
+        vocab_size: Most tokens, including special ones; a small corpus gives fewer.
+        family: Model family.
 
     Returns:
         The tokenizer; its end-of-sequence token is `<|im_end|>`.
@@ -50,11 +51,7 @@ def train_video_tokenizer(texts: Iterable[str], vocab_size: int, family: Family)
         ValueError: The vocabulary cannot hold all bytes.
     """
     least = MIN_VOCAB_SIZE + len(SPECIAL_TOKENS[family])
-    if vocab_size < least:
-        raise ValueError(
-            f"vocab_size: {vocab_size} is too small, a byte-level vocabulary with the special tokens of {family} needs"
-            f" at least {least}"
-        )
+    check_count("vocab_size", vocab_size, least, f"bytes and the special tokens of {family} need as many")
     core = train_tokenizer(texts, vocab_size - len(SPECIAL_TOKENS[family])).backend_tokenizer
     core.add_special_tokens(list(SPECIAL_TOKENS[family]))
     return PreTrainedTokenizerFast(
@@ -67,11 +64,11 @@ def train_video_tokenizer(texts: Iterable[str], vocab_size: int, family: Family)
 
 
 def load_video_tokenizer(source: str, family: Family) -> PreTrainedTokenizerFast:
-    """Load a tokenizer and see that it has a family's special tokens.
+    """Load a tokenizer and check that it has the special tokens of a family.
 
     Args:
         source: Folder or Hugging Face hub id of a tokenizer, a processor or a model.
-        family: Whose special tokens it must have.
+        family: Model family.
 
     Returns:
         The tokenizer.
@@ -84,8 +81,8 @@ def load_video_tokenizer(source: str, family: Family) -> PreTrainedTokenizerFast
     needed = [token for token in SPECIAL_TOKENS[family] if token != "<|endoftext|>"]  # noqa: S105 - no password
     if missing := [token for token in needed if token not in vocabulary]:
         raise ValueError(
-            f"tokenizer: {source!r} has no token {missing[0]!r}, which videos of family={family} need; take the"
-            " tokenizer of a model of this family"
+            f"tokenizer must have the token {missing[0]!r} for family={family}, got {source!r} without: choose the"
+            " tokenizer of a model of this family."
         )
     return tokenizer
 
@@ -101,46 +98,43 @@ def visual_format(
     mean: tuple[float, float, float] | None = None,
     std: tuple[float, float, float] | None = None,
 ) -> VisualFormat:
-    """Say how a model wants its videos.
+    """Make the visual format of a model.
 
     Args:
-        tokenizer: With the family's special tokens.
-        family: Of the model.
-        height: Of a frame as the model sees it, in pixels: a multiple of `patch_size * merge_size`; any for
+        tokenizer: With the special tokens of the family.
+        family: Model family.
+        height: Height of a frame after resizing, in pixels: a multiple of `patch_size * merge_size`; any for
             LLaVA-OneVision.
-        width: The same; for LLaVA-OneVision equal to the height.
+        width: Width of a frame after resizing, in pixels, like `height`; for LLaVA-OneVision equal to the height.
         patch_size: Side of a patch, in pixels.
         merge_size: Patches along each axis that become one token; for LLaVA-OneVision it must be 2.
-        max_pixels: Most pixels of a frame whose shape is kept; None brings every frame to height and width.
-        mean: Of the colours; None takes CLIP's, as the families' processors do.
-        std: The same.
+        max_pixels: Most pixels of a frame that keeps its aspect ratio; None resizes every frame to height and width.
+        mean: Mean of the colours; None for that of CLIP, as in the processors of the families.
+        std: Standard deviation of the colours; None for that of CLIP.
 
     Returns:
-        The format, with the numbers of the special tokens.
+        The format, with the ids of the special tokens.
 
     Raises:
         ValueError: The sizes do not fit together.
     """
     for name, value in (("patch_size", patch_size), ("merge_size", merge_size)):
-        if value < 1:
-            raise ValueError(f"{name}: must be at least 1, but is {value}")
+        check_count(name, value)
     llava = family == "llava_onevision"
     if llava and merge_size != 2:
-        raise ValueError(
-            f"merge_size: llava_onevision always pools two by two patches, but is {merge_size}; set it to 2"
-        )
+        raise ValueError(f"merge_size must be 2 for llava_onevision, got {merge_size}: set it to 2.")
     factor = patch_size if llava else patch_size * merge_size
     for name, side in (("height", height), ("width", width)):
         if llava and side < patch_size:
-            raise ValueError(f"{name}: must be at least patch_size = {patch_size}, but is {side}")
-        # the vision tower of LLaVA-OneVision leaves out what does not fill a patch
+            raise ValueError(f"{name} must be at least patch_size = {patch_size}, got {side}: raise it.")
+        # the vision tower of LLaVA-OneVision ignores pixels that do not fill a patch
         if not llava and (side < factor or side % factor):
-            raise ValueError(f"{name}: must be a multiple of patch_size * merge_size = {factor}, but is {side}")
+            raise ValueError(f"{name} must be a multiple of patch_size * merge_size = {factor}, got {side}: change it.")
     if llava and height != width:
-        raise ValueError(f"width: frames of llava_onevision are square, so it must be {height}, but is {width}")
+        raise ValueError(f"width must be the height, {height}, for llava_onevision, got {width}: use square frames.")
     if max_pixels is not None and (llava or max_pixels < factor**2):
         rule = "must be null for llava_onevision" if llava else f"must be at least {factor**2}, one token"
-        raise ValueError(f"max_pixels: {rule}, but is {max_pixels}")
+        raise ValueError(f"max_pixels {rule}, got {max_pixels}: change it.")
 
     vocabulary = tokenizer.get_vocab()
     return VisualFormat(
@@ -162,50 +156,50 @@ def visual_format(
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, prompt: str, video_tokens: int) -> list[int]:
-    """Tokenize a prompt up to where the answer begins.
+    """Tokenize a prompt up to the beginning of the answer.
 
     Args:
-        tokenizer: With the family's special tokens.
-        visual: The model's format.
+        tokenizer: With the special tokens of the family.
+        visual: Visual format of the model.
         prompt: The question.
-        video_tokens: How many tokens the video becomes.
+        video_tokens: Number of tokens of the video.
 
     Returns:
-        Token numbers, with the video before the question.
+        Token ids, with the video before the question.
 
     Raises:
-        ValueError: The question holds a special token.
+        ValueError: The question contains a special token.
     """
     refuse_special_tokens(prompt, "prompt", visual.family)
     text = f"{START}user\n{_PLACES[visual.family]}{prompt}{END}\n{START}assistant\n"
     ids = tokenizer.encode(text, add_special_tokens=False)
     place = ids.index(visual.video_token_id)
-    # one token is encoded and then repeated: thousands of them would be slow to look for
+    # one video token is encoded and then repeated, because encoding thousands of them is slow
     return [*ids[:place], *[visual.video_token_id] * video_tokens, *ids[place + 1 :]]
 
 
 def refuse_special_tokens(text: str, name: str, family: Family) -> None:
-    """See that a text is only text: a tokenizer does not tell a special token from one that somebody wrote.
+    """Refuse special tokens in a text, which the tokenizer would encode as special tokens.
 
     Args:
         text: A question or an answer.
-        name: Which of them, for the message.
-        family: Whose special tokens are refused.
+        name: `prompt` or `answer`, for the message.
+        family: Model family.
 
     Raises:
-        ValueError: The text holds one.
+        ValueError: The text contains a special token.
     """
     for token in SPECIAL_TOKENS[family]:
         if token in text:
-            raise ValueError(f"{name}: must not contain {token!r}, which is put where it belongs; take it out")
+            raise ValueError(f"{name} must not contain special tokens, got {token!r}: remove it.")
 
 
 def token_types(ids: Tensor, visual: VisualFormat) -> Tensor:
-    """Tell text from video.
+    """Return the type of each token.
 
     Args:
-        ids: Token numbers, LongTensor of any shape.
-        visual: The model's format.
+        ids: Token ids, LongTensor of any shape.
+        visual: Visual format of the model.
 
     Returns:
         The same shape: 0 for text, 1 for an image, 2 for a video.
@@ -216,12 +210,12 @@ def token_types(ids: Tensor, visual: VisualFormat) -> Tensor:
 def video_prompt(
     tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, frames: np.ndarray, prompt: str
 ) -> dict[str, Tensor]:
-    """Make the inputs of one prompt about one clip, for `generate`.
+    """Make the inputs for a question about a clip, for `generate`.
 
     Args:
-        tokenizer: Of the model.
-        visual: The model's format, as `VideoCaptions.visual` or `visual_format` gives it.
-        frames: The clip, uint8 RGB [F, H, W, 3], as `read_clip` gives it.
+        tokenizer: Tokenizer of the model.
+        visual: Visual format of the model, from `VideoCaptions.visual` or `visual_format`.
+        frames: The clip, uint8 RGB [F, H, W, 3], for example from `read_clip`.
         prompt: The question.
 
     Returns:
@@ -229,7 +223,7 @@ def video_prompt(
         `mm_token_type_ids` LongTensor [1, S] for Qwen2.5-VL.
 
     Raises:
-        ValueError: The frames are no RGB frames, or the prompt holds special tokens.
+        ValueError: The frames are not RGB, or the prompt contains special tokens.
     """
     pixels, count = visual_inputs(frames, visual)
     ids = torch.tensor([prompt_ids(tokenizer, visual, prompt, count)])

@@ -1,10 +1,8 @@
 """Write a trained model as a Hugging Face folder."""
 
 import copy
-import shutil
-import uuid
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -12,6 +10,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from saccade.common.files import replacing_folder
 from saccade.modules.lora import merged_weight
 
 
@@ -92,7 +91,7 @@ def write_pretrained(
     Raises:
         ValueError: The place cannot be written.
     """
-    with written_folder(folder) as unfinished:
+    with replacing_folder(folder) as unfinished:
         # a hull without memory: its own save_pretrained knows nothing of adapters and hooks
         with torch.device("meta"):
             hull = type(model)(copy.deepcopy(model.config))
@@ -101,32 +100,3 @@ def write_pretrained(
         hull.save_pretrained(unfinished, state_dict=state)
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
-
-
-@contextmanager
-def written_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder under another name and rename it when all is there: it is never half written.
-
-    Args:
-        folder: Where to; a folder that is there already is replaced.
-
-    Yields:
-        The folder to be filled.
-
-    Raises:
-        ValueError: The place cannot be written.
-    """
-    unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
-    old = folder.with_name(f".{folder.name}-old-{uuid.uuid4().hex}")
-    try:
-        unfinished.mkdir(parents=True)
-    except OSError as error:
-        raise ValueError(f"folder: cannot write the model to {folder} ({error.strerror})") from error
-    try:
-        yield unfinished
-        if folder.exists():
-            folder.rename(old)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -12,8 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.export import Dim
 
+from saccade.common.files import replacing_folder
 from saccade.datamodules.multimodal.batch import MODALITIES, Modality, MultimodalBatch
-from saccade.modules.language.export import written_folder
 
 PROGRAM, SETTINGS = "model.pt2", "settings.json"
 _PARTS = ("values", "valid", "available", "special")
@@ -82,7 +82,7 @@ def write_program(model: Any, folder: Path) -> None:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         rank_zero_warn(f"saccade: no {PROGRAM} is exported: torch.export cannot trace the model ({reason})")
         return
-    with written_folder(folder) as unfinished:
+    with replacing_folder(folder) as unfinished:
         torch.export.save(program, unfinished / PROGRAM)
         (unfinished / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from saccade.modules.language.export import merged_state_dict, written_folder
+from saccade.common.files import replacing_folder
+from saccade.modules.language.export import merged_state_dict
 from saccade.modules.retrieval import hashed_encoder, hashed_sentences
 from saccade.modules.retrieval.hashed_encoder import HashedEncoder
 from saccade.modules.retrieval.hashed_sentences import HashedSentences
@@ -41,7 +42,7 @@ def write_sentence_transformer(encoder: HashedEncoder | PretrainedEncoder, folde
     if isinstance(encoder, PretrainedEncoder):
         state = merged_state_dict(encoder.model, write)
         if write:
-            with written_folder(folder) as unfinished:
+            with replacing_folder(folder) as unfinished:
                 with torch.device("meta"):  # a hull without memory: its own save_pretrained knows nothing of adapters
                     hull = type(encoder.model)(copy.deepcopy(encoder.model.config))
                 nn.Module.to(hull, dtype=encoder.model.dtype)
@@ -49,7 +50,7 @@ def write_sentence_transformer(encoder: HashedEncoder | PretrainedEncoder, folde
                 encoder.tokenizer.save_pretrained(unfinished)
                 _describe(unfinished, _pretrained_modules(encoder, unfinished), encoder.normalize)
     elif write:
-        with written_folder(folder) as unfinished:
+        with replacing_folder(folder) as unfinished:
             _write_hashed(encoder, unfinished)
 
 

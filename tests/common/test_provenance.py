@@ -1,8 +1,7 @@
-"""The record names what a result depends on and nothing about the machine's owner; files are whole or not there."""
+"""The record names what a result depends on, and nothing about the machine's owner."""
 
 import json
 import socket
-import stat
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -11,7 +10,6 @@ import pytest
 import torch
 
 from saccade.common import provenance as module
-from saccade.common.files import write_json, write_text
 from saccade.common.provenance import git_state, provenance
 from tests.support.processes import TIME_LIMIT
 
@@ -70,44 +68,3 @@ def test_record(tmp_path, monkeypatch):
     assert socket.gethostname() not in text
     assert "/home" not in text
     assert str(tmp_path) not in text
-
-
-def test_write_json_replaces_and_reads_back(tmp_path):
-    path = tmp_path / "new" / "x.json"
-    write_json(path, {"a": [1, 2.5, None], "ü": "é"})
-    write_json(path, {"b": 1})
-    assert json.loads(path.read_text(encoding="utf-8")) == {"b": 1}
-    assert [entry.name for entry in path.parent.iterdir()] == ["x.json"]
-
-
-def test_others_may_read_the_file(tmp_path):
-    write_json(tmp_path / "x.json", {})
-    (tmp_path / "y.json").touch()
-    assert stat.S_IMODE((tmp_path / "x.json").stat().st_mode) == stat.S_IMODE((tmp_path / "y.json").stat().st_mode)
-
-
-@pytest.mark.parametrize("bad", [object(), {"x": float("nan")}, {(1, 2): 3}])
-def test_what_json_does_not_know_leaves_the_old_file(tmp_path, bad):
-    path = tmp_path / "x.json"
-    write_json(path, {"old": 1})
-    with pytest.raises(ValueError, match=r"x\.json"):
-        write_json(path, bad)
-    assert json.loads(path.read_text()) == {"old": 1}
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_failing_replacement_leaves_nothing_behind(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module.os, "replace", refuse)
-    with pytest.raises(ValueError, match="No space left on device"):
-        write_text(tmp_path / "x.txt", "text")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_unwritable_place_is_one_line(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="cannot write") as error:
-        write_json(tmp_path / "file" / "x.json", {})
-    assert "\n" not in str(error.value)

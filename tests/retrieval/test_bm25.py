@@ -89,13 +89,13 @@ def test_queries_without_known_words_are_kept_and_empty():
 
 
 def test_a_cut_below_one_is_refused():
-    with pytest.raises(ValueError, match=r"^top_k: must be at least 1, but is 0; [^\n]+$"):
+    with pytest.raises(ValueError, match=r"^top_k must be at least 1, got 0: [^\n]+\.$"):
         BM25({"a": "cat"}).search({"q": "cat"}, 0)
 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "bm25s", None)
-    with pytest.raises(ValueError, match=r"^BM25: [^\n]+pip install 'saccade\[retrieval\]'$"):
+    with pytest.raises(ValueError, match=r"^BM25 [^\n]+pip install 'saccade\[retrieval\]'\.$"):
         BM25({"a": "cat"})
 
 

@@ -1,1 +1,1 @@
-"""Protocols that take data away, and the masks they draw."""
+"""Missing-data protocols and their random masks."""

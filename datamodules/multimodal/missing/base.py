@@ -1,4 +1,4 @@
-"""What is taken away from a batch: conditions, how they are applied, and the base of the protocols."""
+"""Erasing of data from a batch: conditions, their application, and the base class of missing-data protocols."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from saccade.common.checks import check_choice
 from saccade.datamodules.multimodal.batch import MODALITIES, Modality, MultimodalBatch
 from saccade.datamodules.multimodal.missing.random_masks import uniform
 
 UNKNOWN_TOKEN = 100
-"""What stands for an erased word: [UNK] of BERT."""
+"""Token id of an erased word: [UNK] of BERT."""
 
 Kind = Literal["random", "block", "same_steps", "same_block"]
 
@@ -26,26 +27,27 @@ PATTERNS: tuple[tuple[str, ...], ...] = (
     ("text", "vision"),
     ("audio", "vision"),
 )
-"""The six ways in which at least one modality is missing and at least one is there."""
+"""The six patterns in which at least one modality is missing and at least one is present."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One way to take data away.
+    """A test condition: which data is erased.
 
     Args:
-        name: Of its row in tables.
-        group: Conditions that are averaged together.
-        x: Place on the group's curve, usually the rate.
-        random: Whether it draws at random; others need one mask seed only.
-        present: Modalities that stay; the others are taken away as a whole.
+        name: Name of its row in tables.
+        group: Name of the conditions with which it is averaged.
+        x: Position on the curve of the group, usually the rate.
+        random: Whether masks are drawn at random; other conditions need only one mask seed.
+        present: Modalities that are kept; the others are erased completely.
         rates: Share of the content that is erased in text, audio and vision, 0 to 1.
-        kind: `random`: each position by itself. `block`: one contiguous block of that share. `same_steps`: the same
-            positions in all modalities. `same_block`: one block of that share of the words, the same in all modalities.
-        absent: Shares of the samples that lose one and two of their modalities, drawn at random, 0 to 1.
+        kind: `random`: each position independently. `block`: one contiguous block of that share. `same_steps`: the same
+            positions in all modalities. `same_block`: one block with that share of the words, the same in all
+            modalities.
+        absent: Shares of the samples that lose one and two modalities, drawn at random, 0 to 1.
 
     Raises:
-        ValueError: There is no such modality or kind, or a share lies outside 0 to 1.
+        ValueError: A modality or kind does not exist, or a share is outside of 0 to 1.
     """
 
     name: str
@@ -59,23 +61,30 @@ class Condition:
 
     def __post_init__(self) -> None:
         if not set(self.present) <= set(MODALITIES):
-            raise ValueError(f"present: must be some of {', '.join(MODALITIES)}, but is {list(self.present)}")
+            raise ValueError(
+                f"present must be some of {', '.join(MODALITIES)}, got {list(self.present)}: correct the names."
+            )
         if len(self.rates) != len(MODALITIES) or not all(0 <= rate <= 1 for rate in self.rates):
-            raise ValueError(f"rates: must be three numbers between 0 and 1, but is {list(self.rates)}")
-        if self.kind not in get_args(Kind):
-            raise ValueError(f"kind: must be random, block, same_steps or same_block, but is {self.kind!r}")
-        # shares that are computed may miss 1 by a rounding
+            raise ValueError(f"rates must be three numbers between 0 and 1, got {list(self.rates)}: correct them.")
+        check_choice("kind", self.kind, get_args(Kind))
+        # the sum of computed shares may differ from 1 by rounding
         if len(self.absent) != 2 or min(self.absent) < 0 or sum(self.absent) > 1 + 1e-6:
-            raise ValueError(f"absent: must be two shares with a sum of at most 1, but is {list(self.absent)}")
+            raise ValueError(f"absent must be two shares with a sum of at most 1, got {list(self.absent)}: lower them.")
 
 
 def curve(rates: Iterable[float], group: str, kind: Kind = "random") -> list[Condition]:
-    """Conditions with the same rate in all modalities, one for each rate."""
+    """Make conditions with the same rate in all modalities, one for each rate."""
     return [Condition(f"r={rate:g}", group, rate, 0 < rate < 1, MODALITIES, (rate,) * 3, kind) for rate in rates]
 
 
 def patterns(group: str, rates: Iterable[float] = (0.0,), complete: bool = True) -> list[Condition]:
-    """Conditions with modalities taken away as a whole, and with parts of the others if there are rates."""
+    """Make conditions with completely erased modalities, and with partly erased others if there are rates.
+
+    Args:
+        group: Group of the conditions.
+        rates: Share of the content that is erased in the other modalities; one condition for each rate and pattern.
+        complete: Include the pattern with all modalities.
+    """
     found = []
     for pattern in (*PATTERNS, *([MODALITIES] if complete else [])):
         for rate in rates:
@@ -85,7 +94,7 @@ def patterns(group: str, rates: Iterable[float] = (0.0,), complete: bool = True)
 
 
 def triple(rates: tuple[float, float, float], group: str) -> Condition:
-    """The condition with a rate of its own for text, audio and vision."""
+    """Make a condition with different rates for text, audio and vision."""
     name = ", ".join(f"{modality} {rate:g}" for modality, rate in zip(MODALITIES, rates, strict=True))
     return Condition(name, group, sum(rates) / 3, any(0 < rate < 1 for rate in rates), MODALITIES, rates)
 
@@ -95,11 +104,11 @@ def erase(batch: MultimodalBatch, condition: Condition, seed: int) -> Multimodal
 
     Args:
         batch: Samples with all their data.
-        condition: What to take away.
-        seed: Of the masks. A sample's masks depend on it and on the sample's key only.
+        condition: The condition.
+        seed: Seed of the masks. The masks of a sample depend only on the seed and on the key of the sample.
 
     Returns:
-        The samples with what is left; `complete` is the batch as it was.
+        The samples without the erased data; their `complete` is the given batch.
     """
     size, device = len(batch), batch.key.device
     rates = torch.tensor(condition.rates, device=device, dtype=torch.float32).expand(size, -1)
@@ -113,16 +122,16 @@ def erase(batch: MultimodalBatch, condition: Condition, seed: int) -> Multimodal
 
 
 def without_some(draws: Tensor, number: Tensor) -> Tensor:
-    """Choose modalities that go.
+    """Choose which modalities are kept.
 
     Args:
         draws: A random number for each modality [B, 3].
-        number: How many go [B]: those with the smallest draws.
+        number: How many modalities to erase [B]: those with the smallest draws.
 
     Returns:
-        What stays, bool [B, 3].
+        The modalities that are kept, bool [B, 3].
     """
-    # stable: equal draws must not be told apart by the device
+    # stable, so that the order of equal draws does not depend on the device
     places = draws.argsort(dim=1, stable=True).argsort(dim=1, stable=True)
     return places >= number[:, None]
 
@@ -136,23 +145,24 @@ def take_away(
     epoch: int = 0,
     spare: bool = False,
 ) -> MultimodalBatch:
-    """Take away parts and modalities, each sample by its own rates.
+    """Erase parts of modalities and whole modalities, with separate rates for each sample.
 
-    A position goes if its random number lies below the rate: what is gone at one rate is gone at every higher one.
+    A position is erased if its random number is below the rate, so what is erased at one rate is also erased at every
+    higher one.
 
     Args:
         batch: Samples with all their data.
-        rates: Share of the content to be erased in each modality [B, 3], on any device.
-        present: Modalities that stay, bool [B, 3].
-        kind: Of the erasure (`Condition`).
-        seed: Of the masks.
-        epoch: Fresh masks for each.
-        spare: Leave a sample as it is if nothing of it would be left: it would teach a model nothing.
+        rates: Share of the content to erase in each modality [B, 3], on any device.
+        present: Modalities to keep, bool [B, 3].
+        kind: Kind of the erasure (`Condition`).
+        seed: Seed of the masks.
+        epoch: Epoch of the training; masks differ between epochs.
+        spare: Do not change a sample of which nothing would be left, because a model learns nothing from it.
 
     Returns:
-        The samples with what is left; `complete` is the batch as it was.
+        The samples without the erased data; their `complete` is the given batch.
     """
-    # float32 whatever the model computes with: its precision must not change what is missing
+    # always float32, so that the precision of the model does not change the masks
     rates, present = rates.to(batch.key.device, torch.float32), present.to(batch.key.device)
     masks = {}
     nothing = torch.ones_like(batch.key, dtype=torch.bool)
@@ -166,7 +176,7 @@ def take_away(
         elif kind == "same_block":
             text = batch.modalities["text"]
             words = text.content
-            # the first word's step is 1 where the other modalities have a row for [CLS], 0 elsewhere
+            # the step of the first word is 1 if the other modalities have a row for [CLS], else 0
             first_word = _step(text, _steps(batch, text)).gather(1, words.int().argmax(1, keepdim=True))
             step = _step(modality, _steps(batch, modality)) - first_word
             gone = _block(batch.key, "steps", step, words.sum(1, keepdim=True), rate, seed, epoch)
@@ -182,10 +192,10 @@ def take_away(
 
 
 def _steps(batch: MultimodalBatch, modality: Modality) -> Tensor:
-    """Positions to which the other modalities have one, too [B, T].
+    """Positions that have a counterpart in the other modalities [B, T].
 
-    They are the words of a text, and [CLS] and [SEP] as well where audio or vision have rows for them: files that MMSA
-    has aligned have rows of zeros there.
+    These are the words of a text, and also [CLS] and [SEP] if audio or vision have rows for them, as in the aligned
+    files of MMSA, which have rows of zeros there.
     """
     lengths = torch.stack([batch.modalities[name].valid.sum(1) for name in MODALITIES], 1)
     rows_for_all = lengths[:, 1:].amax(1) >= lengths[:, 0]
@@ -193,13 +203,13 @@ def _steps(batch: MultimodalBatch, modality: Modality) -> Tensor:
 
 
 def _step(modality: Modality, counted: Tensor) -> Tensor:
-    """How far each position is behind the first counted one, negative before it, long [B, T]."""
+    """Distance of each position from the first counted one, negative before it, long [B, T]."""
     first = counted.int().argmax(1, keepdim=True)
     return torch.arange(modality.valid.shape[1], device=first.device)[None] - first
 
 
 def _block(key: Tensor, name: str, place: Tensor, length: Tensor, rate: Tensor, seed: int, epoch: int) -> Tensor:
-    """One contiguous block of `length` [B, 1] places, `place` being 0 for the first of them [B, T]."""
+    """Draw one contiguous block among `length` [B, 1] places, numbered by `place` [B, T] from 0 on."""
     size = (rate * length).round()
     start = (uniform(key, f"block/{name}", seed, epoch, 1) * (length - size + 1)).floor()
     return (place >= start) & (place < start + size)
@@ -215,27 +225,27 @@ def _without(modality: Modality, gone: Tensor) -> Modality:
 
 
 class MissingProtocol(ABC):
-    """How data goes missing in training, validation and test. A subclass is a dataclass with a `seed`."""
+    """Which data is erased in training, validation and test. A subclass is a dataclass with a `seed`."""
 
     def prepare(self, keys: Tensor, split: str) -> None:  # noqa: B027 - most protocols have nothing to prepare
-        """Learn which samples a split has, for protocols that must meet a rate over all of them.
+        """Receive the samples of a split, for protocols that meet a rate over all of them.
 
         Args:
-            keys: Of all samples, long [N].
+            keys: Keys of all samples, long [N].
             split: `train`, `valid` or `test`.
         """
 
     @abstractmethod
     def training(self, batch: MultimodalBatch, epoch: int) -> MultimodalBatch:
-        """Take away what training does without, drawn anew in every epoch.
+        """Erase data for training, with new draws in every epoch.
 
         Args:
             batch: Samples with all their data.
-            epoch: Of the training.
+            epoch: Epoch of the training.
         """
 
     def validation(self, batch: MultimodalBatch) -> MultimodalBatch:
-        """Take away what training would, but the same in every epoch.
+        """Erase data as for training, but the same in every epoch.
 
         Args:
             batch: Samples with all their data.
@@ -244,4 +254,4 @@ class MissingProtocol(ABC):
 
     @abstractmethod
     def conditions(self) -> list[Condition]:
-        """The conditions of the test, in the order of their rows."""
+        """Return the conditions of the test, in the order of their rows."""

@@ -1,4 +1,4 @@
-"""Random numbers that depend on what they are for and on nothing else: the same in any batch and on any device."""
+"""Counter-based random numbers, the same in any batch and on any device."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ def _signed(number: int) -> int:
 _STEP = _signed(0x9E3779B97F4A7C15)
 _FIRST = _signed(0xBF58476D1CE4E5B9)
 _SECOND = _signed(0x94D049BB133111EB)
-_BITS = 24  # what a float32 holds exactly
+_BITS = 24  # integers that float32 represents exactly
 
 
 def _shifted(numbers: Tensor, bits: int) -> Tensor:
-    """Shift right and fill with zeros; torch's own shift fills with the sign."""
+    """Shift right and fill with zeros; the shift of torch fills with the sign."""
     return (numbers >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mixed(numbers: Tensor) -> Tensor:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood, 2014): every input bit moves every output bit."""
+    """The finalizer of SplitMix64 (Steele, Lea and Flood, 2014): every input bit affects every output bit."""
     numbers = (numbers ^ _shifted(numbers, 30)) * _FIRST
     numbers = (numbers ^ _shifted(numbers, 27)) * _SECOND
     return numbers ^ _shifted(numbers, 31)
 
 
 def uniform(key: Tensor, stream: str, seed: int, epoch: int, positions: int) -> Tensor:
-    """Draw numbers in 0 to 1 for each sample, from a counter and not from a state.
+    """Draw uniform numbers for each sample from its key, without a generator state.
 
     Args:
         key: A number for each sample, long [B].
-        stream: What they are for; each stream is independent of the others.
-        seed: Of the whole experiment.
-        epoch: Fresh numbers for each.
-        positions: How many for each sample.
+        stream: Purpose of the numbers; different streams are independent.
+        seed: Seed of the experiment.
+        epoch: Numbers differ between epochs.
+        positions: How many numbers for each sample.
 
     Returns:
-        Float [B, positions], at least 0 and below 1, the same whatever the batch, the order and the device.
+        Float [B, positions], at least 0 and below 1. The numbers of a sample do not depend on the other samples or the
+        device.
     """
     digest = hashlib.sha256(f"{stream}/{seed}/{epoch}".encode()).digest()
     start = _signed(int.from_bytes(digest[:8], "big"))

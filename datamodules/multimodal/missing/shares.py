@@ -1,4 +1,4 @@
-"""Which samples lose which modalities, so that a share of all modalities is missing (P3)."""
+"""The assignment of missing modalities to samples, so that a given share of all modalities is missing (P3)."""
 
 from __future__ import annotations
 
@@ -10,54 +10,54 @@ from saccade.datamodules.multimodal.batch import MODALITIES
 from saccade.datamodules.multimodal.missing.base import without_some
 from saccade.datamodules.multimodal.missing.random_masks import uniform
 
-# IMDer: which share of the samples loses two modalities, at which rate
+# IMDer: share of the samples that lose two modalities, by rate
 _IMDER_RATES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 2 / 3)
 _IMDER_TWO = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
 
 
 def shares_of(rate: float, sampler: str) -> tuple[float, float]:
-    """How many samples lose one and two modalities, on the average.
+    """Return the mean shares of samples that lose one and two modalities.
 
     Args:
-        rate: Share of all modalities to be missing; above 2/3 means 2/3, except for `independent`.
+        rate: Share of all modalities that is missing; above 2/3 it counts as 2/3, except for `independent`.
         sampler: As in `RandomModalityMissing`.
 
     Returns:
-        Share of the samples that lose one, and that lose two.
+        Share of the samples that lose one modality, and share of those that lose two.
     """
     if sampler == "independent":
-        return 3 * rate * (1 - rate) ** 2, 3 * rate**2 * (1 - rate) + rate**3  # of three, one is given back
+        return 3 * rate * (1 - rate) ** 2, 3 * rate**2 * (1 - rate) + rate**3  # of three missing ones, one is restored
     rate = min(rate, 2 / 3)
     if sampler == "gcnet":
-        goes = 1.5 * rate  # each of the two that need not stay
+        goes = 1.5 * rate  # for each of the two modalities that may be missing
         return 2 * goes * (1 - goes), goes**2
     two = float(np.interp(rate, _IMDER_RATES, _IMDER_TWO))
     return max(0.0, 3 * rate - 2 * two), two
 
 
 def assign_patterns(keys: Tensor, rate: float, sampler: str, seed: int) -> Tensor:
-    """Choose for each sample which modalities it keeps, so that a share of all is missing.
+    """Choose for each sample which modalities are kept, so that a given share of all is missing.
 
     Args:
-        keys: Of all samples [N].
-        rate: Share of the 3 N modalities to be missing; above 2/3 means 2/3.
+        keys: Keys of all samples [N].
+        rate: Share of the 3 N modalities that is missing; above 2/3 it counts as 2/3.
         sampler: As in `RandomModalityMissing`.
-        seed: Of the choice.
+        seed: Seed of the choice.
 
     Returns:
-        Kept modalities, bool [N, 3]; at least one in each row.
+        The modalities that are kept, bool [N, 3]; at least one in each row.
     """
     count, size = len(keys), len(MODALITIES)
     chance = uniform(keys, "assign", seed, 0, size)
     first = torch.zeros(count, size, dtype=torch.bool)
-    first[torch.arange(count), chance.argmax(1)] = True  # the one that every sample keeps
+    first[torch.arange(count), chance.argmax(1)] = True  # the modality that every sample keeps
     if sampler == "independent":
         kept = uniform(keys, "drop", seed, 0, size) >= rate
         return torch.where(kept.any(1, keepdim=True), kept, first)
     order = uniform(keys, "order", seed, 0, size)
     if sampler == "gcnet":
         kept = first.clone()
-        wanted = round(count * size * (1 - min(rate, 2 / 3))) - count  # beside the first ones
+        wanted = round(count * size * (1 - min(rate, 2 / 3))) - count  # in addition to the first ones
         free = order.masked_fill(first, 2.0).flatten().argsort(stable=True)
         kept.view(-1)[free[: max(0, wanted)]] = True
         return kept

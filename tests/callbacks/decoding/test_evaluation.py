@@ -312,6 +312,6 @@ def test_a_second_evaluation_would_replace_the_results_of_the_first(tmp_path) ->
 )
 def test_what_a_decoder_reads_is_looked_for_before_the_training(tmp_path, decoder, setting) -> None:
     runner = trainer(tmp_path, callbacks=[DecodingEvaluation({"one": decoder}, prompt_length=6)], max_epochs=1)
-    with pytest.raises(ValueError, match=f"decoders.one.{setting}: there is no runs/none/latest"):
+    with pytest.raises(ValueError, match=f"decoders.one.{setting} must be an existing path, got runs/none/latest"):
         runner.fit(TinyModule(), loader(rows(2)), loader(rows(2)))
     assert runner.global_step == 0

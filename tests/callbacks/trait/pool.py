@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from saccade.datamodules.retrieval.chunk_pool import ChunkPool
-from saccade.datamodules.retrieval.files import Pair, RetrievalTask, write_beir, write_pairs
+from saccade.datamodules.retrieval.files import Pair, RetrievalTask
+from tests.support.retrieval_files import write_beir, write_pairs
 
 THINGS = ("apple", "river", "train", "cloud", "stone", "tiger", "violin", "window", "garden", "bridge")
 STORY = "It has been there for as long as anybody in that place can remember it."
@@ -35,7 +36,7 @@ def make_pool(folder: Path, **settings: Any) -> ChunkPool:
     documents = {f"d{place}": text for place, text in enumerate(corpus("white", 30))}
     queries = {f"q{place}": asked(place, 30) for place in range(30)}
     task = RetrievalTask("white", documents, queries, {f"q{place}": {f"d{place}": 1} for place in range(30)})
-    write_beir(task, folder / "white", "test", header=True)
+    write_beir(task, folder / "white")
     files = [str(folder / f"{colour}.jsonl") for colour in ("red", "green", "blue")]
     given = {"chunk_size": 8, "passes": 2, "batch_size": 4, "dev_fraction": 0.4, "hard_negatives": 3}
     return ChunkPool(files, str(folder / "white"), **given | settings)

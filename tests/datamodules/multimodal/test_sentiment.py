@@ -200,7 +200,7 @@ def ready_from(raw: Raw, **settings: Any) -> MultimodalSentiment:
 def test_what_the_generator_makes_is_checked_as_a_file_is() -> None:
     raw = mmsa()
     raw["train"]["vision"][2, 0, 0] = np.nan
-    with pytest.raises(ValueError, match=r"generator: split train: vision must be finite, but sample 'train"):
+    with pytest.raises(ValueError, match=r"generator, split train: vision must be finite, got nan in sample 'train"):
         ready_from(raw)
 
 
@@ -257,13 +257,13 @@ def test_keys_are_of_the_ids_only() -> None:
     assert key == int(hashlib.sha256(b"video0000$_$3").hexdigest()[:16], 16) >> 1
     assert 0 <= key < 2**63
     data = ready()
-    with pytest.raises(ValueError, match="keys: no sample has the key 12345"):
+    with pytest.raises(ValueError, match="keys must be those of loaded samples, got 12345"):
         data.sample_ids(torch.tensor([12345]))
 
 
 def test_ids_of_a_split() -> None:
     assert ready().ids("valid") == SMALL.generate()["valid"]["id"].tolist()
-    with pytest.raises(ValueError, match="split: must be one of train, valid, test, but is 'predict'"):
+    with pytest.raises(ValueError, match="split must be one of train, valid, test, got 'predict'"):
         ready().ids("predict")
 
 
@@ -294,7 +294,7 @@ def test_classes() -> None:
     raw = mmsa()
     for one in raw.values():
         one["classification_labels"] = np.zeros(len(one["id"]), int)
-    with pytest.raises(ValueError, match="task: classification needs at least two classes"):
+    with pytest.raises(ValueError, match="task classification needs at least two classes"):
         ready_from(raw, task="classification")
     raw = mmsa()
     for one in raw.values():
@@ -408,7 +408,7 @@ def test_predict_reads_its_own_file(tmp_path: Path) -> None:
     assert data.sample_ids(torch.cat(keys)) == raw["id"]
     assert model.seen["predict"][0].label is None
     assert data.widths == {"text": 6, "audio": 5, "vision": 4}
-    with pytest.raises(ValueError, match=r"predict_path: .* so that nothing says how many classes"):
+    with pytest.raises(ValueError, match=r"predict_path must have classification_labels to know the number of classes"):
         ready("predict", predict_path=path, task="classification")
 
 
@@ -418,10 +418,10 @@ def test_predict_file_must_fit_the_training_file(tmp_path: Path) -> None:
     raw = mmsa(seed=1)["test"]
     raw["audio"] = raw["audio"][..., :3]
     wrong = str(write(tmp_path, raw))
-    with pytest.raises(ValueError, match=r"must have the widths of path, .*'audio': 5.* but has .*'audio': 3"):
+    with pytest.raises(ValueError, match=r"must have the widths of path, .*'audio': 5.* got .*'audio': 3"):
         ready("predict", path=str(path), predict_path=wrong)
     raw.pop("vision")
-    with pytest.raises(ValueError, match=r"predict_path: .*file.pkl: split test: vision is missing"):
+    with pytest.raises(ValueError, match=r"predict_path .*file.pkl, split test: vision is missing"):
         ready("predict", predict_path=str(write(tmp_path, raw)))
 
 
@@ -430,9 +430,7 @@ def test_predict_file_must_fit_the_training_file(tmp_path: Path) -> None:
 
 def test_a_checkpoint_with_another_number_of_classes_is_refused() -> None:
     data = ready(task="classification")
-    with pytest.raises(
-        ValueError, match=r"^classes: the checkpoint was trained on synthetic with 5, but the data has 3"
-    ):
+    with pytest.raises(ValueError, match=r"^classes must be that of the checkpoint, 5 of synthetic, got 3"):
         data.load_state_dict({**data.state_dict(), "classes": 5})
 
 
@@ -444,9 +442,7 @@ def test_a_checkpoint_of_other_data_is_refused() -> None:
         ({"task": "classification"}, "task"),
         ({"generator": SyntheticSentiment(clips=(4, 4, 4), audio_width=7)}, "widths"),
     ):
-        with pytest.raises(
-            ValueError, match=f"^{name}: the checkpoint was trained on synthetic with .*, but the data"
-        ) as e:
+        with pytest.raises(ValueError, match=f"^{name} must be that of the checkpoint, .* of synthetic, got") as e:
             ready(**settings).load_state_dict(state)
         assert "\n" not in str(e.value)
 
@@ -454,13 +450,13 @@ def test_a_checkpoint_of_other_data_is_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": "ranking"}, "task: must be regression or classification, but is 'ranking'"),
-        ({"text": "words"}, "text: must be features or tokens, but is 'words'"),
-        ({"masks": "none"}, "masks: must be derived or oracle, but is 'none'"),
-        ({"batch_size": 0}, "batch_size: must be at least 1, but is 0"),
-        ({"eval_batch_size": 0}, "eval_batch_size: must be at least 1, but is 0"),
-        ({"num_workers": -1}, "num_workers: must be at least 0, but is -1"),
-        ({"seed": -1}, "seed: must be at least 0, but is -1"),
+        ({"task": "ranking"}, "task must be regression or classification, got 'ranking'"),
+        ({"text": "words"}, "text must be features or tokens, got 'words'"),
+        ({"masks": "none"}, "masks must be derived or oracle, got 'none'"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"eval_batch_size": 0}, "eval_batch_size must be at least 1, got 0"),
+        ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
 def test_impossible_settings_are_named(settings: dict[str, Any], message: str) -> None:
@@ -469,7 +465,7 @@ def test_impossible_settings_are_named(settings: dict[str, Any], message: str) -
 
 
 def test_a_batch_that_is_larger_than_the_split() -> None:
-    with pytest.raises(ValueError, match="batch_size: 31 per device is larger than the training split's 30 samples"):
+    with pytest.raises(ValueError, match="batch_size must leave one batch for every device, got 31 for the 30 samples"):
         ready(batch_size=31).train_dataloader()
 
 

@@ -188,13 +188,13 @@ def test_task_has_one_relevant_document_for_each_sentence(package: Path) -> None
 
 
 def test_what_is_not_there_ends_with_one_line(package: Path) -> None:
-    with pytest.raises(ValueError, match="package 'no_such_thing': must be installed"):
+    with pytest.raises(ValueError, match="package 'no_such_thing' must be installed"):
         docstring_pairs("no_such_thing")
     (package / "code.py").write_text("x = 1\n")
     described_functions.cache_clear()
     with pytest.raises(ValueError, match="must have functions with docstrings"):
         docstring_pairs(package.name)
-    with pytest.raises(ValueError, match="must be at least 1, but is 0"):
+    with pytest.raises(ValueError, match="must be at least 1, got 0"):
         docstring_pairs(package.name, 0)
     assert not is_package("os.path")
     assert is_package("python")

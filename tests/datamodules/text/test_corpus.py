@@ -142,23 +142,23 @@ def test_checkpoint_of_another_tokenizer_is_refused(texts: Path, tmp_path: Path)
     first.setup()
     other.setup()
     first.load_state_dict(first.state_dict())
-    with pytest.raises(ValueError, match="tokenizer: the checkpoint was trained with another tokenizer"):
+    with pytest.raises(ValueError, match="tokenizer must be that of the checkpoint"):
         other.load_state_dict(first.state_dict())
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"paths": []}, "paths: the list is empty"),
-        ({"vocab_size": 200}, "vocab_size: 200 is too small"),
-        ({"sequence_length": 1}, "sequence_length: must be at least 2"),
-        ({"batch_size": 0}, "batch_size: must be at least 1, but is 0"),
-        ({"max_files": 0}, "max_files: must be at least 1, but is 0"),
-        ({"max_bytes": 0}, "max_bytes: must be at least 1, but is 0"),
-        ({"num_workers": -1}, "num_workers: must be at least 0, but is -1"),
-        ({"validation_fraction": 0.0}, "validation_fraction: must lie between 0 and 1"),
-        ({"test_fraction": 0.9}, "test_fraction: 0.9 with validation_fraction=0.2"),
-        ({"test_fraction": -0.1}, "test_fraction: -0.1"),
+        ({"paths": []}, "paths must name files, got an empty list"),
+        ({"vocab_size": 200}, "vocab_size must be at least 260, got 200"),
+        ({"sequence_length": 1}, "sequence_length must be at least 2, got 1"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"max_files": 0}, "max_files must be at least 1, got 0"),
+        ({"max_bytes": 0}, "max_bytes must be at least 1, got 0"),
+        ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
+        ({"validation_fraction": 0.0}, "validation_fraction must be above 0 and below 1"),
+        ({"test_fraction": 0.9}, "test_fraction must be below 0.8 with validation_fraction=0.2, got 0.9"),
+        ({"test_fraction": -0.1}, "test_fraction must be between 0 and 1, got -0.1"),
     ],
 )
 def test_impossible_settings_are_refused_at_once(
@@ -172,11 +172,14 @@ def test_impossible_settings_are_refused_at_once(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"paths": ["/nowhere/*.txt"]}, "paths: no file matches '/nowhere/"),
-        ({"max_bytes": 1}, "max_bytes: no file"),
-        ({"max_files": 1}, "validation_fraction: the split of 1 files leaves the"),
-        ({"sequence_length": 100_000}, "sequence_length: 100000 is too long, the train part has only"),
-        ({"tokenizer": "/nowhere"}, "tokenizer: cannot load '/nowhere'"),
+        ({"paths": ["/nowhere/*.txt"]}, "paths must match files, got '/nowhere/"),
+        ({"max_bytes": 1}, "max_bytes must leave at least one file"),
+        ({"max_files": 1}, "validation_fraction must leave files for the validation part, got none of 1"),
+        (
+            {"sequence_length": 100_000},
+            r"sequence_length must be at most \d+, the tokens of the train part, got",
+        ),
+        ({"tokenizer": "/nowhere"}, "cannot load tokenizer '/nowhere'"),
     ],
 )
 def test_impossible_data_is_refused_before_anything_is_written(
@@ -191,16 +194,16 @@ def test_impossible_data_is_refused_before_anything_is_written(
 def test_missing_test_part_and_too_large_batch_are_refused(texts: Path, tmp_path: Path) -> None:
     corpus = _corpus(texts, tmp_path, test_fraction=0.0, batch_size=1000)
     corpus.setup()
-    with pytest.raises(ValueError, match="test_fraction: it is 0"):
+    with pytest.raises(ValueError, match="test_fraction must be above 0 to read the test part"):
         corpus.test_dataloader()
-    with pytest.raises(ValueError, match="batch_size: 1000 per device is larger than"):
+    with pytest.raises(ValueError, match="batch_size must leave one batch for every device, got 1000"):
         corpus.train_dataloader()
 
 
 def test_unwritable_cache_is_named(texts: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    with pytest.raises(ValueError, match=r"cache_dir: cannot write to .*; set cache_dir or XDG_CACHE_HOME"):
+    with pytest.raises(ValueError, match=r"cannot write .*: set cache_dir or XDG_CACHE_HOME to"):
         _corpus(texts, blocked).setup()
 
 
@@ -218,5 +221,5 @@ def test_tokenizer_without_end_of_sequence_is_refused(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(["text"], 260)
     tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="has no eos_token"):
+    with pytest.raises(ValueError, match="tokenizer must have an eos_token"):
         load_tokenizer(str(tmp_path))

@@ -185,9 +185,9 @@ def test_answers_score_all_facts_and_those_of_others_less(data: VideoCaptions) -
     prompts = {data._parts["train"].source.texts(item)[0] for item in range(12)}
     assert len(prompts) >= 3
     assert data.score("", 1, "test").right == 0  # type: ignore[union-attr]
-    with pytest.raises(ValueError, match="part: must be one of train, validation, test, but is 'val'"):
+    with pytest.raises(ValueError, match="part must be one of train, validation, test, got 'val'"):
         data.score("", 0, "val")
-    with pytest.raises(ValueError, match="item: must be below 3, the clips of the test part, but is 3"):
+    with pytest.raises(ValueError, match="item must be from 0 to 2 in the test part, got 3"):
         data.answer(3, "test")
 
 
@@ -255,9 +255,9 @@ def test_the_chat_template_makes_the_same_prompt(data: VideoCaptions) -> None:
 def test_a_checkpoint_of_another_tokenizer_or_family_is_refused(data: VideoCaptions) -> None:
     other = _data(family=data.family, vocab_size=600)
     other.setup()
-    with pytest.raises(ValueError, match="tokenizer: the checkpoint was trained with another tokenizer"):
+    with pytest.raises(ValueError, match="tokenizer must be that of the checkpoint"):
         other.load_state_dict(data.state_dict())
-    with pytest.raises(ValueError, match=f"family: must be the checkpoint's, x, but is {data.family}"):
+    with pytest.raises(ValueError, match=f"family must be that of the checkpoint, x, got {data.family}"):
         data.load_state_dict({**data.state_dict(), "family": "x"})
 
 
@@ -277,7 +277,7 @@ def test_a_manifest_is_split_by_clip_and_has_no_score(clips: Path) -> None:
     assert data.score("As red as 1.", 0, "validation") is None
     kept = _data(manifest=str(clips), manifest_validation_fraction=1.0, manifest_test_fraction=0.0,
                  max_pixels=14 * 14 * 6, tokenizer=None)  # fmt: skip
-    with pytest.raises(ValueError, match="tokenizer: the split of the manifest leaves no training clips"):
+    with pytest.raises(ValueError, match="tokenizer must be given, because the split leaves no training clips"):
         kept.setup()
 
 
@@ -288,7 +288,7 @@ def test_frames_of_files_may_keep_their_shape(clips: Path, data: VideoCaptions, 
         "manifest_validation_fraction": 1.0, "manifest_test_fraction": 0.0, "max_pixels": 14 * 14 * 6,
     }  # fmt: skip
     if data.family == "llava_onevision":
-        with pytest.raises(ValueError, match="max_pixels: must be null for llava_onevision"):
+        with pytest.raises(ValueError, match="max_pixels must be null for llava_onevision"):
             _data(**settings).setup()
         return
     made = _data(**settings)
@@ -298,8 +298,8 @@ def test_frames_of_files_may_keep_their_shape(clips: Path, data: VideoCaptions, 
     assert batch["video_grid_thw"].tolist() == [[2, 4, 6]] * 2
     assert int((batch["mm_token_type_ids"][0] == 2).sum()) == 2 * 2 * 3
     for loader, message in (
-        (made.test_dataloader, "manifest_test_fraction: it leaves the test part without clips"),
-        (made.train_dataloader, "batch_size: 2 per device is larger than the training part's 0 clips"),
+        (made.test_dataloader, "manifest_test_fraction must leave clips for the test part"),
+        (made.train_dataloader, "batch_size must leave one batch for every device, got 2 for the 0 clips"),
     ):
         with pytest.raises(ValueError, match=message):
             loader()
@@ -311,9 +311,9 @@ def test_special_tokens_in_texts_are_refused(clips: Path, data: VideoCaptions) -
     made = _data(manifest=str(clips), family=data.family, manifest_validation_fraction=0, manifest_test_fraction=0,
                  batch_size=1)  # fmt: skip
     made.setup()
-    with pytest.raises(ValueError, match="answer: must not contain"):
+    with pytest.raises(ValueError, match="answer must not contain"):
         next(iter(made.train_dataloader()))
-    with pytest.raises(ValueError, match="prompt: must not contain"):
+    with pytest.raises(ValueError, match="prompt must not contain"):
         video_prompt(data.tokenizer, data.visual, np.zeros((2, 28, 28, 3), np.uint8), "What <|im_end|>?")
 
 
@@ -339,22 +339,22 @@ def test_a_real_clip_becomes_a_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"family": "qwen3"}, "family: must be qwen2_5_vl or llava_onevision, but is 'qwen3'"),
-        ({"frames": 3}, "frames: 3 are too few to show the motion of max_digits=2 digits .* take at least 4"),
-        ({"batch_size": 0}, "batch_size: must be at least 1, but is 0"),
-        ({"test_scenes": -1}, "test_scenes: must be at least 0, but is -1"),
-        ({"max_digits": 5}, "max_digits: must lie between 1 and 4, but is 5"),
-        ({"manifest_test_fraction": 1.5}, "manifest_test_fraction: must lie between 0 and 1, but is 1.5"),
-        ({"manifest_test_fraction": 0.95}, "manifest_validation_fraction=0.1 it may be at most 0.9, but is 0.95"),
-        ({"image_std": (0.5, 0.0, 0.5)}, "image_std: must be above 0 for every colour"),
-        ({"manifest": "nowhere.jsonl"}, "manifest: cannot read nowhere.jsonl"),
-        ({"fact_lists": 1.5}, "fact_lists: must"),
-        ({"height": 30}, r"height: must be a multiple of patch_size \* merge_size = 14, but is 30"),
-        ({"patch_size": 0}, "patch_size: must be at least 1, but is 0"),
-        ({"max_pixels": 10}, "max_pixels: must be at least 196, one token, but is 10"),
-        ({"family": "llava_onevision", "width": 35}, "width: frames of llava_onevision are square, so it must be 28"),
-        ({"family": "llava_onevision", "merge_size": 3}, "merge_size: llava_onevision always pools two by two"),
-        ({"vocab_size": 261}, "vocab_size: 261 is too small, a byte-level vocabulary with the special tokens of qwen"),
+        ({"family": "qwen3"}, "family must be qwen2_5_vl or llava_onevision, got 'qwen3'"),
+        ({"frames": 3}, "frames must be at least 4 to show the motion of max_digits=2 digits, got 3"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"test_scenes": -1}, "test_scenes must be at least 0, got -1"),
+        ({"max_digits": 5}, "max_digits must be from 1 to 4, got 5"),
+        ({"manifest_test_fraction": 1.5}, "manifest_test_fraction must be between 0 and 1, got 1.5"),
+        ({"manifest_test_fraction": 0.95}, "manifest_test_fraction must be at most 0.9 with .*=0.1, got 0.95"),
+        ({"image_std": (0.5, 0.0, 0.5)}, "image_std must be above 0 for every colour"),
+        ({"manifest": "nowhere.jsonl"}, "cannot read manifest nowhere.jsonl"),
+        ({"fact_lists": 1.5}, "fact_lists must"),
+        ({"height": 30}, r"height must be a multiple of patch_size \* merge_size = 14, got 30"),
+        ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
+        ({"max_pixels": 10}, "max_pixels must be at least 196, one token, got 10"),
+        ({"family": "llava_onevision", "width": 35}, "width must be the height, 28, for llava_onevision"),
+        ({"family": "llava_onevision", "merge_size": 3}, "merge_size must be 2 for llava_onevision"),
+        ({"vocab_size": 261}, "vocab_size must be at least 267, got 261"),
     ],
 )
 def test_wrong_settings_end_with_one_line(settings: dict[str, Any], message: str) -> None:
@@ -366,12 +366,12 @@ def test_wrong_settings_end_with_one_line(settings: dict[str, Any], message: str
 def test_parts_that_are_empty_or_too_long_are_told(tmp_path: Path) -> None:
     data = _data(test_scenes=0, max_tokens=60)
     data.setup()
-    with pytest.raises(ValueError, match="test_scenes: it leaves the test part without clips"):
+    with pytest.raises(ValueError, match="test_scenes must leave clips for the test part"):
         data.test_dataloader()
-    with pytest.raises(ValueError, match=r"max_tokens: 60 are too few, item 0 of the validation part has \d+ \(8 of"):
+    with pytest.raises(ValueError, match=r"max_tokens must be at least \d+ \(8 for the video\) for item 0 of the val"):
         next(iter(data.val_dataloader()))
     train_tokenizer(["a"], 260).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"tokenizer: '.*' has no token '<\|im_start\|>', which videos of family=qwen"):
+    with pytest.raises(ValueError, match=r"tokenizer must have the token '<\|im_start\|>' for family=qwen"):
         _data(tokenizer=str(tmp_path)).setup()
 
 

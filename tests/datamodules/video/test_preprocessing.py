@@ -150,9 +150,9 @@ def test_frames_of_the_right_size_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("frames", "message"),
     [
-        (np.zeros((0, 8, 8, 3), np.uint8), r"at least one frame, but are uint8 \[0, 8, 8, 3\]"),
+        (np.zeros((0, 8, 8, 3), np.uint8), r"at least one frame, got uint8 \[0, 8, 8, 3\]"),
         (np.zeros((2, 8, 8, 4), np.uint8), r"must be uint8 \[F, H, W, 3\]"),
-        (np.zeros((2, 8, 8, 3), np.float32), "but are float32"),
+        (np.zeros((2, 8, 8, 3), np.float32), "got float32"),
         (np.zeros((8, 8, 3), np.uint8), "convert them to RGB"),
     ],
 )
@@ -162,7 +162,7 @@ def test_what_is_no_film_is_refused(frames: np.ndarray, message: str) -> None:
 
 
 def test_films_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="frames of 402x2 pixels are too elongated"):
+    with pytest.raises(ValueError, match="got frames of 402x2 pixels"):
         visual_inputs(np.zeros((1, 2, 402, 3), np.uint8), replace(QWEN, max_pixels=10**6))
-    with pytest.raises(ValueError, match=r"equally many for llava_onevision, but have \[4, 5\]"):
+    with pytest.raises(ValueError, match=r"for llava_onevision, got \[4, 5\]"):
         visual_batch([_film(56, 56, 4), _film(56, 56, 5)], LLAVA)

@@ -112,11 +112,11 @@ def test_every_tint_stands_out_from_every_background() -> None:
 
 def test_wrong_settings_are_refused() -> None:
     scene = next(scene for scene in _scenes("train") if len(scene.digits) == 4)
-    with pytest.raises(ValueError, match="part: must be one of train, validation, test, but is 'val'"):
+    with pytest.raises(ValueError, match="part must be train, validation or test, got 'val'"):
         make_scene(0, "val", 0)
-    with pytest.raises(ValueError, match="max_digits: must lie between 1 and 4, but is 5"):
+    with pytest.raises(ValueError, match="max_digits must be from 1 to 4, got 5"):
         make_scene(0, "train", 0, max_digits=5)
-    with pytest.raises(ValueError, match="frames: must be at least 4"):
+    with pytest.raises(ValueError, match="frames must be at least 4"):
         render(scene, 3, 56, 56)
     with pytest.raises(ValueError, match="at least 16 pixels"):
         render(scene, 8, 56, 15)

@@ -87,6 +87,6 @@ def test_fresh_weights_depend_on_the_seed_only() -> None:
 
 
 def test_missing_path_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"path: there is no .*nothing; name a folder") as caught:
+    with pytest.raises(ValueError, match=r"path must be an existing path, got .*nothing: name an existing") as caught:
         model_from_path(str(tmp_path / "nothing"))
     assert "\n" not in str(caught.value)

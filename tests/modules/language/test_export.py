@@ -82,7 +82,7 @@ def test_a_failed_export_leaves_the_old_folder(tmp_path: Path, monkeypatch: pyte
         raise OSError("disk full")
 
     monkeypatch.setattr(type(module.model), "save_pretrained", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ValueError, match="disk full"):
         module.save_pretrained(tmp_path / "model")
     assert os.listdir(tmp_path) == ["model"]
     assert sorted(os.listdir(tmp_path / "model")) == files
@@ -92,5 +92,5 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     module = language_model(config={"vocab_size": 200})
     module.build()
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="folder: cannot write the model to"):
+    with pytest.raises(ValueError, match="cannot write "):
         module.save_pretrained(tmp_path / "file" / "model")

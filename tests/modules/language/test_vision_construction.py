@@ -164,7 +164,7 @@ def _build(module: VisionLanguageModel, data: TinyVideo, **instead: Any) -> None
 
 
 def test_a_path_without_such_a_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"path: there is no .*nothing") as caught:
+    with pytest.raises(ValueError, match=r"path must be an existing path, got .*nothing") as caught:
         video_model(path=str(tmp_path / "nothing")).build()
     assert "\n" not in str(caught.value)
     text = LanguageModel(config={"model_type": "llama", "vocab_size": 50, "hidden_size": 16, "intermediate_size": 16,

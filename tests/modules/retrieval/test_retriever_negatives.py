@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader
 
 from saccade.callbacks import TraitSelection
 from saccade.datamodules.retrieval.chunk_pool import ChunkPool
-from saccade.datamodules.retrieval.files import Pair, RetrievalTask, write_beir, write_pairs
+from saccade.datamodules.retrieval.files import Pair, RetrievalTask
 from saccade.modules.retrieval.mined_negatives import MinedNegatives
 from saccade.modules.retrieval.retriever import Retriever
+from tests.support.retrieval_files import write_beir, write_pairs
 
 THINGS = ("apple", "river", "train", "cloud", "stone", "tiger", "violin", "window", "garden", "bridge")
 
@@ -29,7 +30,7 @@ def pool(tmp_path):
     documents = {f"d{place}": f"white {thing}" for place, thing in enumerate(THINGS)}
     queries = {f"q{place}": f"find {thing}" for place, thing in enumerate(THINGS)}
     judged = {f"q{place}": {f"d{place}": 1} for place in range(10)}
-    write_beir(RetrievalTask("white", documents, queries, judged), tmp_path / "white", "test", header=True)
+    write_beir(RetrievalTask("white", documents, queries, judged), tmp_path / "white")
     files = [str(tmp_path / "red.jsonl"), str(tmp_path / "green.jsonl")]
     return lambda: ChunkPool(files, str(tmp_path / "white"), chunk_size=10, batch_size=28, dev_fraction=0.5)
 

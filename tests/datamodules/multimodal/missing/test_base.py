@@ -278,11 +278,20 @@ def test_masks_are_the_same_on_a_gpu(kind):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"present": ("txt",)}, "present: must be some of text, audio, vision, but is ['txt']"),
-        ({"rates": (0.1, 0.2)}, "rates: must be three numbers between 0 and 1, but is [0.1, 0.2]"),
-        ({"rates": (0.1, 0.2, 1.1)}, "rates: must be three numbers between 0 and 1, but is [0.1, 0.2, 1.1]"),
-        ({"kind": "blok"}, "kind: must be random, block, same_steps or same_block, but is 'blok'"),
-        ({"absent": (0.6, 0.6)}, "absent: must be two shares with a sum of at most 1, but is [0.6, 0.6]"),
+        ({"present": ("txt",)}, "present must be some of text, audio, vision, got ['txt']: correct the names."),
+        (
+            {"rates": (0.1, 0.2)},
+            "rates must be three numbers between 0 and 1, got [0.1, 0.2]: correct them.",
+        ),
+        (
+            {"rates": (0.1, 0.2, 1.1)},
+            "rates must be three numbers between 0 and 1, got [0.1, 0.2, 1.1]: correct them.",
+        ),
+        (
+            {"kind": "blok"},
+            "kind must be random, block, same_steps or same_block, got 'blok': choose one of these.",
+        ),
+        ({"absent": (0.6, 0.6)}, "absent must be two shares with a sum of at most 1, got [0.6, 0.6]: lower them."),
     ],
 )
 def test_a_wrong_condition_is_one_line(settings, said):
