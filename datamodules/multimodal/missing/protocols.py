@@ -125,7 +125,7 @@ class TwoTierMissing(MissingProtocol):
 class RandomFeatureMissing(MissingProtocol):
     """P1: every position goes with the same chance, in training, validation and test (TFR-Net, EMT-DLFR, MMSA).
 
-    One model for each rate, summed up by the area under the curve (`saccade.modules.metrics.AUILC`). Trap avoided: the
+    One model for each rate, summed up by the area under the curve (`saccade.modules.metrics.auilc`). Trap avoided: the
     released loaders seed all modalities alike, so that aligned audio and vision lose exactly the same frames.
 
     Args:

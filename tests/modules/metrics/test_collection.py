@@ -59,7 +59,7 @@ def test_classification_against_scikit_learn(known):
     ],
 )
 def test_impossible_settings(arguments, word):
-    with pytest.raises(ValueError, match=rf"^{word}: must [^\n]*$"):
+    with pytest.raises(ValueError, match=rf"^{word} must [^\n]*, got [^\n]*\.$"):
         metrics_for(*arguments)
 
 
@@ -70,12 +70,12 @@ def test_two_processes_agree_with_one(tmp_path):
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=120,
+        timeout=600,
     )
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert set(first) == {str(share) for share in ddp_script.SHARES}
     one = ddp_script.values(slice(0, 100))
-    assert len(one) == 18
+    assert len(one) == 17
     for name, values in first.items():
         assert values == pytest.approx(one, rel=1e-6), name
