@@ -1,1 +1,1 @@
-"""Ready-made settings, one YAML file per choice; ``saccade --config lm/demo.yaml`` finds them by name."""
+"""Packaged configuration files, one YAML file for each choice; ``--config lm/demo.yaml`` finds them by name."""

@@ -1,4 +1,4 @@
-"""LoRA: settings, attaching, and the merged weights."""
+"""LoRA adapters: their settings, how they are attached, and how they are merged."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,17 +9,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from saccade.common.checks import check_count, check_number
+
 
 @dataclass
 class LoraSettings:
-    """Low-rank adapters: the model's own weights stay frozen, and each chosen layer learns a small correction.
+    """Low-rank adapters: the model's weights stay frozen, and each chosen layer learns a low-rank update.
 
     Args:
-        rank: Rank of the correction, at least 1.
-        alpha: The correction is scaled by alpha / rank.
-        dropout: Dropout on the adapters' input, 0 to 1.
-        target_modules: Names of the linear layers that get one, such as [q_proj, v_proj]. None means every linear layer
-            but the output head.
+        rank: Rank of the update, at least 1.
+        alpha: The update is scaled by alpha / rank.
+        dropout: Dropout on the input of the adapters, at least 0 and below 1.
+        target_modules: Names of the linear layers that get an adapter, such as [q_proj, v_proj]. None means every
+            linear layer except the output head.
 
     Raises:
         ValueError: A setting is out of range.
@@ -31,26 +33,32 @@ class LoraSettings:
     target_modules: list[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"lora.rank: must be at least 1, but is {self.rank}")
-        if self.alpha <= 0:
-            raise ValueError(f"lora.alpha: must be above 0, but is {self.alpha}")
+        check_count("lora.rank", self.rank)
+        check_number("lora.alpha", self.alpha)
+        if not self.alpha > 0:
+            raise ValueError(f"lora.alpha must be above 0, got {self.alpha}: choose for example twice the rank.")
+        check_number("lora.dropout", self.dropout)
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout: must be at least 0 and below 1, but is {self.dropout}")
+            raise ValueError(
+                f"lora.dropout must be at least 0 and below 1, got {self.dropout}: choose for example 0.05."
+            )
         if self.target_modules is not None and not self.target_modules:
-            raise ValueError("lora.target_modules: the list is empty; name layers, or null for all linear layers")
+            raise ValueError(
+                "lora.target_modules must name at least one layer, got []: name layers, or give null for all linear"
+                " layers."
+            )
 
 
 def attach_lora(model: PreTrainedModel, settings: LoraSettings, task: str | None = "CAUSAL_LM") -> None:
-    """Put adapters into the model, in place, and freeze everything else; the model keeps its class.
+    """Add adapters to a model in place and freeze all other weights. The class of the model does not change.
 
     Args:
         model: The Hugging Face model.
-        settings: Of the adapters.
-        task: PEFT's name of what the model does; None for a plain encoder.
+        settings: Settings of the adapters.
+        task: PEFT's name of the model's task; None for a plain encoder.
 
     Raises:
-        ValueError: No layer has one of the names in `target_modules`.
+        ValueError: A name in `target_modules` matches no linear layer.
     """
     config = LoraConfig(
         r=settings.rank,
@@ -59,23 +67,26 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, task: str | None
         target_modules=settings.target_modules or "all-linear",
         task_type=task,
     )
-    # PEFT is silent about names that match nothing, as long as another one matches
+    # PEFT ignores names that match nothing if another name matches
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     names = settings.target_modules or []
     missing = [name for name in names if not any(found == name or found.endswith(f".{name}") for found in linear)]
     if missing:
-        raise ValueError(f"lora.target_modules: no linear layer of {type(model).__name__} is called {missing[0]!r}")
+        raise ValueError(
+            f"lora.target_modules must name linear layers of {type(model).__name__}, got {missing[0]!r}: choose among"
+            f" {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}."
+        )
     model.add_adapter(config)
 
 
 def merged_weight(layer: Any) -> Tensor:
-    """Return the weight of an adapted layer with the correction added, without touching the layer.
+    """Return the weight of an adapted layer with the update of its adapters added. The layer is not changed.
 
     Args:
         layer: The adapted layer.
 
     Returns:
-        Weight of the shape and type of the layer's own.
+        A new tensor with the shape and type of the layer's weight.
     """
     weight: Tensor = layer.get_base_layer().weight.detach().clone()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""GenerativeModule: what every language model in training shares, with or without eyes."""
+"""GenerativeModule: base class for training language models, text-only or vision-language."""
 
 import dataclasses
 import hashlib
@@ -18,11 +18,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from saccade.modules.language.construction import check_batch, model_from_config
 from saccade.modules.language.export import merged_state_dict, write_pretrained
 from saccade.modules.lora import LoraSettings, attach_lora
-from saccade.modules.optimization import Schedule, adamw, check_optimization, warmup_schedule
+from saccade.modules.optimization import (
+    ParameterGroup,
+    Schedule,
+    adamw,
+    check_optimization,
+    parameter_groups,
+    warmup_schedule,
+)
 
 
 class Perplexity(MeanMetric):
-    """Exponential of a mean loss; exact over batches and ranks, because the loss is averaged first."""
+    """Exponential of the mean loss; exact over batches and ranks, because losses are averaged first."""
 
     def compute(self) -> Tensor:
         """Return exp(mean loss)."""
@@ -30,10 +37,10 @@ class Perplexity(MeanMetric):
 
 
 class TrainingDropout(Protocol):
-    """Hooks on a model that leave something out of a training step."""
+    """Hooks on a model that leave out parts of the computation or of the input in a training step."""
 
     def attach(self) -> None:
-        """Register the hooks; calling it again changes nothing."""
+        """Register the hooks. Calling this again has no effect."""
         ...
 
     def clear(self) -> None:
@@ -41,39 +48,40 @@ class TrainingDropout(Protocol):
         ...
 
     def remove(self) -> None:
-        """Take the hooks off again."""
+        """Remove the hooks."""
         ...
 
 
 class GenerativeModule(LightningModule, ABC):
-    """A Hugging Face model that predicts the next token, in training: optimizer, schedule, checkpoints, export.
+    """Trains a Hugging Face model to predict the next token: optimizer, schedule, checkpoints, export.
 
-    A subclass builds `model` from its data (`build_for`) and says what is predicted (`token_losses`).
+    A subclass builds `model` for its data (`build_for`) and defines the loss (`token_losses`).
 
     Args:
         path: Folder or Hugging Face hub id of a trained model.
         config: Settings of a new model; give either this or `path`.
         lora: Train low-rank adapters only. None trains all weights.
         learning_rate: Peak learning rate of AdamW.
-        weight_decay: Of matrices; norms and biases have none.
+        weight_decay: Weight decay of matrices; norms and biases have none.
         betas: Decay rates of AdamW's two moments.
-        schedule: After the warm-up, "cosine" falls to `final_fraction` of the peak at the last step, "constant" stays.
-        warmup_fraction: Share of all steps in which the rate rises from zero, 0 to 1.
-        final_fraction: Last rate divided by the peak, 0 to 1.
-        gradient_checkpointing: Compute activations twice to save memory.
-        seed: Of new weights. None takes `seed_everything`, or 0.
+        schedule: Learning rate after the warm-up: "cosine" decays to `final_fraction` of the peak at the last step,
+            "constant" stays at the peak.
+        warmup_fraction: Fraction of all steps in which the learning rate rises from zero, 0 to 1.
+        final_fraction: Last learning rate divided by the peak, 0 to 1.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        seed: Seed of new weights. None takes `seed_everything`, or 0.
 
     Raises:
-        ValueError: A setting is impossible; the message names it.
+        ValueError: A setting is out of range; the message names it.
     """
 
     model: PreTrainedModel
     checkpoint_key: ClassVar[str]
-    """Our entry in a checkpoint."""
+    """Key of this module's entry in a checkpoint."""
     auto_class: ClassVar[Any] = AutoModelForCausalLM
-    """What of transformers builds and loads the model."""
+    """Class of transformers that builds and loads the model."""
     reads: ClassVar[tuple[str, str]] = ("input_ids", "TextCorpus")
-    """What batches must have, and a datamodule of the package that gives it."""
+    """Required key of a batch, and a data module of the package whose batches have it."""
 
     def __init__(
         self,
@@ -91,13 +99,17 @@ class GenerativeModule(LightningModule, ABC):
     ) -> None:
         super().__init__()
         if (path is None) == (config is None):
-            raise ValueError("path, config: give exactly one, path to go on from a model or config for a new one")
-        if isinstance(lora, dict):  # as a checkpoint holds it
+            given = "neither" if path is None else "both"
+            raise ValueError(
+                f"exactly one of path and config must be given, got {given}: path continues from a trained model,"
+                " config starts a new one."
+            )
+        if isinstance(lora, dict):  # checkpoints store plain dictionaries
             lora = LoraSettings(**lora)
         check_optimization(
             learning_rate, weight_decay, schedule, warmup_fraction=warmup_fraction, final_fraction=final_fraction
         )
-        self.save_hyperparameters()  # those of the subclass: Lightning walks up to the first caller
+        self.save_hyperparameters()  # saves those of the subclass: Lightning looks up the call stack
         # plain values only, so that a checkpoint loads with weights_only=True
         self.hparams["lora"] = None if lora is None else dataclasses.asdict(lora)
         self.path = path
@@ -120,13 +132,13 @@ class GenerativeModule(LightningModule, ABC):
 
     @abstractmethod
     def build_for(self, datamodule: Any) -> None:
-        """Build `model` for a datamodule's data.
+        """Build `model` for the data of a data module.
 
         Args:
-            datamodule: Set up; None when there is none.
+            datamodule: A data module that is set up, or None.
 
         Raises:
-            ValueError: The model cannot be built, or cannot read the data.
+            ValueError: The model cannot be built, or does not fit the data.
         """
 
     @abstractmethod
@@ -134,10 +146,10 @@ class GenerativeModule(LightningModule, ABC):
         """Compute the loss of every predicted token.
 
         Args:
-            batch: Of the datamodule; `input_ids` is LongTensor [B, L].
+            batch: A batch of the data module; `input_ids` is LongTensor [B, L].
 
         Returns:
-            Losses in nats [B, P], and weights of the same shape: 0 where a token does not count.
+            Losses in nats [B, P], and weights of the same shape: 0 for tokens that do not count.
         """
 
     @property
@@ -146,7 +158,7 @@ class GenerativeModule(LightningModule, ABC):
         return "model" in self._modules
 
     def _adopt(self, model: PreTrainedModel) -> None:
-        """Take a complete model: adapters, checkpointing, train mode."""
+        """Set `model`: add adapters, enable gradient checkpointing, and switch to training mode."""
         if self.lora is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
@@ -156,11 +168,11 @@ class GenerativeModule(LightningModule, ABC):
         self.model = model.train()
 
     def setup(self, stage: str) -> None:
-        """Build the model before the strategy's own contexts are entered.
+        """Build the model before the context managers of the strategy are entered.
 
-        DeepSpeed ZeRO-3 would partition each layer as it is created, and then neither transformers' initialisation nor
-        its loading of weights reaches them; so every rank builds the whole model in memory, and the engine
-        partitions it.
+        Inside them, DeepSpeed ZeRO-3 partitions each layer when it is created, and transformers can then neither
+        initialise nor load the weights. Therefore every rank builds the whole model in memory, and DeepSpeed partitions
+        it afterwards.
 
         Args:
             stage: Unused.
@@ -170,15 +182,15 @@ class GenerativeModule(LightningModule, ABC):
                 self.build_for(getattr(self.trainer, "datamodule", None))
 
     def configure_model(self) -> None:
-        """Build the model where `setup` has not. Without a trainer nothing happens: see `build`.
+        """Build the model if `setup` did not. Does nothing without a trainer: see `build`.
 
-        `load_from_checkpoint` calls this before it shows the checkpoint, which says how the model must be built.
+        `load_from_checkpoint` calls this before `on_load_checkpoint`, which builds the model from the checkpoint.
         """
         if self._trainer is not None:
             self.setup(stage="")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Refuse the batches of another module's data."""
+        """Check that the batch has the key that this module needs."""
         check_batch(self, batch, *self.reads)
         return batch
 
@@ -190,17 +202,17 @@ class GenerativeModule(LightningModule, ABC):
         return loss
 
     def on_fit_start(self) -> None:
-        """Attach what leaves something out of training steps."""
+        """Attach the hooks of the training dropout."""
         if self._dropout is not None:
             self._dropout.attach()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Forget what the step left out; its backward pass, which may recompute the layers, is over."""
+        """Clear the draw of the training dropout after the backward pass, which may recompute layers."""
         if self._dropout is not None:
             self._dropout.clear()
 
     def teardown(self, stage: str) -> None:
-        """Take the hooks off the model.
+        """Remove the hooks of the training dropout.
 
         Args:
             stage: Unused.
@@ -209,7 +221,7 @@ class GenerativeModule(LightningModule, ABC):
             self._dropout.remove()
 
     def _step_generator(self, batch_idx: int) -> torch.Generator:
-        """Random numbers of a training step, from its place in the run: a resumed run draws the same ones."""
+        """Create the random generator of a training step. A resumed run gets the same random numbers."""
         place = f"{self.seed}/{self.current_epoch}/{batch_idx}/{self.global_rank}"
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "big"))
 
@@ -228,35 +240,38 @@ class GenerativeModule(LightningModule, ABC):
             self.log(name, metric, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(losses))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW and its schedule, stepped with every optimizer step."""
-        optimizer = adamw(self.model, self.learning_rate, self.weight_decay, self.betas)
+        """Return AdamW and its schedule, which is stepped with every optimizer step."""
+        groups = parameter_groups(self.model, lambda name: ParameterGroup(self.learning_rate))
+        optimizer = adamw(groups, self.weight_decay, self.betas)
         steps = self.trainer.estimated_stepping_batches
         scheduler = warmup_schedule(optimizer, self.schedule, steps, self.warmup_fraction, self.final_fraction)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the model's configuration and the tokenizer's files."""
+        """Store the configuration of the model and the files of the tokenizer."""
         files: dict[str, str] = {}
         if self.tokenizer is not None:
             with tempfile.TemporaryDirectory() as folder:
                 self.tokenizer.save_pretrained(folder)
                 for path in sorted(Path(folder).rglob("*")):
                     if path.is_file():
-                        # latin-1 holds any bytes in a string, which weights_only=True lets pass
+                        # latin-1 maps any bytes to a string, which weights_only=True can load
                         files[path.relative_to(folder).as_posix()] = path.read_bytes().decode("latin-1")
         config = self.model.config.to_json_string(use_diff=False)
         checkpoint[self.checkpoint_key] = {"config": config, "tokenizer": files}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the model as the checkpoint had it, when it is loaded without a trainer.
+        """Build the model from the configuration in the checkpoint, if it is loaded without a trainer.
 
         Raises:
-            ValueError: The checkpoint is not one of this class.
+            ValueError: The checkpoint was not written by this class.
         """
         if self.is_built:
             return
         if self.checkpoint_key not in checkpoint:
-            raise ValueError(f"checkpoint_path: this is not a checkpoint of saccade.modules.{type(self).__name__}")
+            raise ValueError(
+                f"the checkpoint was not written by saccade.modules.{type(self).__name__}: give one that was."
+            )
         stored = checkpoint[self.checkpoint_key]
         with tempfile.TemporaryDirectory() as folder:
             for name, text in {**stored["tokenizer"], "config.json": stored["config"]}.items():
@@ -268,18 +283,18 @@ class GenerativeModule(LightningModule, ABC):
         self._adopt(model_from_config(config, self.seed, self.auto_class))
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Export a folder that plain transformers loads, model and tokenizer; LoRA is merged into the copy.
+        """Export model and tokenizer to a folder that plain transformers loads. LoRA is merged in the exported copy.
 
-        All ranks must call it (ZeRO-3 gathers the weights); rank 0 writes.
+        All ranks must call this, because ZeRO-3 gathers the weights; rank 0 writes.
 
         Args:
-            folder: Where to; it is replaced if it is there, and never half written.
+            folder: Target folder. An existing one is replaced; it is never left half written.
 
         Raises:
-            ValueError: The model is not built yet, or the place cannot be written.
+            ValueError: The model is not built yet, or the folder cannot be written.
         """
         if not self.is_built:
-            raise ValueError("model: there is none yet to be exported; fit, load a checkpoint or call build first")
+            raise ValueError("the model is not built yet: run fit, load a checkpoint or call build first.")
         trainer = self._trainer
         writes = trainer is None or trainer.is_global_zero
         state = merged_state_dict(self.model, keep=writes)

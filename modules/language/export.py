@@ -1,4 +1,4 @@
-"""Write a trained model as a Hugging Face folder."""
+"""Export a trained model as a Hugging Face folder."""
 
 import copy
 from collections.abc import Iterable
@@ -15,13 +15,13 @@ from saccade.modules.lora import merged_weight
 
 
 def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
-    """Make parameters whole that DeepSpeed ZeRO-3 has partitioned, for the length of a `with` block.
+    """Gather parameters that DeepSpeed ZeRO-3 has partitioned, for the duration of a `with` block.
 
     Args:
-        parameters: Of the model; all ranks must name the same ones in the same order.
+        parameters: Parameters of the model; all ranks must pass the same ones in the same order.
 
     Returns:
-        A context manager; it does nothing when the parameters are whole anyway.
+        A context manager; it does nothing if no parameter is partitioned.
     """
     partitioned = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     if not partitioned:
@@ -33,16 +33,16 @@ def gathered(parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]
 
 
 def merged_state_dict(model: PreTrainedModel, keep: bool = True) -> dict[str, Tensor]:
-    """Copy all weights to the CPU, LoRA merged, under the names of the plain model. The model is not changed.
+    """Copy all weights to the CPU, with LoRA merged, under the names of the plain model. The model is not changed.
 
-    Under ZeRO-3 this is a collective call: all ranks must make it.
+    Under ZeRO-3 this is a collective operation: all ranks must call it.
 
     Args:
         model: The Hugging Face model.
-        keep: Whether this rank wants the result; others only take part and get an empty dictionary.
+        keep: Whether this rank needs the result; the other ranks only take part and get an empty dictionary.
 
     Returns:
-        Names and tensors; tied weights share one tensor.
+        Tensors by name; tied weights share one tensor.
     """
     state: dict[str, Tensor] = {}
     copies: dict[int, Tensor] = {}
@@ -78,25 +78,25 @@ def merged_state_dict(model: PreTrainedModel, keep: bool = True) -> dict[str, Te
 def write_pretrained(
     model: PreTrainedModel, state: dict[str, Tensor], tokenizer: PreTrainedTokenizerBase | None, folder: Path
 ) -> None:
-    """Write a folder that `from_pretrained` of transformers' own classes loads, `AutoTokenizer` among them.
+    """Write a model and its tokenizer to a folder that transformers loads with `from_pretrained`.
 
-    It is written under another name and then renamed: the folder is never half written.
+    The folder is written under a temporary name and then renamed, so that it is never left half written.
 
     Args:
-        model: Gives class, configuration and generation settings.
+        model: Provides the class, the configuration and the generation settings.
         state: All weights, from `merged_state_dict`.
-        tokenizer: Saved beside the model, if there is one.
-        folder: Where to; a folder that is there already is replaced.
+        tokenizer: Tokenizer to save with the model; None saves none.
+        folder: Target folder; an existing one is replaced.
 
     Raises:
-        ValueError: The place cannot be written.
+        ValueError: The folder cannot be written.
     """
     with replacing_folder(folder) as unfinished:
-        # a hull without memory: its own save_pretrained knows nothing of adapters and hooks
+        # a model without memory, adapters and hooks, whose save_pretrained writes the given weights only
         with torch.device("meta"):
-            hull = type(model)(copy.deepcopy(model.config))
-        nn.Module.to(hull, dtype=model.dtype)
-        hull.generation_config = copy.deepcopy(model.generation_config)
-        hull.save_pretrained(unfinished, state_dict=state)
+            empty = type(model)(copy.deepcopy(model.config))
+        nn.Module.to(empty, dtype=model.dtype)
+        empty.generation_config = copy.deepcopy(model.generation_config)
+        empty.save_pretrained(unfinished, state_dict=state)
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from saccade.common.checks import check_share
 from saccade.modules.language.base import GenerativeModule
 from saccade.modules.language.construction import (
     check_fit,
@@ -20,15 +21,15 @@ from saccade.modules.language.sublayer_dropout import SublayerDropout
 from saccade.modules.lora import LoraSettings
 from saccade.modules.optimization import Schedule
 
-_RAMP = 0.5  # share of the run over which sub-layer dropout reaches its full rate
+_RAMP = 0.5  # fraction of the run over which sub-layer dropout rises to its full rate
 
 
 class LanguageModel(GenerativeModule):
-    """A causal language model in training: loss, perplexity, optimizer, schedule, checkpoints, export.
+    """Trains a causal language model: loss, perplexity, optimizer, schedule, checkpoints, export.
 
-    Give either `path`, to go on from a trained model, or `config`, to train from scratch. The Hugging Face model is
-    `model`; it is built when the trainer sets up, or by `build` without a trainer. Checkpoints hold all that is needed
-    to load them again with `load_from_checkpoint`.
+    Give either `path`, to continue from a trained model, or `config`, to train from scratch. The Hugging Face model is
+    `model`; it is built during the trainer's set-up, or by `build` without a trainer. Checkpoints contain everything
+    that `load_from_checkpoint` needs.
 
     Logged: `train_loss` (every step, mean over ranks), `val_loss`, `val_perplexity`, `test_loss`, `test_perplexity`
     (exact means over all tokens and ranks); losses are in nats per token.
@@ -36,21 +37,23 @@ class LanguageModel(GenerativeModule):
     Args:
         path: Folder or Hugging Face hub id of a trained model.
         config: Settings of a new model: `model_type` (llama, qwen3, ...) and any of its settings, such as hidden_size.
-            Vocabulary size and special tokens are taken from the datamodule's tokenizer where they are not named.
+            Vocabulary size and special tokens default to those of the data module's tokenizer.
         lora: Train low-rank adapters only. None trains all weights.
         learning_rate: Peak learning rate of AdamW.
-        weight_decay: Of matrices; norms and biases have none.
+        weight_decay: Weight decay of matrices; norms and biases have none.
         betas: Decay rates of AdamW's two moments.
-        schedule: After the warm-up, "cosine" falls to `final_fraction` of the peak at the last step, "constant" stays.
-        warmup_fraction: Share of all steps in which the rate rises from zero, 0 to 1.
-        final_fraction: Last rate divided by the peak, 0 to 1.
-        sublayer_dropout: Train the model to do without some of its attention and MLP sub-layers, so that it becomes its
-            own good draft for `saccade.inference.SelfSpeculative`. Largest drop rate of a sequence; 0 is off.
-        gradient_checkpointing: Compute activations twice to save memory.
-        seed: Of new weights and of sub-layer dropout. None takes `seed_everything`, or 0.
+        schedule: Learning rate after the warm-up: "cosine" decays to `final_fraction` of the peak at the last step,
+            "constant" stays at the peak.
+        warmup_fraction: Fraction of all steps in which the learning rate rises from zero, 0 to 1.
+        final_fraction: Last learning rate divided by the peak, 0 to 1.
+        sublayer_dropout: Largest rate, 0 to 1, at which the attention and MLP sub-layers are dropped for a sequence in
+            training; 0 is off. A model trained in this way is a good draft of itself for
+            `saccade.inference.SelfSpeculative`.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        seed: Seed of new weights and of sub-layer dropout. None takes `seed_everything`, or 0.
 
     Raises:
-        ValueError: A setting is impossible; the message names it.
+        ValueError: A setting is out of range; the message names it.
     """
 
     _dropout: SublayerDropout | None
@@ -84,20 +87,19 @@ class LanguageModel(GenerativeModule):
             gradient_checkpointing,
             seed,
         )
-        if not 0 <= sublayer_dropout <= 1:
-            raise ValueError(f"sublayer_dropout: must lie between 0 and 1, but is {sublayer_dropout}")
+        check_share("sublayer_dropout", sublayer_dropout)
         self.sublayer_dropout = sublayer_dropout
         self._ramp_steps = 0.0
 
     def build(self, tokenizer: PreTrainedTokenizerBase | None = None, sequence_length: int | None = None) -> None:
-        """Build `model`, unless it is there; the trainer's set-up does this by itself.
+        """Build `model` if it does not exist yet. The trainer calls this during set-up.
 
         Args:
-            tokenizer: Of the data; gives vocabulary size and special tokens and is exported with the model.
-            sequence_length: Tokens per sequence of the data, to be checked against the model's context.
+            tokenizer: Tokenizer of the data; defines vocabulary and special tokens, and is exported with the model.
+            sequence_length: Tokens per sequence of the data; checked against the model's context.
 
         Raises:
-            ValueError: The model cannot be built, or cannot read the data.
+            ValueError: The model cannot be built, or does not fit the data.
         """
         if self.is_built:
             return
@@ -114,13 +116,13 @@ class LanguageModel(GenerativeModule):
         self._adopt(model)
 
     def build_for(self, datamodule: Any) -> None:
-        """Build `model` with the tokenizer and the sequence length of a datamodule.
+        """Build `model` with the tokenizer and the sequence length of a data module.
 
         Args:
-            datamodule: Set up; None when there is none.
+            datamodule: A data module that is set up, or None.
 
         Raises:
-            ValueError: The model cannot be built, or cannot read the data.
+            ValueError: The model cannot be built, or does not fit the data.
         """
         self.build(getattr(datamodule, "tokenizer", None), getattr(datamodule, "sequence_length", None))
 
@@ -133,7 +135,7 @@ class LanguageModel(GenerativeModule):
 
         Args:
             input_ids: LongTensor [B, L].
-            attention_mask: 1 for tokens, 0 for padding, [B, L]; None when nothing is padded.
+            attention_mask: 1 for tokens, 0 for padding, [B, L]; None if nothing is padded.
 
         Returns:
             Logits [B, L, vocabulary].
@@ -148,7 +150,7 @@ class LanguageModel(GenerativeModule):
             batch: `input_ids` LongTensor [B, L], and `attention_mask` [B, L] if something is padded.
 
         Returns:
-            Losses in nats [B, L - 1], and weights of the same shape: 0 where the token to be predicted is padding.
+            Losses in nats [B, L - 1], and weights of the same shape: 0 if the token to be predicted is padding.
         """
         input_ids, mask = batch["input_ids"], batch.get("attention_mask")
         logits = self(input_ids, mask)[:, :-1].float()
@@ -170,7 +172,7 @@ class LanguageModel(GenerativeModule):
         return {"loss": loss, "perplexity": loss.exp()}
 
     def on_fit_start(self) -> None:
-        """Attach sub-layer dropout; its rate rises over the first half of the run, if the run has a known length."""
+        """Attach sub-layer dropout. Its rate rises over the first half of a run of known length."""
         super().on_fit_start()
         if self._dropout is not None:
             total = self.trainer.estimated_stepping_batches

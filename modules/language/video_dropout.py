@@ -1,4 +1,4 @@
-"""Video token dropout: train a draft that reads a part of each video."""
+"""Video token dropout: train a draft model that reads only a part of each video."""
 
 from typing import Any
 
@@ -6,29 +6,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from saccade.common.checks import check_share
 from saccade.inference.huggingface.models import language_part
 from saccade.inference.huggingface.vision import visual_token_ids
 
 
 class VideoTokenDropout:
-    """A hook that hides video tokens from a model's language part during training; source: ours.
+    """A hook that hides video tokens from the language part of a model during training (ours).
 
-    Each sequence draws its own rate uniformly from [0, max_rate], then each of its video tokens is hidden with that
-    probability: no other token attends to it, and all keep the places that they have in the whole prompt. So the draft
-    of `saccade.inference.SpecVLM`, which keeps a tenth of the video at its original positions, reads later what it was
-    trained on. Without a draw, or in evaluation mode, the model computes what it always does.
+    A rate is drawn for each sequence uniformly from [0, max_rate], and each of its video tokens is hidden with that
+    probability: no other token attends to it, and the other tokens keep their positions in the whole prompt. This
+    prepares a draft model of `saccade.inference.SpecVLM`, which reads a tenth of the video tokens at their original
+    positions. Without a draw, or in evaluation mode, the output of the model does not change.
 
     Args:
         model: A vision-language model.
-        max_rate: Largest share of a sequence, 0 to 1.
+        max_rate: Largest fraction of hidden video tokens of a sequence, 0 to 1.
 
     Raises:
         ValueError: The rate is out of range.
     """
 
     def __init__(self, model: nn.Module, max_rate: float) -> None:
-        if not 0 <= max_rate <= 1:
-            raise ValueError(f"video_dropout: must lie between 0 and 1, but is {max_rate}")
+        check_share("video_dropout", max_rate)
         self.max_rate = max_rate
         self.language = language_part(model)
         self.visual = visual_token_ids(model)
@@ -36,22 +36,22 @@ class VideoTokenDropout:
         self._handle: RemovableHandle | None = None
 
     def attach(self) -> None:
-        """Register the hook; calling it again changes nothing."""
+        """Register the hook. Calling this again has no effect."""
         if self._handle is None:
             self._handle = self.language.register_forward_pre_hook(self._hide, with_kwargs=True)
 
     def remove(self) -> None:
-        """Take the hook off again."""
+        """Remove the hook."""
         if self._handle is not None:
             self._handle.remove()
         self._handle = self._seen = None
 
     def draw(self, input_ids: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw which tokens of a training step are seen.
+        """Draw the visible tokens of a training step.
 
         Args:
             input_ids: LongTensor [B, L].
-            generator: CPU generator; its state decides.
+            generator: Random generator on the CPU.
 
         Returns:
             BoolTensor [B, L], False at hidden video tokens.
@@ -62,7 +62,7 @@ class VideoTokenDropout:
         return self._seen
 
     def clear(self) -> None:
-        """Forget the draw: until the next one, nothing is hidden."""
+        """Remove the draw: nothing is hidden until the next one."""
         self._seen = None
 
     def _hide(self, module: nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:

@@ -1,8 +1,8 @@
-"""Positions in a batch of clips that are laid out alike, at the price of one clip; ours.
+"""Positions of a batch of clips with the same layout, computed for one clip (ours).
 
-transformers numbers the tokens and patches of Qwen2.5-VL clip by clip, and on a GPU each clip waits several times for
-the device: for 64 clips of 8 frames longer than all layers compute. Clips of one shape that begin at one place of their
-sequences have the same numbers, so one of them is enough.
+transformers computes the positions of tokens and patches of Qwen2.5-VL clip by clip, and waits for the GPU several
+times for each clip; for 64 clips of 8 frames this takes longer than all layers. Clips with the same shape that start at
+the same place of their sequences have the same positions, so they are computed once.
 """
 
 from typing import Any
@@ -14,20 +14,20 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 
 def shared_positions(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Computes what a Qwen2.5-VL model would compute by itself, where one clip speaks for all.
+    """Compute the positions that a Qwen2.5-VL model would compute itself, if all clips have the same layout.
 
-    The numbers come from transformers' own functions, for the longest sequence, and are repeated for the others.
+    The positions are computed by transformers' functions for the longest sequence and repeated for the others.
 
     Args:
         model: Any model.
-        inputs: Of its forward: `input_ids`, `mm_token_type_ids` and `attention_mask` [B, L], and `video_grid_thw`
-            [B, 3], one video in each sequence.
+        inputs: Inputs of its forward: `input_ids`, `mm_token_type_ids` and `attention_mask` [B, L], and
+            `video_grid_thw` [B, 3], one video in each sequence.
 
     Returns:
-        More inputs of its forward: `position_ids` LongTensor [3, B, L], 0 at padding; and for the vision tower
+        Additional inputs of its forward: `position_ids` LongTensor [3, B, L], 0 at padding; and for the vision tower
         `video_position_ids` [patches, 2], `video_window_index` [tokens] and `video_cu_window_seqlens` [windows + 1],
-        all as the model would make them. Empty where clips or sequences are laid out differently, for another family,
-        for left padding, and where `inputs` have positions already.
+        equal to those that the model would compute. Empty if clips or sequences have different layouts, for other model
+        families, for left padding, and if `inputs` contain positions.
     """
     types, mask, grids = (inputs.get(name) for name in ("mm_token_type_ids", "attention_mask", "video_grid_thw"))
     if types is None or mask is None or grids is None or "position_ids" in inputs:
@@ -38,7 +38,7 @@ def shared_positions(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, T
     longest = mask.sum(1).argmax()[None]
     row = types.index_select(0, longest)
     alike = ((types == row) | (mask == 0)).all() & (grids == grids[:1]).all() & (mask[:, 1:] <= mask[:, :-1]).all()
-    if not alike:  # the one wait for the device
+    if not alike:  # the only synchronisation with the GPU
         return {}
     positions, _ = part.get_rope_index(
         input_ids=inputs["input_ids"].index_select(0, longest),

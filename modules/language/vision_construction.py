@@ -1,4 +1,4 @@
-"""Complete the configuration of a vision-language model from the data, and refuse one that does not fit it."""
+"""Complete the configuration of a vision-language model from the data, and check that a model fits the data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ _QWEN, _LLAVA = "qwen2_5_vl", "llava_onevision"
 
 @dataclass(frozen=True)
 class Family:
-    """What differs between the two model families.
+    """The differences between the two model families.
 
     Attributes:
-        tokens: Settings of the configuration that hold token numbers, and the tokens that they mean.
+        tokens: Special tokens by the setting of the configuration that contains their token id.
         tower: Path of the vision tower inside the model.
     """
 
@@ -42,52 +42,53 @@ FAMILIES: dict[str, Family] = {
         tower="model.vision_tower",
     ),
 }
-"""By `model_type`."""
+"""The supported families by `model_type`."""
 
 
-def check_family(model_type: Any, setting: str = "config: model_type") -> str:
-    """Refuse what is not one of the two families.
+def check_family(model_type: Any, setting: str = "config.model_type") -> str:
+    """Check that a model type is one of the two families.
 
     Args:
-        model_type: What was given or found.
-        setting: Where it stands, for the message.
+        model_type: The model type.
+        setting: Name of the setting, for the message.
 
     Returns:
         The model type.
 
     Raises:
-        ValueError: It is another one, or none.
+        ValueError: The model type is missing or not supported.
     """
     if model_type not in FAMILIES:
-        raise ValueError(f"{setting}: must be {' or '.join(FAMILIES)}, but is {model_type!r}; name one of them")
+        raise ValueError(f"{setting} must be {' or '.join(FAMILIES)}, got {model_type!r}: use a model of one of them.")
     return str(model_type)
 
 
 def tower_of(model: PreTrainedModel) -> nn.Module:
-    """Return the vision tower: Qwen's `visual` with its merger, LLaVA's `vision_tower` without the projector."""
+    """Return the vision tower: `visual` of Qwen with its merger, `vision_tower` of LLaVA without the projector."""
     return model.get_submodule(FAMILIES[model.config.model_type].tower)
 
 
 def complete_vision_config(
     config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None, visual: VisualFormat | None
 ) -> PretrainedConfig:
-    """Turn settings into a configuration, with vocabulary, special tokens and patch sizes of the data.
+    """Create a configuration from settings, with the vocabulary, the special tokens and the patch sizes of the data.
 
-    What the settings do not name is completed: of Qwen2.5-VL the sections of M-RoPE in the released model's proportion
-    (2 : 3 : 3 for time, height and width), attention windows of four merged patches a side, and full attention in the
-    last vision layer.
+    Settings that are not given are completed. For Qwen2.5-VL these are the sections of M-RoPE in the proportion of the
+    released model (2 : 3 : 3 for time, height and width), attention windows of four by four merged patches, and full
+    attention in the last vision layer.
 
     Args:
         config: `model_type` (qwen2_5_vl or llava_onevision), `text_config`, `vision_config`, and any other setting.
-        tokenizer: Of the data; None only where `text_config` names the vocabulary and the model names all tokens.
-        visual: Of the data: family, patch and picture sizes; None when there is none.
+        tokenizer: Tokenizer of the data. None is allowed if the settings give the vocabulary size and the special
+            tokens.
+        visual: Family, patch size and image size of the data, or None.
 
     Returns:
         The configuration.
 
     Raises:
-        ValueError: The model type is another one or not the data's, a setting is unknown or contradicts another, or the
-            tokenizer lacks a special token.
+        ValueError: The model type is not supported or not that of the data, a setting is unknown or contradicts
+            another, or the tokenizer lacks a special token.
     """
     settings: dict[str, Any] = {name: value for name, value in config.items() if name != "model_type"}
     family = check_family(config.get("model_type"))
@@ -100,11 +101,12 @@ def complete_vision_config(
     for name, part in (("text_config", text), ("vision_config", vision)):
         kind = part.get("model_type") or getattr(known, name).model_type
         try:
-            check_names(part, AutoConfig.for_model(kind), f"config: {name}")
+            part_config = AutoConfig.for_model(kind)
         except (ValueError, KeyError) as error:
-            if str(error).startswith("config: "):
-                raise
-            raise ValueError(f"config: {name}: transformers knows no model_type {kind!r}; name another one") from error
+            raise ValueError(
+                f"config.{name}.model_type must be one that transformers has, got {kind!r}: use another one."
+            ) from error
+        check_names(part, part_config, f"config.{name}")
     if tokenizer is not None:
         text.setdefault("vocab_size", len(tokenizer))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -113,7 +115,8 @@ def complete_vision_config(
             settings.setdefault(name, token_id(tokenizer, token, family))
     elif "vocab_size" not in text:
         raise ValueError(
-            "config: text_config: vocab_size is missing and there is no datamodule with a tokenizer; set vocab_size"
+            "config.text_config.vocab_size must be given without a tokenizer, got None: set it, or use a data module"
+            " with a tokenizer."
         )
     if visual is not None:
         check_visual_family(family, visual)
@@ -123,24 +126,24 @@ def complete_vision_config(
         vision.setdefault("image_size", visual.height)
         vision.setdefault("patch_size", visual.patch_size)
     if family == _LLAVA:
-        # the pooling head reads one picture as a whole; nothing here does
+        # the pooling head, which computes one vector of a whole image, is not used
         vision.setdefault("vision_use_head", False)
     try:
         return AutoConfig.for_model(family, **settings, text_config=text, vision_config=vision)
     except (TypeError, ValueError, StrictDataclassError) as error:
-        # transformers' validators speak in several lines
-        raise ValueError(f"config: transformers refuses it: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())  # messages of transformers' validators have several lines
+        raise ValueError(f"config was refused by transformers as {family} ({reason}): correct the setting.") from error
 
 
 def _complete_qwen(text: dict[str, Any], vision: dict[str, Any], visual: VisualFormat | None) -> None:
-    """Add in place what follows from other settings."""
+    """Add settings of Qwen2.5-VL that follow from others, in place."""
     known = AutoConfig.for_model(_QWEN)
     hidden = text.get("hidden_size", known.text_config.hidden_size)
     heads = text.get("num_attention_heads", known.text_config.num_attention_heads)
     if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % (4 * heads):
         raise ValueError(
-            "config: text_config: hidden_size must be a multiple of four times num_attention_heads, because M-RoPE"
-            f" splits each head into time, height and width, but they are {hidden!r} and {heads!r}; change one of them"
+            "config.text_config.hidden_size must be a multiple of four times num_attention_heads, because M-RoPE splits"
+            f" each head into time, height and width, got {hidden!r} with {heads!r} heads: change one of them."
         )
     pairs = hidden // heads // 2
     rope = dict(text.get("rope_parameters") or {})
@@ -150,8 +153,8 @@ def _complete_qwen(text: dict[str, Any], vision: dict[str, Any], visual: VisualF
     sections = list(rope.setdefault("mrope_section", [pairs - 2 * spatial, spatial, spatial]))
     if len(sections) != 3 or sum(sections) != pairs:
         raise ValueError(
-            f"config: text_config: rope_parameters: mrope_section must have three parts with the sum {pairs}, half of"
-            f" a head, but is {sections}; leave it out to have it chosen"
+            f"config.text_config.rope_parameters.mrope_section must be three numbers with the sum {pairs}, half of a"
+            f" head, got {sections}: leave it out to take the default."
         )
     text["rope_parameters"] = rope
     depth = vision.setdefault("depth", known.vision_config.depth)
@@ -165,67 +168,67 @@ def _complete_qwen(text: dict[str, Any], vision: dict[str, Any], visual: VisualF
     )
     if vision.setdefault("window_size", 4 * merged) < merged:
         raise ValueError(
-            f"config: vision_config: window_size must be at least {merged}, one merged patch, but is"
-            f" {vision['window_size']}; raise it or leave it out"
+            f"config.vision_config.window_size must be at least {merged}, one merged patch, got"
+            f" {vision['window_size']}: raise it or leave it out."
         )
     if vision.setdefault("out_hidden_size", hidden) != hidden:
         raise ValueError(
-            f"config: vision_config: out_hidden_size must equal text_config's hidden_size of {hidden}, but is"
-            f" {vision['out_hidden_size']}; leave it out"
+            f"config.vision_config.out_hidden_size must be {hidden}, the hidden_size of text_config, got"
+            f" {vision['out_hidden_size']}: leave it out."
         )
 
 
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str, family: str) -> int:
-    """Return the number of a special token of a family.
+    """Return the token id of a special token.
 
     Args:
-        tokenizer: Of the data.
-        token: Which one.
-        family: For the message.
+        tokenizer: Tokenizer of the data.
+        token: The special token.
+        family: Family that needs it, for the message.
 
     Returns:
-        Its number.
+        The token id.
 
     Raises:
-        ValueError: The tokenizer has no such token.
+        ValueError: The tokenizer does not have the token.
     """
     number = tokenizer.get_vocab().get(token)
     if number is None:
         raise ValueError(
-            f"tokenizer: it has no token {token}, which {family} needs; set the datamodule's tokenizer to one of a"
-            f" trained {family} model, or leave it out to have one trained"
+            f"tokenizer must have the token {token} for {family}, got one without it: use the tokenizer of a trained"
+            f" {family} model, or leave the tokenizer of the data out to have one trained."
         )
     return int(number)
 
 
 def check_visual_family(family: str, visual: VisualFormat) -> None:
-    """Refuse pictures that were prepared for the other family.
+    """Check that the clips were prepared for the family of the model.
 
     Args:
-        family: Of the model.
-        visual: Of the data.
+        family: Family of the model.
+        visual: Format of the data.
 
     Raises:
         ValueError: The families differ.
     """
     if visual.family != family:
         raise ValueError(
-            f"data.family: the clips are prepared for {visual.family}, but the model is {family}; set family={family}"
+            f"data.family must be the model's family {family}, got {visual.family}: set data.family={family}."
         )
 
 
 def check_vision_fit(
     config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase | None, visual: VisualFormat | None
 ) -> None:
-    """Refuse pictures that a model would read wrongly.
+    """Check that the clips and the special tokens of the data are those that the model expects.
 
     Args:
-        config: Of the model, complete.
-        tokenizer: Of the data.
-        visual: Of the data; None when there is none.
+        config: Complete configuration of the model.
+        tokenizer: Tokenizer of the data.
+        visual: Format of the data, or None.
 
     Raises:
-        ValueError: Family, patch sizes, picture size or special tokens differ; the message names what.
+        ValueError: Family, patch sizes, image size or special tokens differ; the message names the difference.
     """
     family = config.model_type
     if tokenizer is not None:
@@ -233,8 +236,8 @@ def check_vision_fit(
             given, own = token_id(tokenizer, token, family), getattr(config, name)
             if given != own:
                 raise ValueError(
-                    f"tokenizer: {token} is number {given}, but {name} of the model is {own}; set the datamodule's"
-                    " tokenizer to the model's path"
+                    f"tokenizer must have token id {own} for {token}, the model's {name}, got {given}: set the"
+                    " tokenizer of the data to the model's path."
                 )
     if visual is None:
         return
@@ -248,6 +251,6 @@ def check_vision_fit(
         given, own = getattr(visual, here), getattr(config.vision_config, there)
         if given != own:
             raise ValueError(
-                f"data.{here}: the clips are prepared with {given}, but {there} of the model's vision_config is {own};"
-                " set them alike"
+                f"data.{here} must be {own}, the {there} of the model's vision_config, got {given}: set both to the"
+                " same value."
             )

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
 from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
 
+from saccade.common.checks import check_count, check_share
 from saccade.datamodules.video.preprocessing import VisualFormat
 from saccade.inference.huggingface.vision_windows import joined_windows
 from saccade.modules.language.base import GenerativeModule
@@ -30,12 +31,12 @@ from saccade.modules.language.vision_prompts import greedy_answers, prompt_input
 from saccade.modules.lora import LoraSettings
 from saccade.modules.optimization import Schedule
 
-_IGNORED = -100  # in labels: not to be predicted
-_NOT_READ = frozenset({"labels", "prompt_length", "item"})  # of a batch by the model
+_IGNORED = -100  # label of tokens that are not predicted
+_NOT_READ = frozenset({"labels", "prompt_length", "item"})  # parts of a batch that are no inputs of the model
 
 
 class SlotAccuracy(Metric):
-    """Facts right divided by facts asked; exact over batches and ranks, because both are counted first."""
+    """Number of correct facts divided by the number of facts; exact over batches and ranks, because both are summed."""
 
     right: Tensor
     asked: Tensor
@@ -49,53 +50,54 @@ class SlotAccuracy(Metric):
         """Add the facts of a caption.
 
         Args:
-            right: Facts that are told as they are.
-            asked: Facts of the scene.
+            right: Number of facts that the caption tells correctly.
+            asked: Number of facts of the scene.
         """
         self.right += right
         self.asked += asked
 
     def compute(self) -> Tensor:
-        """Return the share, 0 to 1; not a number when nothing was asked."""
+        """Return the accuracy, 0 to 1; NaN if there were no facts."""
         return self.right / self.asked
 
 
 class VisionLanguageModel(GenerativeModule):
-    """A model that talks about videos, in training: loss on the answers, slot accuracy, checkpoints, export.
+    """Trains a vision-language model on videos: loss of the answers, slot accuracy, checkpoints, export.
 
-    Give either `path`, to go on from a trained model, or `config`, to train from scratch. The Hugging Face model,
-    `Qwen2_5_VLForConditionalGeneration` or `LlavaOnevisionForConditionalGeneration` as it is, is `model`; it is built
-    when the trainer sets up, or by `build` without a trainer. Checkpoints hold all that is needed to load them again
-    with `load_from_checkpoint`. `predict` answers every prompt.
+    Give either `path`, to continue from a trained model, or `config`, to train from scratch. The Hugging Face model,
+    an unchanged `Qwen2_5_VLForConditionalGeneration` or `LlavaOnevisionForConditionalGeneration`, is `model`; it is
+    built during the trainer's set-up, or by `build` without a trainer. Checkpoints contain everything that
+    `load_from_checkpoint` needs. `predict` answers every prompt.
 
     Logged: `train_loss` (every step, mean over ranks), `val_loss`, `val_perplexity`, `test_loss`, `test_perplexity`
-    (exact means over all tokens of answers and ranks; losses are in nats per token), and, where the datamodule knows
-    the facts of its scenes, `val_slot_accuracy` and `test_slot_accuracy`: facts that greedy captions tell as they are,
-    divided by facts asked.
+    (exact means over all tokens of answers and ranks; losses are in nats per token), and, if the data module knows the
+    facts of its scenes, `val_slot_accuracy` and `test_slot_accuracy`: the fraction of the facts that greedy captions
+    tell correctly.
 
     Args:
         path: Folder or Hugging Face hub id of a trained model.
         config: Settings of a new model: `model_type` (qwen2_5_vl or llava_onevision), `text_config`, `vision_config`.
-            Vocabulary, special tokens, patch and picture sizes are taken from the datamodule where they are not named.
+            Vocabulary, special tokens, patch size and image size default to those of the data module.
         lora: Train low-rank adapters only. None trains all weights.
-        video_dropout: Largest share of a clip's video tokens that a training step hides from the language part, 0 to 1:
-            every sequence draws its own below it. For the draft of a decoder that prunes videos (see
-            `VideoTokenDropout`).
-        freeze_vision: Leave the vision tower as it is: Qwen2.5-VL's `visual` with its merger, LLaVA-OneVision's
-            `vision_tower` without the projector.
+        video_dropout: Largest fraction, 0 to 1, of a clip's video tokens that are hidden from the language part in a
+            training step; the fraction is drawn for each sequence. Use it to train the draft model of a decoder that
+            prunes videos (see `VideoTokenDropout`).
+        freeze_vision: Do not train the vision tower: `visual` of Qwen2.5-VL with its merger, `vision_tower` of
+            LLaVA-OneVision without the projector.
         learning_rate: Peak learning rate of AdamW.
-        weight_decay: Of matrices; norms and biases have none.
+        weight_decay: Weight decay of matrices; norms and biases have none.
         betas: Decay rates of AdamW's two moments.
-        schedule: After the warm-up, "cosine" falls to `final_fraction` of the peak at the last step, "constant" stays.
-        warmup_fraction: Share of all steps in which the rate rises from zero, 0 to 1.
-        final_fraction: Last rate divided by the peak, 0 to 1.
-        slot_scenes: Caption the first so many scenes of the validation or test part and count their facts; 0 is off.
-        max_answer_tokens: Longest caption, in tokens, for slot accuracy and `predict`.
-        gradient_checkpointing: Compute activations twice to save memory.
-        seed: Of new weights. None takes `seed_everything`, or 0.
+        schedule: Learning rate after the warm-up: "cosine" decays to `final_fraction` of the peak at the last step,
+            "constant" stays at the peak.
+        warmup_fraction: Fraction of all steps in which the learning rate rises from zero, 0 to 1.
+        final_fraction: Last learning rate divided by the peak, 0 to 1.
+        slot_scenes: Number of scenes of the validation or test part that are captioned for slot accuracy; 0 is off.
+        max_answer_tokens: Maximum length of a caption in tokens, for slot accuracy and `predict`.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        seed: Seed of new weights. None takes `seed_everything`, or 0.
 
     Raises:
-        ValueError: A setting is impossible; the message names it.
+        ValueError: A setting is out of range; the message names it.
     """
 
     _dropout: VideoTokenDropout | None
@@ -136,11 +138,9 @@ class VisionLanguageModel(GenerativeModule):
         )
         if config is not None:
             check_family(config.get("model_type"))
-        for name, value, least in (("slot_scenes", slot_scenes, 0), ("max_answer_tokens", max_answer_tokens, 1)):
-            if value < least:
-                raise ValueError(f"{name}: must be at least {least}, but is {value}")
-        if not 0 <= video_dropout <= 1:
-            raise ValueError(f"video_dropout: must lie between 0 and 1, but is {video_dropout}")
+        check_count("slot_scenes", slot_scenes, 0)
+        check_count("max_answer_tokens", max_answer_tokens)
+        check_share("video_dropout", video_dropout)
         self.freeze_vision = freeze_vision
         self.video_dropout = video_dropout
         self.slot_scenes = slot_scenes
@@ -154,21 +154,21 @@ class VisionLanguageModel(GenerativeModule):
         visual: VisualFormat | None = None,
         max_tokens: int | None = None,
     ) -> None:
-        """Build `model`, unless it is there; the trainer's set-up does this by itself.
+        """Build `model` if it does not exist yet. The trainer calls this during set-up.
 
         Args:
-            tokenizer: Of the data; gives vocabulary size and special tokens and is exported with the model.
-            visual: Of the data; gives family, patch and picture sizes.
-            max_tokens: Longest sequence of the data, to be checked against the model's context.
+            tokenizer: Tokenizer of the data; defines vocabulary and special tokens, and is exported with the model.
+            visual: Format of the data; defines family, patch size and image size.
+            max_tokens: Maximum length of a sequence of the data; checked against the model's context.
 
         Raises:
-            ValueError: The model cannot be built, or cannot read the data.
+            ValueError: The model cannot be built, or does not fit the data.
         """
         if self.is_built:
             return
         if self.path is not None:
             model = model_from_path(self.path, self.auto_class, "vision-language model")
-            check_family(model.config.model_type, "path: the model's model_type")
+            check_family(model.config.model_type, "model_type of the model in path")
             check_vision_fit(model.config, tokenizer, visual)
             check_fit(model.config, tokenizer, max_tokens, "max_tokens")
         else:
@@ -182,27 +182,27 @@ class VisionLanguageModel(GenerativeModule):
         self._adopt(model)
 
     def build_for(self, datamodule: Any) -> None:
-        """Build `model` with the tokenizer, the visual format and the token limit of a datamodule.
+        """Build `model` with the tokenizer, the visual format and the token limit of a data module.
 
         Args:
-            datamodule: Set up; None when there is none.
+            datamodule: A data module that is set up, or None.
 
         Raises:
-            ValueError: The model cannot be built, or cannot read the data.
+            ValueError: The model cannot be built, or does not fit the data.
         """
         self.build(*(getattr(datamodule, name, None) for name in ("tokenizer", "visual", "max_tokens")))
 
     def _adopt(self, model: PreTrainedModel) -> None:
         super()._adopt(model)
         if self.tokenizer is not None:
-            # `generate` and the export read them here; a new configuration has them in its text part only
+            # `generate` and the export read them here, but a new configuration has them in its text part only
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 if getattr(model.generation_config, name) is None:
                     setattr(model.generation_config, name, getattr(self.tokenizer, name))
         tower = tower_of(model)
-        # LLaVA reads what comes before SigLIP's last norm, and DDP would wait for that norm's gradients
-        unread = [part for name, part in tower.named_modules() if name.endswith("post_layernorm")]
-        for part in [tower] if self.freeze_vision else unread:
+        # LLaVA uses the states before SigLIP's last norm; DDP would wait for the gradients of the unused norm
+        unused = [part for name, part in tower.named_modules() if name.endswith("post_layernorm")]
+        for part in [tower] if self.freeze_vision else unused:
             part.requires_grad_(False)
         self._dropout = VideoTokenDropout(model, self.video_dropout) if self.video_dropout > 0 else None
 
@@ -210,15 +210,15 @@ class VisionLanguageModel(GenerativeModule):
         """Compute the logits.
 
         Args:
-            logits_to_keep: Only of so many last positions; 0 means all.
-            inputs: What the model reads: `input_ids` LongTensor [B, L], `attention_mask`, `pixel_values_videos`, and
-                for Qwen2.5-VL `mm_token_type_ids` and `video_grid_thw`.
+            logits_to_keep: Number of last positions for which logits are computed; 0 means all.
+            inputs: Inputs of the model: `input_ids` LongTensor [B, L], `attention_mask`, `pixel_values_videos`, and for
+                Qwen2.5-VL `mm_token_type_ids` and `video_grid_thw`.
 
         Returns:
             Logits [B, L or logits_to_keep, vocabulary].
         """
         inputs |= shared_positions(self.model, inputs)
-        # gradient checkpointing computes layers again when the context is over
+        # gradient checkpointing recomputes layers after the context manager has ended
         with nullcontext() if self.gradient_checkpointing else joined_windows(self.model):
             return cast(Tensor, self.model(**inputs, use_cache=False, logits_to_keep=logits_to_keep).logits)
 
@@ -226,14 +226,14 @@ class VisionLanguageModel(GenerativeModule):
         """Compute the loss of every token of the answers.
 
         Args:
-            batch: `labels` LongTensor [B, L], -100 outside the answers, and what the model reads (see `forward`).
+            batch: `labels` LongTensor [B, L], -100 outside the answers, and the inputs of the model (see `forward`).
 
         Returns:
-            Losses in nats [B, P], for the last P tokens, of which the first is the earliest one of an answer; and
-            weights of the same shape: 0 where there is no answer.
+            Losses in nats [B, P] of the last P tokens, which start at the earliest token of an answer in the batch; and
+            weights of the same shape: 0 outside the answers.
         """
         labels = batch["labels"]
-        # the head is the widest layer, and most of a sequence is video
+        # logits only from the first answer on: the head is the widest layer, and most positions are video
         kept = labels.shape[1] - max(1, int((labels != _IGNORED).any(0).int().argmax()))
         inputs = {name: value for name, value in batch.items() if name not in _NOT_READ}
         logits = self(logits_to_keep=kept + 1, **inputs)[:, :-1].float()
@@ -258,24 +258,24 @@ class VisionLanguageModel(GenerativeModule):
         self._count_facts("test", "test", self.test_slot_accuracy, batch)
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """Answer every prompt greedily: `key` LongTensor [B], its number in the part, and `answer`, B texts."""
+        """Answer every prompt greedily; return `key`, its number in the part, LongTensor [B], and `answer`, B texts."""
         return {"key": batch["item"], "answer": self.answers(batch, range(len(batch["item"])))}
 
     def answers(self, batch: dict[str, Tensor], rows: Any) -> list[str]:
         """Answer prompts greedily.
 
         Args:
-            batch: Of the datamodule.
-            rows: Which rows of it, in their order.
+            batch: A batch of the data module.
+            rows: Numbers of the rows to answer.
 
         Returns:
-            A text for each, without special tokens.
+            An answer for each row, without special tokens.
 
         Raises:
-            ValueError: There is no tokenizer.
+            ValueError: The model was built without a tokenizer.
         """
         if self.tokenizer is None:
-            raise ValueError("tokenizer: there is none to write answers with; give build the data's tokenizer")
+            raise ValueError("tokenizer must be given to write answers, got None: pass the data's tokenizer to build.")
         pad = self.tokenizer.pad_token_id
         inputs = prompt_inputs(batch, list(rows), 0 if pad is None else pad)
         with joined_windows(self.model):
@@ -284,11 +284,11 @@ class VisionLanguageModel(GenerativeModule):
 
     @property
     def _shares_weights(self) -> bool:
-        """Whether DeepSpeed ZeRO-3 has shared the weights out, so that each forward is a collective call."""
+        """Whether DeepSpeed ZeRO-3 partitions the weights, so that each forward is a collective operation."""
         return any(hasattr(parameter, "ds_id") for parameter in self.model.parameters())
 
     def _count_facts(self, name: str, part: str, metric: SlotAccuracy, batch: dict[str, Tensor]) -> None:
-        """Caption the batch's share of the first `slot_scenes` scenes and count their facts."""
+        """Caption the scenes of the batch that are among the first `slot_scenes`, and count their facts."""
         score = getattr(getattr(self.trainer, "datamodule", None), "score", None)
         if not self.slot_scenes or score is None or score("", 0, part) is None:
             return
@@ -296,7 +296,7 @@ class VisionLanguageModel(GenerativeModule):
         rows = [row for row, item in enumerate(items) if item < self.slot_scenes]
         wanted = bool(rows)
         if self._shares_weights:
-            # all ranks or none: the ones without a scene of their own caption one that does not count
+            # all ranks must take part: a rank without a scene of its own answers one that does not count
             wanted = self.trainer.strategy.reduce_boolean_decision(wanted, all=False)
         if wanted:
             texts = self.answers(batch, rows or [0])

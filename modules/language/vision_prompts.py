@@ -1,4 +1,4 @@
-"""Cut the prompts out of batches of whole conversations, and caption them."""
+"""Extract the prompts from batches of whole conversations, and answer them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,17 +11,17 @@ _PER_TOKEN = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 def prompt_inputs(batch: dict[str, Tensor], rows: Sequence[int], pad_token_id: int) -> dict[str, Tensor]:
-    """Make the inputs of `generate` from some rows of a batch: prompts without answers, padded on the left.
+    """Create the inputs of `generate` for some rows of a batch: prompts without answers, padded on the left.
 
     Args:
-        batch: `input_ids` LongTensor [B, L] padded on the right, `prompt_length` LongTensor [B], the clips, and what
-            else the model reads for each token.
-        rows: Which rows, at least one.
-        pad_token_id: Stands before shorter prompts.
+        batch: `input_ids` LongTensor [B, L] padded on the right, `prompt_length` LongTensor [B], the clips, and the
+            other inputs of the model for each token.
+        rows: Numbers of the rows, at least one.
+        pad_token_id: Token that pads shorter prompts.
 
     Returns:
-        `input_ids`, `attention_mask` [R, longest prompt], `mm_token_type_ids` of the same shape where the batch has
-        them, and the rows' clips.
+        `input_ids` and `attention_mask` [R, longest prompt], `mm_token_type_ids` of the same shape if the batch has
+        them, and the clips of the rows.
     """
     lengths = batch["prompt_length"].tolist()
     width = max(lengths[row] for row in rows)
@@ -34,7 +34,7 @@ def prompt_inputs(batch: dict[str, Tensor], rows: Sequence[int], pad_token_id: i
                 prompts[place, width - lengths[row] :] = batch[name][row, : lengths[row]]
             inputs[name] = prompts
     clips = batch["pixel_values_videos"]
-    if "video_grid_thw" in batch:  # the patches of all clips stand in one row
+    if "video_grid_thw" in batch:  # the patches of all clips are concatenated
         grids = batch["video_grid_thw"]
         pieces = clips.split(grids.prod(-1).tolist())
         inputs["pixel_values_videos"] = torch.cat([pieces[row] for row in rows])
@@ -47,17 +47,17 @@ def prompt_inputs(batch: dict[str, Tensor], rows: Sequence[int], pad_token_id: i
 def greedy_answers(
     model: PreTrainedModel, inputs: dict[str, Tensor], max_new_tokens: int, synced: bool = False
 ) -> Tensor:
-    """Answer prompts with the most probable token at each place, by transformers' own `generate`.
+    """Answer prompts greedily with transformers' `generate`.
 
     Args:
         model: The Hugging Face model.
-        inputs: From `prompt_inputs`.
-        max_new_tokens: Longest answer.
-        synced: Go on until all ranks are done, because their weights are shared out and each forward is a collective
-            call.
+        inputs: Inputs from `prompt_inputs`.
+        max_new_tokens: Maximum length of an answer in tokens.
+        synced: Continue until all ranks are done. Needed if the weights are partitioned over ranks, because each
+            forward is then a collective operation.
 
     Returns:
-        The new tokens, LongTensor [R, longest answer]; what follows an end token is padding.
+        The new tokens, LongTensor [R, longest answer], padded after the end token.
     """
     generate: Any = model.generate
     inner: Any = model.model
@@ -68,6 +68,6 @@ def greedy_answers(
             )
     finally:
         if hasattr(inner, "rope_deltas"):
-            # Qwen2.5-VL keeps there how far positions are behind token numbers in the last prompts that it saw
+            # Qwen2.5-VL stores there the position offsets of the last prompts
             inner.rope_deltas = None
     return tokens[:, inputs["input_ids"].shape[1] :]

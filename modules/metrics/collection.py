@@ -1,4 +1,4 @@
-"""The metrics of a task, under the names with which they are logged."""
+"""The metrics of a task, under the names that are logged."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 
+from saccade.common.checks import check_count
 from saccade.modules.metrics.regression import MeanAbsoluteError, PearsonCorrelation
 from saccade.modules.metrics.sentiment import SentimentAccuracy, SentimentF1, check_classes
 
@@ -14,7 +15,7 @@ from saccade.modules.metrics.sentiment import SentimentAccuracy, SentimentF1, ch
 def metrics_for(
     task: Literal["regression", "classification"], label_range: float = 3.0, classes: int | None = None
 ) -> MetricCollection:
-    """Make the metrics of a task; `update(preds, target)` feeds all of them.
+    """Create the metrics of a task as one collection; `update(preds, target)` updates all of them.
 
     Regression on labels in [-3, 3]: `mae`, `corr`, `acc_2_has0`, `f1_has0` (negative or not), `acc_2_non0`, `f1_non0`
     (negative or positive, without neutral samples), `acc_3`, `acc_5`, `acc_7`. On labels in [-1, 1]: `mae`, `corr`,
@@ -22,19 +23,20 @@ def metrics_for(
 
     Args:
         task: "regression" takes values [B] and labels [B]; "classification" logits [B, C] and class numbers, long [B].
-        label_range: Of regression: largest label, 3 (MOSI, MOSEI) or 1 (CH-SIMS).
-        classes: Of classification: number of classes, at least 2.
+        label_range: Largest label, for regression: 3 (MOSI, MOSEI) or 1 (CH-SIMS).
+        classes: Number of classes, at least 2, for classification.
 
     Returns:
-        A new collection; accuracies and F1 are fractions. `clone(prefix="val_")` gives one of other names.
+        A new collection; accuracies and F1 are fractions. `clone(prefix="val_")` returns a copy with prefixed names.
 
     Raises:
-        ValueError: A setting is impossible.
+        ValueError: A setting is out of range.
     """
     metrics: dict[str, Metric]
     if task == "classification":
-        if classes is None or classes < 2:
-            raise ValueError(f"classes: must be at least 2 for classification, but is {classes}")
+        if classes is None:
+            raise ValueError("classes must be given for classification, got None: give the number of classes.")
+        check_count("classes", classes, 2)
         metrics = {
             "accuracy": MulticlassAccuracy(classes, average="micro"),
             "f1": MulticlassF1Score(classes, average="weighted"),
@@ -51,7 +53,7 @@ def metrics_for(
         for count in (3, 5) if label_range == 1 else (3, 5, 7):
             metrics[f"acc_{count}"] = SentimentAccuracy(count, label_range)
     else:
-        raise ValueError(f"task: must be 'regression' or 'classification', but is {task!r}")
-    # torchmetrics would let metrics share their states when these are equal after the first batch, which accuracies of
-    # different classes may be by chance
+        raise ValueError(f"task must be regression or classification, got {task!r}: choose one of them.")
+    # With compute groups, torchmetrics lets metrics share their states if these are equal after the first batch; the
+    # accuracies of different numbers of classes may be equal there by chance.
     return MetricCollection(dict(metrics), compute_groups=False)

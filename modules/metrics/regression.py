@@ -1,7 +1,7 @@
-"""MAE and correlation of unclipped predictions, from sums in float64.
+"""Mean absolute error and correlation of unclipped predictions, from sums in float64.
 
-torchmetrics' own would do for a rank without data, but its Pearson correlation of constant predictions is NaN with a
-warning, and its MAE adds up in the precision of the predictions.
+The metrics of torchmetrics are not used because its Pearson correlation of constant predictions is NaN with a warning,
+and its MAE sums in the precision of the predictions.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from saccade.modules.metrics.sums import SumMetric, check_pairs
 
-# Below this share of the mean square, a variance is rounding: float32 values differ by 6e-8 of their size, squared.
+# A variance below this fraction of the mean square is rounding error: float32 has a relative precision of 6e-8.
 _CONSTANT = 1e-12
 
 
 class MeanAbsoluteError(SumMetric):
-    """Mean of |prediction - label|, in units of the label; NaN where there is no sample at all."""
+    """Mean of |prediction - label|, in units of the label; NaN if there are no samples."""
 
     higher_is_better = False
     is_differentiable = False
@@ -48,11 +48,11 @@ class MeanAbsoluteError(SumMetric):
 
 
 class PearsonCorrelation(SumMetric):
-    """Pearson's correlation of predictions and labels, -1 to 1.
+    """Pearson correlation of predictions and labels, -1 to 1.
 
-    Where predictions or labels are constant, or there is at most one sample, the correlation has no value; it is
-    defined as 0 here, because such predictions tell nothing about the label. Constant means: a standard deviation below
-    a millionth of the root mean square. NaN predictions give NaN.
+    If predictions or labels are constant, or there is at most one sample, the correlation is undefined; this metric
+    then returns 0, because such predictions hold no information about the label. Constant means: a standard deviation
+    below a millionth of the root mean square. NaN predictions give NaN.
     """
 
     higher_is_better = True

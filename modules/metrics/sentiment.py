@@ -1,6 +1,6 @@
-"""Accuracy and F1 of the classes into which sentiment strength is cut.
+"""Accuracy and F1 of sentiment classes, which are intervals of the sentiment strength.
 
-The cuts are those of the field (`metricsTop` of MMSA), the classes here are ours.
+The class boundaries are those commonly reported (`metricsTop` of MMSA); the implementation is ours.
 """
 
 from __future__ import annotations
@@ -13,31 +13,31 @@ from torch import Tensor
 from saccade.modules.metrics.sums import SumMetric, check_pairs, ratio
 
 Zeros = Literal["has0", "non0"]
-"""What happens to samples whose label is 0: "has0" keeps them as non-negative ones, "non0" leaves them out."""
+"""How samples whose label is 0 are treated: "has0" counts them as non-negative, "non0" leaves them out."""
 
 # CH-SIMS: a value on a boundary belongs to the class below
 _SIMS_BOUNDARIES = {2: (0.0,), 3: (-0.1, 0.1), 5: (-0.7, -0.1, 0.1, 0.7)}
 
 
 def sentiment_class(values: Tensor, classes: int, label_range: float = 3.0, zeros: Zeros = "has0") -> Tensor:
-    """The class of each value, from 0 for the most negative one.
+    """Convert values to class numbers, starting at 0 for the most negative class.
 
-    Labels in [-3, 3] (CMU-MOSI, CMU-MOSEI): 3, 5 and 7 classes are the values clipped to -1..1, -2..2, -3..3 and
+    Labels in [-3, 3] (CMU-MOSI, CMU-MOSEI): for 3, 5 and 7 classes, values are clipped to -1..1, -2..2, -3..3 and
     rounded, halves to the even number, as numpy does. 2 classes are `value >= 0` with "has0" and `value > 0` with
-    "non0". Labels in [-1, 1] (CH-SIMS): 2 classes are cut at 0, 3 at -0.1 and 0.1, 5 at -0.7, -0.1, 0.1 and 0.7; a
-    value on a cut belongs to the class below it, so 0 is in the lower of two.
+    "non0". Labels in [-1, 1] (CH-SIMS): 2 classes are separated at 0, 3 at -0.1 and 0.1, 5 at -0.7, -0.1, 0.1 and 0.7;
+    a value on a boundary belongs to the class below it, so 0 is in the lower of two classes.
 
     Args:
         values: Predictions or labels, float of any shape.
         classes: 2, 3, 5, or (labels in [-3, 3] only) 7.
         label_range: Largest label, 3 or 1.
-        zeros: Which two classes of labels in [-3, 3] are meant; see `Zeros`.
+        zeros: How zeros are treated for two classes of labels in [-3, 3]; see `Zeros`.
 
     Returns:
         Long tensor of the same shape, 0 to `classes - 1`.
 
     Raises:
-        ValueError: There is no such cut.
+        ValueError: The combination of settings is not supported.
     """
     check_classes(classes, label_range, zeros)
     values = values if values.dtype == torch.float64 else values.float()
@@ -46,12 +46,12 @@ def sentiment_class(values: Tensor, classes: int, label_range: float = 3.0, zero
     if classes == 2:
         return (values >= 0 if zeros == "has0" else values > 0).long()
     largest = classes // 2
-    # of NaN as a long number nothing is promised
+    # converting NaN to an integer is undefined
     return (values.clamp(-largest, largest).round() + largest).nan_to_num(0.0).long()
 
 
 def check_classes(classes: int, label_range: float, zeros: Zeros = "has0") -> None:
-    """Refuse a cut that there is not.
+    """Validate the settings of sentiment classes.
 
     Args:
         classes: Number of classes.
@@ -59,26 +59,31 @@ def check_classes(classes: int, label_range: float, zeros: Zeros = "has0") -> No
         zeros: See `Zeros`.
 
     Raises:
-        ValueError: One of them is impossible.
+        ValueError: The combination of settings is not supported.
     """
     if label_range not in (1, 3):
-        raise ValueError(f"label_range: must be 3 (MOSI, MOSEI) or 1 (CH-SIMS), but is {label_range:g}")
+        raise ValueError(
+            f"label_range must be 3 or 1, got {label_range:g}: use 3 for labels of MOSI and MOSEI, 1 for CH-SIMS."
+        )
     known = (2, 3, 5) if label_range == 1 else (2, 3, 5, 7)
     if classes not in known:
-        raise ValueError(f"classes: must be one of {known} with label_range={label_range:g}, but is {classes}")
+        raise ValueError(
+            f"classes must be one of {', '.join(map(str, known))} with label_range={label_range:g}, got {classes}:"
+            " choose one of them."
+        )
     if zeros not in ("has0", "non0"):
-        raise ValueError(f"zeros: must be 'has0' or 'non0', but is {zeros!r}")
+        raise ValueError(f"zeros must be has0 or non0, got {zeros!r}: choose one of them.")
     if zeros == "non0" and (classes != 2 or label_range == 1):
         raise ValueError(
-            f"zeros: 'non0' must go with two classes of labels in [-3, 3], but classes is {classes} and label_range is"
-            f" {label_range:g}; use 'has0'"
+            f"zeros must be has0 unless there are two classes of labels in [-3, 3], got 'non0' with classes={classes}"
+            f" and label_range={label_range:g}: use has0."
         )
 
 
 def _classes_of_pairs(
     preds: Tensor, target: Tensor, classes: int, label_range: float, zeros: Zeros
 ) -> tuple[Tensor, Tensor]:
-    """Predicted and true classes; a prediction that is not a number gets a wrong class, whatever the truth."""
+    """Return predicted and true classes; a NaN prediction always counts as a wrong class."""
     preds, target = check_pairs(preds, target)
     if zeros == "non0":
         kept = target != 0
@@ -89,16 +94,16 @@ def _classes_of_pairs(
 
 
 class SentimentAccuracy(SumMetric):
-    """Share of samples whose prediction lies in the label's class; 0 where no sample counts.
+    """Fraction of samples whose prediction is in the label's class; 0 if no sample counts.
 
     Args:
         classes: 2, 3, 5 or 7; see `sentiment_class`.
         label_range: Largest label: 3 for labels in [-3, 3], 1 for labels in [-1, 1].
-        zeros: Of two classes in [-3, 3]: "has0" is negative against non-negative, "non0" leaves out samples whose label
-            is exactly 0.
+        zeros: For two classes of labels in [-3, 3]: "has0" is negative against non-negative, "non0" leaves out samples
+            whose label is exactly 0.
 
     Raises:
-        ValueError: There is no such cut.
+        ValueError: The combination of settings is not supported.
     """
 
     higher_is_better = True
@@ -133,17 +138,17 @@ class SentimentAccuracy(SumMetric):
 
 
 class SentimentF1(SumMetric):
-    """F1 of two classes, weighted by how many samples truly belong to each; 0 where no sample counts.
+    """F1 of two classes, weighted by the number of true samples of each class; 0 if no sample counts.
 
-    The weights are the *true* supports. With predictions and labels exchanged, as some code of the field has it, a
-    constant predictor that is right with share p gets 2p / (1 + p) instead of 2p² / (1 + p).
+    Some published code exchanges predictions and labels, so that the weights are the predicted supports. A constant
+    prediction that is right for a fraction p of the samples then gets 2p / (1 + p) instead of 2p² / (1 + p).
 
     Args:
         label_range: Largest label: 3 for labels in [-3, 3], 1 for labels in [-1, 1].
         zeros: See `SentimentAccuracy`.
 
     Raises:
-        ValueError: There is no such cut.
+        ValueError: The combination of settings is not supported.
     """
 
     higher_is_better = True

@@ -1,4 +1,4 @@
-"""What the metrics here have in common: states that are sums of a fixed size."""
+"""Base of the metrics: states that are sums of fixed size."""
 
 from __future__ import annotations
 
@@ -10,41 +10,42 @@ from torchmetrics import Metric
 
 
 class SumMetric(Metric):
-    """A metric whose states are sums: totals of ranks add up exactly, and a rank without data brings zeros.
+    """A metric whose states are sums: the states of all ranks are added, and a rank without data contributes zeros.
 
-    States keep their precision when the module that holds the metric is cast, as `precision: bf16-true` does.
+    The states keep their precision when the module that holds the metric is cast, for example by
+    `precision: bf16-true`.
     """
 
     full_state_update = False
 
     def add_sum(self, name: str, size: tuple[int, ...] = (), dtype: torch.dtype = torch.float64) -> None:
-        """Add a state of zeros that is summed over ranks.
+        """Register a state that starts at zero and is summed over ranks.
 
         Args:
-            name: Of the attribute.
-            size: Its shape.
+            name: Name of the attribute.
+            size: Shape of the state.
             dtype: float64 for sums of real numbers, long for counts.
         """
         self.add_state(name, torch.zeros(size, dtype=dtype), dist_reduce_fx="sum")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
-        # only the device follows: sums in bfloat16 would be wrong, and ranks of different types cannot be added
+        # Only the device changes: sums in bfloat16 would be inexact, and states of different types cannot be reduced.
         return super()._apply(lambda state: state.to(fn(state.new_empty(0)).device), exclude_state)
 
 
 def check_pairs(preds: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Predictions and labels, detached and in at least float32.
+    """Return predictions and labels, detached and in at least float32.
 
     Args:
         preds: Predicted values, [B].
         target: Labels, [B].
 
     Raises:
-        ValueError: They are not two tensors [B] of one length.
+        ValueError: They are not two vectors of the same length.
     """
     if preds.ndim != 1 or preds.shape != target.shape:
         shapes = f"{list(preds.shape)} and {list(target.shape)}"
-        raise ValueError(f"preds, target: must both be [B] with the same B, but are {shapes}; flatten the predictions")
+        raise ValueError(f"preds and target must have the same shape [B], got {shapes}: flatten the predictions.")
     pairs = (preds.detach(), target.detach())
     return tuple(x if x.dtype == torch.float64 else x.float() for x in pairs)  # type: ignore[return-value]
 

@@ -1,8 +1,7 @@
-"""What every multimodal model shares: set-up from the data, training, metrics, prediction, checkpoints."""
+"""Base class of the multimodal models: set-up from the data, training, metrics, prediction, checkpoints."""
 
 from __future__ import annotations
 
-import math
 import os
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -14,32 +13,40 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from saccade.common.checks import check_count, check_share
 from saccade.datamodules.multimodal.batch import MODALITIES, MultimodalBatch
 from saccade.modules.metrics import metrics_for
 from saccade.modules.multimodal.export import write_program
 from saccade.modules.multimodal.layers.stem import Stem
 from saccade.modules.multimodal.layers.text_encoder import TextEncoder, TextEncoderSettings
-from saccade.modules.optimization import warmup_factor
+from saccade.modules.optimization import (
+    ParameterGroup,
+    adamw,
+    check_positive_rate,
+    check_weight_decay,
+    parameter_groups,
+    schedule_multiplier,
+)
 
-_KEY = "saccade_multimodal"  # our entry in a checkpoint
+_KEY = "saccade_multimodal"  # key of the data facts in a checkpoint
 
 Task = Literal["regression", "classification"]
 
 
 @dataclass
 class Optimization:
-    """Optimizer and schedule of a multimodal model: AdamW, warm-up, cosine.
+    """Optimizer and schedule of a multimodal model: AdamW with linear warm-up and cosine decay.
 
     Args:
-        learning_rate: Peak rate of everything that is not named below.
-        text_learning_rate: Peak rate of a Hugging Face text encoder.
-        gate_factor: Rate of learned floors and strengths, divided by `learning_rate`; they have no weight decay.
-        weight_decay: Of matrices.
-        warmup_fraction: Share of all steps in which the rate rises from zero, 0 to 1.
-        final_fraction: Last rate divided by the peak, 0 to 1.
+        learning_rate: Peak learning rate of all parameters except those named below.
+        text_learning_rate: Peak learning rate of a Hugging Face text encoder.
+        floor_learning_rate_multiplier: Learning rate of the learned floors (Intra-Attn) and of the strength of the
+            prior (Inter-Attn), divided by `learning_rate`. These parameters have no weight decay.
+        weight_decay: Weight decay of matrices; norms and biases have none.
+        warmup_fraction: Fraction of all steps in which the learning rate rises from zero, 0 to 1.
+        final_fraction: Last learning rate divided by the peak, 0 to 1.
 
     Raises:
         ValueError: A setting is out of range.
@@ -47,30 +54,27 @@ class Optimization:
 
     learning_rate: float = 1e-3
     text_learning_rate: float = 2e-5
-    gate_factor: float = 10.0
+    floor_learning_rate_multiplier: float = 10.0
     weight_decay: float = 1e-2
     warmup_fraction: float = 0.05
     final_fraction: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "text_learning_rate", "gate_factor"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"optimization.{name}: must be above 0, but is {getattr(self, name)}")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"optimization.weight_decay: must not be negative, but is {self.weight_decay}")
+        for name in ("learning_rate", "text_learning_rate", "floor_learning_rate_multiplier"):
+            check_positive_rate(f"optimization.{name}", getattr(self, name))
+        check_weight_decay("optimization.weight_decay", self.weight_decay)
         for name in ("warmup_fraction", "final_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"optimization.{name}: must lie between 0 and 1, but is {getattr(self, name)}")
+            check_share(f"optimization.{name}", getattr(self, name))
 
 
 @dataclass
 class DataFacts:
-    """What a model must know of its data to be built; a checkpoint holds it.
+    """The facts about the data that a model needs to be built. They are stored in checkpoints.
 
     Args:
-        widths: Features of each modality; that of a text of token numbers is not used.
-        means: Mean of each feature over available rows of the training split [D], by modality.
-        stds: Standard deviation of the same [D].
+        widths: Number of features of each modality; unused for a text of token ids.
+        means: Mean of each feature over the available rows of the training split [D], by modality.
+        stds: Standard deviation of the same rows [D], by modality.
         task: `regression` or `classification`.
         label_range: Largest absolute label, for regression.
         classes: Number of classes, for classification.
@@ -85,10 +89,10 @@ class DataFacts:
 
     @classmethod
     def of(cls, data: Any) -> DataFacts:
-        """Take them from a data module that is set up.
+        """Read the facts from a data module.
 
         Args:
-            data: Such as `saccade.datamodules.MultimodalSentiment`.
+            data: A data module that is set up, such as `saccade.datamodules.MultimodalSentiment`.
         """
         means, stds = ({name: pair[place] for name, pair in data.statistics.items()} for place in (0, 1))
         return cls(dict(data.widths), means, stds, data.task, float(data.label_range), data.classes)
@@ -96,11 +100,11 @@ class DataFacts:
 
 @dataclass
 class Prediction:
-    """What a model says of a batch.
+    """A model's output for a batch.
 
     Args:
         value: Predicted labels [B], or logits of the classes [B, C].
-        weights: How far each modality is believed, summing to 1 [B, 3]; None where a model has no such weights.
+        weights: Weight of each modality in the prediction, summing to 1 [B, 3]; None if the model has no such weights.
     """
 
     value: Tensor
@@ -108,20 +112,19 @@ class Prediction:
 
 
 class MultimodalModule(LightningModule, ABC):
-    """Base of the multimodal models: a subclass writes `construct`, `forward` and `losses`.
+    """Base of the multimodal models. A subclass implements `construct`, `forward` and `losses`.
 
-    Logged: `train_loss` and each of its terms; `val_loss`, the task's loss on the validation split under the data
-    module's validation protocol, by which the best checkpoint is chosen; `val_*` and `test_*` metrics, exact over
-    ranks.
+    Logged: `train_loss` and each of its terms; `val_loss`, the task loss on the validation split under the data
+    module's validation protocol, which selects the best checkpoint; `val_*` and `test_*` metrics, exact over ranks.
 
     Args:
         width: Features of a position and of a modality's vector.
         optimization: Optimizer and schedule; None takes the defaults.
-        text_encoder: A Hugging Face encoder for token numbers; None where the text comes as features.
-        seed: Of the weights. None takes `seed_everything`, or 0.
+        text_encoder: A Hugging Face encoder for token ids; None if the text is given as features.
+        seed: Seed of the weights. None takes `seed_everything`, or 0.
 
     Raises:
-        ValueError: A setting is impossible.
+        ValueError: A setting is out of range; the message names it.
     """
 
     def __init__(
@@ -132,9 +135,8 @@ class MultimodalModule(LightningModule, ABC):
         seed: int | None,
     ) -> None:
         super().__init__()
-        if width < 1:
-            raise ValueError(f"width: must be at least 1, but is {width}")
-        # a checkpoint holds plain dictionaries
+        check_count("width", width)
+        # checkpoints store plain dictionaries
         optimization = Optimization(**optimization) if isinstance(optimization, dict) else optimization
         text_encoder = TextEncoderSettings(**text_encoder) if isinstance(text_encoder, dict) else text_encoder
         self.width = width
@@ -144,42 +146,42 @@ class MultimodalModule(LightningModule, ABC):
         self.facts: DataFacts | None = None
 
     def keep_plain_settings(self) -> None:
-        """Make what `save_hyperparameters` keeps plain values, so that a checkpoint loads with weights_only=True."""
+        """Convert the saved hyperparameters to plain values, so that a checkpoint loads with weights_only=True."""
         for name, value in self.hparams.items():
             if is_dataclass(value) and not isinstance(value, type):
                 self.hparams[name] = asdict(value)
 
-    # what a subclass writes
+    # to be implemented by subclasses
 
     @abstractmethod
     def construct(self, facts: DataFacts) -> None:
-        """Create the layers; the global random state is seeded.
+        """Create the layers. The global random state is seeded when this is called.
 
         Args:
-            facts: What the model must know of the data.
+            facts: Facts about the data.
         """
 
     @abstractmethod
     def forward(self, batch: MultimodalBatch) -> Prediction:
-        """Predict.
+        """Predict the labels of a batch.
 
         Args:
-            batch: Of any size, with any parts missing.
+            batch: A batch of any size, with any parts missing.
         """
 
     @abstractmethod
     def losses(self, batch: MultimodalBatch) -> dict[str, Tensor]:
-        """Compute the weighted terms of the training loss; their sum is minimised.
+        """Compute the weighted terms of the training loss, which is their sum.
 
         Args:
-            batch: With labels and, where something was taken away, the complete samples.
+            batch: A batch with labels and, if a protocol removed parts, the complete samples.
 
         Returns:
-            Scalars by name; `task` is the first.
+            Scalars by name, `task` first.
         """
 
     def floors(self) -> dict[str, list[float]]:
-        """Learned floors of Intra-Attn by modality; empty for models that have none."""
+        """Return the learned floors of Intra-Attn by modality; empty for models without them."""
         return {}
 
     # building
@@ -206,20 +208,20 @@ class MultimodalModule(LightningModule, ABC):
 
     @property
     def outputs(self) -> int:
-        """Numbers predicted for a sample."""
+        """Number of outputs for a sample: 1 for regression, the number of classes for classification."""
         facts = self._known()
         return 1 if facts.task == "regression" else int(facts.classes or 0)
 
     def _known(self) -> DataFacts:
         if self.facts is None:
-            raise ValueError("model: it is not built yet; fit, load a checkpoint or call build first")
+            raise ValueError("the model is not built yet: run fit, load a checkpoint or call build first.")
         return self.facts
 
     def build(self, facts: DataFacts) -> None:
-        """Create the layers, unless they are there; the trainer's set-up does this by itself.
+        """Create the layers if they do not exist yet. The trainer calls this during set-up.
 
         Args:
-            facts: What the model must know of the data.
+            facts: Facts about the data.
         """
         if self.is_built:
             return
@@ -236,38 +238,43 @@ class MultimodalModule(LightningModule, ABC):
             self.test_metrics = metrics_for(facts.task, facts.label_range, facts.classes)
 
     def setup(self, stage: str) -> None:
-        """Build the model from what the data module knows.
+        """Build the model from the facts of the data module.
 
         Args:
             stage: Unused.
 
         Raises:
-            ValueError: The data module is not one for this model.
+            ValueError: The data module does not fit this model.
         """
         if self.is_built:
             return
         data: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(data, "statistics"):
-            raise ValueError(f"data: {type(self).__name__} needs saccade.datamodules.MultimodalSentiment")
+            raise ValueError(
+                f"data must be a multimodal data module for {type(self).__name__}, got"
+                f" {'none' if data is None else type(data).__name__}: set data to"
+                " saccade.datamodules.MultimodalSentiment."
+            )
         tokens = data.text == "tokens"
         if tokens != (self.text_encoder_settings is not None):
             raise ValueError(
-                "text_encoder: token numbers need one and features need none; set data.text=tokens together with"
-                " model.text_encoder, or neither"
+                f"text_encoder must be given exactly if data.text is tokens, got data.text={data.text!r}"
+                f" {'without' if tokens else 'with'} one: set data.text=tokens together with model.text_encoder, or"
+                " neither."
             )
         self.build(DataFacts.of(data))
 
     def configure_model(self) -> None:
-        """Build the model where `setup` has not; without a trainer see `build`."""
+        """Build the model if `setup` did not; without a trainer see `build`."""
         if self._trainer is not None:
             self.setup(stage="")
 
     def make_stems(self, facts: DataFacts, marker: bool) -> nn.ModuleDict:
-        """A `Stem` for each modality.
+        """Create a `Stem` for each modality.
 
         Args:
-            facts: With the statistics of the features.
-            marker: Whether missing positions are marked.
+            facts: Facts about the data, with the statistics of the features.
+            marker: Whether missing positions are replaced by a learned marker.
         """
         return nn.ModuleDict(
             {
@@ -277,7 +284,7 @@ class MultimodalModule(LightningModule, ABC):
         )
 
     def features(self, batch: MultimodalBatch, name: str) -> Tensor:
-        """The features of one modality [B, T, D]; those of a text of token numbers are the encoder's."""
+        """Return the features of one modality [B, T, D]; for a text of token ids, the output of the text encoder."""
         modality = batch.modalities[name]
         if name == "text" and self.text_encoder_settings is not None:
             return cast(Tensor, self.text_encoder(modality.values, modality.valid))
@@ -286,21 +293,22 @@ class MultimodalModule(LightningModule, ABC):
     # training
 
     def task_loss(self, value: Tensor, label: Tensor) -> Tensor:
-        """Absolute error of labels [...], or cross-entropy in nats of logits [..., C], for each sample [...]."""
+        """Compute the absolute error of labels [...], or the cross-entropy in nats of logits [..., C], per sample."""
         if self.task == "regression":
             return (value - label).abs()
         wanted = label.expand(value.shape[:-1])
         return F.cross_entropy(value.flatten(0, -2), wanted.flatten(), reduction="none").view(wanted.shape)
 
     def disagreement(self, value: Tensor, whole: Tensor) -> Tensor:
-        """How far predictions are from those of the complete samples, which are a fixed target (ours).
+        """Compute the distance of predictions from those for the complete samples, which get no gradient (ours).
 
         Args:
-            value: From samples with missing parts [B], or logits [B, C].
-            whole: From the same samples before anything was taken away.
+            value: Predictions for samples with missing parts [B], or logits [B, C].
+            whole: Predictions for the same samples before parts were removed.
 
         Returns:
-            Mean absolute difference, or mean cross-entropy with the complete samples' probabilities in nats; a scalar.
+            Mean absolute difference, or mean cross-entropy in nats with the probabilities for the complete samples; a
+            scalar.
         """
         if self.task == "regression":
             return (value - whole.detach()).abs().mean()
@@ -308,17 +316,17 @@ class MultimodalModule(LightningModule, ABC):
 
     @staticmethod
     def labels(batch: MultimodalBatch) -> Tensor:
-        """The labels of a batch [B].
+        """Return the labels of a batch [B].
 
         Raises:
-            ValueError: There are none.
+            ValueError: The batch has no labels.
         """
         if batch.label is None:
-            raise ValueError("data: the split has no labels; use saccade predict for such files")
+            raise ValueError("the split of the data has no labels: use saccade predict for files without labels.")
         return batch.label
 
     def labelled(self, values: Tensor) -> Tensor:
-        """Outputs of the last layer [..., outputs] as predictions: [...] for regression."""
+        """Convert outputs of the last layer [..., outputs] to predictions: [...] for regression."""
         return values.squeeze(-1) if self.task == "regression" else values
 
     def training_step(self, batch: MultimodalBatch, batch_idx: int) -> Tensor:
@@ -331,7 +339,7 @@ class MultimodalModule(LightningModule, ABC):
         return loss
 
     def on_train_epoch_end(self) -> None:
-        """Log what the gates have learned."""
+        """Log the mean of the learned floors of each modality."""
         for name, floors in self.floors().items():
             self.log(f"floor_{name}", sum(floors) / max(1, len(floors)), rank_zero_only=True)
 
@@ -340,7 +348,7 @@ class MultimodalModule(LightningModule, ABC):
         self._evaluate("val", self.val_metrics, batch)
 
     def test_step(self, batch: MultimodalBatch, batch_idx: int) -> None:
-        """Add a batch, as complete as the data is, to `test_loss` and the `test_*` metrics."""
+        """Add a batch to `test_loss` and the `test_*` metrics. No protocol removes parts of it."""
         self._evaluate("test", self.test_metrics, batch)
 
     def _evaluate(self, part: str, metrics: Any, batch: MultimodalBatch) -> None:
@@ -360,12 +368,16 @@ class MultimodalModule(LightningModule, ABC):
 
     def _log_metrics(self, part: str, metrics: Any) -> None:
         for name, value in metrics.compute().items():
-            # equal on every rank already
+            # the value is already the same on every rank
             self.log(f"{part}_{name}", value.float(), prog_bar=name in ("mae", "accuracy"), sync_dist=False)
         metrics.reset()
 
     def predict_step(self, batch: MultimodalBatch, batch_idx: int) -> dict[str, Tensor]:
-        """Return columns of a table, [B] each: `key`, `prediction`, for classes `probability`, and the weights."""
+        """Return the columns of a prediction table, [B] each.
+
+        The columns are `key`, `prediction`, `probability` (for classification), and for each modality
+        `observed_<name>` and, if the model has weights, `weight_<name>`.
+        """
         found = self(batch)
         columns = {"key": batch.key}
         if self.task == "regression":
@@ -382,59 +394,56 @@ class MultimodalModule(LightningModule, ABC):
 
     # optimizer
 
-    def rate_factor(self, name: str, progress: float) -> float:
-        """What a parameter's learning rate is multiplied with, beside the schedule.
+    def learning_rate_multiplier(self, part: str, progress: float) -> float:
+        """Return a multiplier of the learning rate of a part of the model, in addition to the schedule.
 
         Args:
-            name: Of the parameter.
-            progress: Share of the run that is done, 0 to 1.
+            part: First component of the parameter names, such as `encoders`.
+            progress: Fraction of the run that is done, 0 to 1.
         """
         return 1.0
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW with its groups, and the schedule, stepped with every optimizer step."""
+        """Return AdamW with parameter groups, and the schedule, which is stepped with every optimizer step."""
         settings = self.optimization
         steps = self.trainer.estimated_stepping_batches
-        groups: dict[tuple[float, bool, str], list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            gate = name.endswith(("floor_logit", "strength_logit"))
-            rate = settings.learning_rate * (settings.gate_factor if gate else 1.0)
-            if name.startswith("text_encoder."):
-                rate = settings.text_learning_rate
-            # the schedule of a group is that of its first name; a subclass tells parts apart by their first word
+
+        def group_of(name: str) -> ParameterGroup:
             part = name.split(".", 1)[0]
-            groups.setdefault((rate, parameter.dim() >= 2 and not gate, part), []).append(parameter)
-        optimizer = AdamW(
-            [
-                {"params": members, "lr": rate, "weight_decay": settings.weight_decay if decays else 0.0}
-                for (rate, decays, _), members in groups.items()
-            ]
-        )
-        shape = warmup_factor("cosine", steps, settings.warmup_fraction, settings.final_fraction)
+            if part == "text_encoder":
+                return ParameterGroup(settings.text_learning_rate, part=part)
+            if name.endswith(("floor_logit", "strength_logit")):
+                rate = settings.learning_rate * settings.floor_learning_rate_multiplier
+                return ParameterGroup(rate, decays=False, part=part)
+            return ParameterGroup(settings.learning_rate, part=part)
 
-        def factor(part: str) -> Any:
-            return lambda step: shape(step) * self.rate_factor(part, step / max(1.0, float(steps)))
+        groups = parameter_groups(self, group_of)
+        optimizer = adamw(groups, settings.weight_decay)
+        schedule = schedule_multiplier("cosine", steps, settings.warmup_fraction, settings.final_fraction)
 
-        scheduler = LambdaLR(optimizer, [factor(part) for _, _, part in groups])
+        def multiplier(part: str) -> Any:
+            return lambda step: schedule(step) * self.learning_rate_multiplier(part, step / max(1.0, float(steps)))
+
+        scheduler = LambdaLR(optimizer, [multiplier(group.part) for group in groups])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the model knows of its data."""
+        """Store the facts about the data."""
         facts = self._known()
         checkpoint[_KEY] = {item.name: getattr(facts, item.name) for item in fields(facts)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Build the model as the checkpoint had it, or refuse one of other data.
+        """Build the model from the facts in the checkpoint, or check them against the model that exists.
 
         Raises:
-            ValueError: The checkpoint is not one of such a model, or of data of another kind.
+            ValueError: The checkpoint is not one of a multimodal model, or its data differ from the model's.
         """
         if _KEY not in checkpoint:
-            raise ValueError(f"checkpoint_path: this is not a checkpoint of {type(self).__name__}")
+            raise ValueError(
+                f"the checkpoint was not written by saccade.modules.{type(self).__name__}: give one that was."
+            )
         stored = DataFacts(**checkpoint[_KEY])
         if not self.is_built:
             self.build(stored)
@@ -443,20 +452,20 @@ class MultimodalModule(LightningModule, ABC):
         for name in ("widths", "task", "classes"):
             if getattr(facts, name) != getattr(stored, name):
                 raise ValueError(
-                    f"data: the checkpoint's {name} are {getattr(stored, name)}, those of the data"
-                    f" {getattr(facts, name)}; use the data it was trained on, or its like"
+                    f"data must have the {name} of the checkpoint, {getattr(stored, name)}, got"
+                    f" {getattr(facts, name)}: use the data that the model was trained on, or data of the same format."
                 )
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Export a program that runs without this package (`saccade.modules.multimodal.export`).
+        """Export a program that runs without this package; see `saccade.modules.multimodal.export`.
 
-        All ranks may call it; rank 0 writes.
+        All ranks may call this; rank 0 writes.
 
         Args:
-            folder: Where to; it is replaced if it is there, and never half written.
+            folder: Target folder. An existing one is replaced; it is never left half written.
 
         Raises:
-            ValueError: The model is not built yet, or the place cannot be written.
+            ValueError: The model is not built yet, or the folder cannot be written.
         """
         self._known()
         trainer = self._trainer

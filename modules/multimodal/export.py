@@ -1,4 +1,4 @@
-"""Write a trained multimodal model as a program of its own, with its masks as inputs, and run such a program."""
+"""Export a trained multimodal model as a stand-alone program with the masks as inputs, and load such a program."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PARTS = ("values", "valid", "available", "special")
 
 
 class _OfTensors(nn.Module):
-    """The model as a function of tensors: four for each modality."""
+    """The model as a function of tensors, four for each modality."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class _OfTensors(nn.Module):
 
 
 def inputs_of(batch: MultimodalBatch) -> tuple[Tensor, ...]:
-    """The inputs of an exported program, in their order.
+    """Return the inputs of an exported program in their order.
 
     Args:
-        batch: Of any size and lengths.
+        batch: A batch of any size and lengths.
 
     Returns:
-        For text, audio and vision: features float [B, T, D] or token numbers long [B, T]; valid, bool [B, T], False at
-        padding; availability, float 0 to 1 [B, T]; special, bool [B, T], True at [CLS] and [SEP].
+        For each of text, audio and vision: features, float [B, T, D], or token ids, long [B, T]; valid, bool [B, T],
+        False at padding; availability, float 0 to 1 [B, T]; special, bool [B, T], True at [CLS] and [SEP].
     """
     return tuple(getattr(batch.modalities[name], part) for name in MODALITIES for part in _PARTS)
 
@@ -52,15 +52,15 @@ def inputs_of(batch: MultimodalBatch) -> tuple[Tensor, ...]:
 def write_program(model: Any, folder: Path) -> None:
     """Write `model.pt2` (torch.export, any batch size and lengths up to 4096) and `settings.json`.
 
-    A text encoder that torch.export cannot trace, or weights that are spread over ranks, do not fail a run that trained
-    well: a warning says so, and nothing is written.
+    If torch.export cannot trace the text encoder, or the weights are partitioned over ranks, a warning is issued and
+    nothing is written, so that a finished run does not fail.
 
     Args:
         model: A built `saccade.modules.MultimodalModule`.
-        folder: Where to; it is replaced if it is there, and never half written.
+        folder: Target folder. An existing one is replaced; it is never left half written.
 
     Raises:
-        ValueError: The place cannot be written.
+        ValueError: The folder cannot be written.
     """
     facts = model.facts
     tokens = model.text_encoder_settings is not None
@@ -76,11 +76,11 @@ def write_program(model: Any, folder: Path) -> None:
     }
     try:
         if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-            raise TypeError("its weights are spread over ranks")
+            raise TypeError("its weights are partitioned over ranks")
         program = _program(model, _example(facts.widths, tokens))
-    except Exception as error:  # tracing fails with errors of many kinds
+    except Exception as error:  # tracing fails with many types of errors
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        rank_zero_warn(f"saccade: no {PROGRAM} is exported: torch.export cannot trace the model ({reason})")
+        rank_zero_warn(f"{PROGRAM} is not exported because torch.export cannot trace the model ({reason}).")
         return
     with replacing_folder(folder) as unfinished:
         torch.export.save(program, unfinished / PROGRAM)
@@ -105,7 +105,7 @@ def _program(model: Any, example: tuple[Tensor, ...]) -> torch.export.ExportedPr
     lengths = {name: Dim(f"{name}_length", max=limit) for name, limit in limits.items()}
     shapes = tuple({0: batch, 1: lengths[name]} for name in MODALITIES for _ in _PARTS)
     training, device, owner = model.training, model.device, model._trainer
-    # the trainer is no part of the program, and tracing would walk into it
+    # detached during tracing, which would otherwise include the trainer
     model._trainer = None
     try:
         with torch.no_grad():
@@ -119,18 +119,18 @@ def load_exported(folder: str | Path) -> Callable[[MultimodalBatch], tuple[Tenso
     """Load an exported program.
 
     Args:
-        folder: That `save_pretrained` wrote.
+        folder: A folder that `save_pretrained` wrote.
 
     Returns:
-        A function of a batch, which returns predictions [B] or logits [B, C] and, where the model has them, the
-        modalities' weights [B, 3].
+        A function of a batch, which returns predictions [B] or logits [B, C] and, if the model has them, the weights of
+        the modalities [B, 3].
 
     Raises:
-        ValueError: There is no such program.
+        ValueError: The folder contains no program.
     """
     path = Path(folder) / PROGRAM
     if not path.is_file():
-        raise ValueError(f"folder: {folder} holds no {PROGRAM}; give the folder that fit exported")
+        raise ValueError(f"folder must contain {PROGRAM}, got {folder}: give the folder that fit exported.")
     program = torch.export.load(path).module()
 
     def run(batch: MultimodalBatch) -> tuple[Tensor, ...]:

@@ -1,1 +1,1 @@
-"""Rankers: bi-encoders and cross-encoders, their features, mined negatives, export."""
+"""Rankers for retrieval: bi-encoders and cross-encoders, their features, mined negatives, and export."""

@@ -1,4 +1,4 @@
-"""What a query and a document have in common, as a few numbers that mean the same in every collection (ours)."""
+"""Features of a pair of query and document that are comparable between collections (ours)."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from saccade.common.checks import check_count
 from saccade.modules.retrieval.hashed_encoder import HashedEncoder
 
 NAMES = ("bm25", "cosine", "words", "parts", "pairs", "length", "rarest", "bm25_share")
-"""BM25 over the root of the query's length; cosine of latent semantic vectors; share of the query's idf that is in the
-document, by words and with their character n-grams; share of its word pairs; logarithm of its length over the mean;
-idf of the rarest common word; BM25 over the query's idf."""
+"""Names of the features.
 
-_K1, _B = 1.5, 0.75
-_REMEMBERED = 1_000_000  # pairs whose features are kept: a search measures the same candidates again and again
+`bm25`: BM25 divided by the square root of the query's length. `cosine`: cosine similarity of latent semantic vectors.
+`words`, `parts`: fraction of the query's idf that occurs in the document, by words, and by words and character n-grams.
+`pairs`: fraction of the query's word pairs in the document. `length`: logarithm of the document's length divided by the
+mean. `rarest`: idf of the rarest common word. `bm25_share`: BM25 divided by the query's total idf.
+"""
+
+_K1, _B = 1.5, 0.75  # parameters of BM25
+_CACHED = 1_000_000  # pairs whose features are cached, because a selection scores the same candidates repeatedly
 
 
 class CrossFeatures:
-    """The features within one collection, whose unlabelled texts give frequencies and directions.
+    """Computes the features within one collection; word frequencies and vectors are fitted to its documents.
 
     Args:
         texts: Documents of the collection, at least two.
-        rows: Rows of the hashed encoder.
+        rows: Rows of the table of the hashed encoder.
         width: Features of the latent semantic vectors.
     """
 
@@ -41,7 +46,7 @@ class CrossFeatures:
         self._known: dict[tuple[str, str], Tensor] = {}
 
     def __call__(self, query: str, documents: Sequence[str]) -> Tensor:
-        """The features of a query with each document.
+        """Compute the features of a query with each document.
 
         Args:
             query: The query.
@@ -52,13 +57,13 @@ class CrossFeatures:
         """
         new = [document for document in dict.fromkeys(documents) if (query, document) not in self._known]
         if new:
-            if len(self._known) > _REMEMBERED:
+            if len(self._known) > _CACHED:
                 self._known.clear()
-            self._known.update(zip([(query, document) for document in new], self._made(query, new), strict=True))
+            self._known.update(zip([(query, document) for document in new], self._computed(query, new), strict=True))
         known = [self._known[query, document] for document in documents]
         return torch.stack(known) if known else torch.zeros(0, len(NAMES))
 
-    def _made(self, query: str, documents: Sequence[str]) -> Tensor:
+    def _computed(self, query: str, documents: Sequence[str]) -> Tensor:
         asked, idf = self._bag(query), self.idf
         total = sum(idf[row] for row in asked.counts) + 1e-6
         parts = sum(idf[row] for row in asked.rows) + 1e-6
@@ -99,7 +104,7 @@ class CrossFeatures:
 
 
 class _Bag:
-    """Counts of a text's words, its rows of every kind, its word pairs and its length in words."""
+    """The word counts of a text, all its rows in the encoder's table, its word pairs, and its length in words."""
 
     def __init__(self, encoder: HashedEncoder, text: str) -> None:
         words = [encoder.row(word) for word in encoder.words(text)]
@@ -112,14 +117,13 @@ class _Bag:
 
 
 class FeatureScorer(nn.Module):
-    """A score from cross features: a weighted sum and a small network beside it, which starts at 0.
+    """A score from cross features: the sum of a linear map and a small network, whose output starts at 0.
 
-    Untrained, the score is BM25. A few hundred weights learn in seconds what of a source holds in the target: which
-    collections write long documents, how much a rare word says, whether meaning beats words.
+    Before training, the score is BM25. The model has a few hundred weights and trains in seconds.
 
     Args:
-        hidden: Units of the network.
-        seed: Of its weights.
+        hidden: Hidden units of the network.
+        seed: Seed of its weights.
 
     Raises:
         ValueError: `hidden` is below 1.
@@ -127,8 +131,7 @@ class FeatureScorer(nn.Module):
 
     def __init__(self, hidden: int = 16, seed: int = 0) -> None:
         super().__init__()
-        if hidden < 1:
-            raise ValueError(f"hidden: must be at least 1, but is {hidden}")
+        check_count("hidden", hidden)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.linear = nn.Linear(len(NAMES), 1)
@@ -140,7 +143,7 @@ class FeatureScorer(nn.Module):
             self.linear.weight[0, 0] = 1.0
 
     def forward(self, features: Tensor) -> Tensor:
-        """Score.
+        """Compute scores.
 
         Args:
             features: Cross features [N, 8].
@@ -148,10 +151,10 @@ class FeatureScorer(nn.Module):
         Returns:
             Scores [N].
         """
-        # in the finer precision of both: DeepSpeed makes the weights bfloat16, in which most candidates would tie
-        finer = torch.promote_types(features.dtype, self.linear.weight.dtype)
+        # DeepSpeed may convert the weights to bfloat16, in which most candidates would have equal scores
+        precision = torch.promote_types(features.dtype, self.linear.weight.dtype)
         first, last = cast(nn.Linear, self.network[0]), cast(nn.Linear, self.network[2])
-        features = features.to(finer)
+        features = features.to(precision)
         scores: Tensor = _linear(self.linear, features) + _linear(last, _linear(first, features).tanh())
         return scores.squeeze(-1)
 

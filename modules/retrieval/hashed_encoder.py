@@ -1,4 +1,7 @@
-"""A text encoder that needs no pretrained weights: hashed words and character n-grams in a table of vectors (ours)."""
+"""A text encoder without pretrained weights: hashed words and character n-grams in a table of vectors (ours).
+
+`sentence_export` copies this file into exported folders, so it must not import the rest of the package.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +18,29 @@ from torch import Tensor, nn
 
 _WORD = re.compile(r"[^\W_]+")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_PART = 0.5  # weight of a word's character n-grams together, over that of the word
-_UNSEEN = 0.01  # length of the vectors of rows that no fitted text uses, over their first one
-_REMEMBERED = 200_000  # texts whose features are kept
+_PART = 0.5  # total weight of a word's character n-grams, divided by the weight of the word
+_UNSEEN = 0.01  # scale of the initial vectors of rows that no fitted text uses
+_CACHED = 200_000  # texts whose features are cached
 
 
 class HashedEncoder(nn.Module):
-    """Texts as weighted sums of table rows, fitted to unlabelled text, then trained.
+    """Encodes a text as a weighted sum of rows of a table, which is fitted to unlabelled text and then trained.
 
-    A text's features are its words and the character n-grams of its longer words, so that inflected forms meet. Each is
-    hashed to a row, which counts `(1 + ln tf) idf exp(gain)`; the gain is learned and starts at 0. The rows' vectors
-    start as random directions, whose inner products are those of TF-IDF with much noise; `fit` puts the directions of
-    latent semantic analysis in their place, which on classic collections ranks as well as BM25 before any training
-    (with a collection's own text and 256 features, nDCG@10 on Cranfield 0.38 and on MEDLINE 0.75). Ours.
+    The features of a text are its words and the character n-grams of its longer words, so that inflected forms of a
+    word share features. Each feature is hashed to a row, with weight `(1 + ln tf) idf exp(gain)`; the gain is learned
+    and starts at 0. The vectors of the rows start as random directions, whose inner products approximate TF-IDF with
+    much noise. `fit` replaces them by the directions of latent semantic analysis, which on classic collections rank as
+    well as BM25 before any training (fitted to the collection, with 256 features: nDCG@10 0.38 on Cranfield and 0.75 on
+    MEDLINE). Ours.
 
     Args:
-        rows: Rows of the table; features that share a row are told apart by nothing.
+        rows: Rows of the table. Features that are hashed to the same row cannot be distinguished.
         width: Features of a vector.
         characters: Length of the character n-grams; 0 leaves them out.
-        seed: Of the first vectors.
+        seed: Seed of the initial vectors.
 
     Raises:
-        ValueError: A setting is impossible.
+        ValueError: A setting is out of range; the message names it.
     """
 
     idf: Tensor
@@ -45,7 +49,7 @@ class HashedEncoder(nn.Module):
         super().__init__()
         for name, value, least in (("rows", rows, 2), ("width", width, 1), ("characters", characters, 0)):
             if value < least:
-                raise ValueError(f"{name}: must be at least {least}, but is {value}")
+                raise ValueError(f"{name} must be at least {least}, got {value}: choose a larger number.")
         self.rows, self.width, self.characters = rows, width, characters
         generator = torch.Generator().manual_seed(seed)
         self.table = nn.Parameter(torch.randn(rows, width, generator=generator) / math.sqrt(width))
@@ -54,26 +58,26 @@ class HashedEncoder(nn.Module):
         self._known: dict[str, tuple[list[int], list[float]]] = {}
 
     def fit(self, texts: Sequence[str], seed: int = 0) -> None:
-        """Take idf and first directions from the texts that will be searched, or ones like them; no label is looked at.
+        """Set the idf and the initial vectors from unlabelled texts: those that will be searched, or similar ones.
 
-        `idf = ln((1 + texts) / (1 + occurrences))`, at least 0.1, over its maximum. The directions are the right
-        singular vectors of the matrix of the texts' normalized weights; where the texts have fewer directions than
-        `width`, the rest stays 0. Rows that no text uses keep small random vectors, so that they can be learned.
+        The idf is `ln((1 + texts) / (1 + occurrences))`, at least 0.1, divided by its maximum. The vectors are the
+        right singular vectors of the matrix of the texts' normalized weights; if there are fewer of them than `width`,
+        the remaining features stay 0. Rows that no text uses keep small random vectors, so that they can be learned.
 
         Args:
-            texts: At least two.
-            seed: Of the randomized decomposition.
+            texts: At least two texts.
+            seed: Seed of the randomized decomposition.
 
         Raises:
-            ValueError: Fewer than two texts.
+            ValueError: There are fewer than two texts.
         """
-        # a second that only this needs
+        # imported here because they take a second to import and only this method needs them
         from scipy.sparse import csr_matrix  # type: ignore[import-untyped]
         from sklearn.preprocessing import normalize
         from sklearn.utils.extmath import randomized_svd
 
         if len(texts) < 2:
-            raise ValueError(f"texts: an encoder is fitted to at least two texts, but there are {len(texts)}")
+            raise ValueError(f"texts must be at least two texts, got {len(texts)}: give the documents to be searched.")
         found = [self.features(text) for text in texts]
         lengths = np.array([len(rows) for rows, _ in found])
         columns = np.array([row for rows, _ in found for row in rows], dtype=np.int64)
@@ -94,10 +98,10 @@ class HashedEncoder(nn.Module):
             self.table[used] = fitted.to(self.table)
 
     def features(self, text: str) -> tuple[list[int], list[float]]:
-        """Rows of a text and the term-frequency part of their weights, without the idf.
+        """Compute the rows of a text and the term-frequency part of their weights, without the idf.
 
         Args:
-            text: Any text; names in camel case and with underscores fall into their words.
+            text: Any text; names in camel case or with underscores are split into words.
         """
         known = self._known.get(text)
         if known is not None:
@@ -115,26 +119,26 @@ class HashedEncoder(nn.Module):
                 shares.setdefault(row, 1.0 if place == 0 else _PART / math.sqrt(len(grams) - 1))
         rows = list(counts)
         made = rows, [shares[row] * (1 + math.log(counts[row])) for row in rows]
-        if len(self._known) < _REMEMBERED:
+        if len(self._known) < _CACHED:
             self._known[text] = made
         return made
 
     def words(self, text: str) -> list[str]:
-        """The words of a text in lower case, in their order."""
+        """Split a text into words in lower case."""
         return _WORD.findall(_CAMEL.sub(" ", text).lower())
 
     def row(self, feature: str, word: bool = True) -> int:
-        """Row of a word or, with `word` false, of a character n-gram; "able" is not the same as either."""
+        """Return the row of a word or, if `word` is false, of a character n-gram; "able" has two different rows."""
         return zlib.crc32(f"{'w' if word else 'c'}{feature}".encode()) % self.rows
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Encode.
+        """Encode texts.
 
         Args:
             texts: B texts.
 
         Returns:
-            Vectors of length 1 [B, width], at least in float32; zeros for a text without words.
+            Vectors of length 1 [B, width], in at least float32; zeros for a text without words.
         """
         rows: list[int] = []
         weights: list[float] = []
@@ -146,8 +150,8 @@ class HashedEncoder(nn.Module):
             weights += shares
         device = self.table.device
         index = torch.tensor(rows, dtype=torch.long, device=device)
-        # at least float32 from the table on: in bfloat16 one rounding more would decide which of two texts is nearer,
-        # and CUDA has no such gradient of the shares
+        # at least float32: rounding to bfloat16 would change rankings, and CUDA does not implement the gradient of
+        # per_sample_weights in bfloat16
         share = torch.tensor(weights, dtype=torch.promote_types(self.table.dtype, torch.float32), device=device)
         share = share * self.idf[index] * self.gain[index].to(share).exp()
         bags = torch.tensor(starts, dtype=torch.long, device=device)

@@ -1,7 +1,8 @@
-"""The hashed encoder as sentence-transformers asks for a module; `sentence_export` puts this file beside the weights.
+"""The hashed encoder as a module of sentence-transformers.
 
-It imports nothing of sentence-transformers, whose class for such modules has moved from version to version; what counts
-is the methods. Beside the weights it is a program of its own: it runs where Saccade is not installed.
+`sentence_export` copies this file next to the exported weights, where it runs without Saccade. It does not import
+sentence-transformers, because the location of the base class of modules differs between versions; only the methods
+matter.
 """
 
 from __future__ import annotations
@@ -21,31 +22,31 @@ CONFIG, WEIGHTS = "hashed_encoder.json", "hashed_encoder.safetensors"
 
 
 class HashedSentences(nn.Module):
-    """Texts to vectors by a hashed encoder.
+    """Converts texts to vectors with a hashed encoder.
 
     Args:
-        rows: Rows of its table.
+        rows: Rows of the encoder's table.
         width: Features of a vector.
-        characters: Length of its character n-grams.
+        characters: Length of the character n-grams.
     """
 
     def __init__(self, rows: int, width: int, characters: int) -> None:
         super().__init__()
         self.encoder = HashedEncoder(rows, width, characters)
-        self.max_seq_length: int | None = None  # it reads a text to its end
+        self.max_seq_length: int | None = None  # texts are never truncated
 
     def preprocess(self, inputs: Sequence[str], prompt: str | None = None, **options: Any) -> dict[str, Any]:
-        """The texts themselves, with the prompt before them; there is no tokenizer.
+        """Return the texts with the prompt in front of them; there is no tokenizer.
 
         Args:
             inputs: B texts.
-            prompt: Text before each.
-            **options: Of other modules; ignored.
+            prompt: Text to put in front of each.
+            **options: Options of other modules; ignored.
         """
         return {"texts": [f"{prompt or ''}{text}" for text in inputs]}
 
     def tokenize(self, texts: Sequence[str], **options: Any) -> dict[str, Any]:
-        """As `preprocess`, by the name that it had before sentence-transformers 5.3."""
+        """Same as `preprocess`, under its name before sentence-transformers 5.3."""
         return self.preprocess(texts)
 
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
@@ -54,20 +55,20 @@ class HashedSentences(nn.Module):
         return features
 
     def get_embedding_dimension(self) -> int:
-        """Features of a vector."""
+        """Return the number of features of a vector."""
         return self.encoder.width
 
     def get_sentence_embedding_dimension(self) -> int:
-        """As `get_embedding_dimension`, by its older name."""
+        """Same as `get_embedding_dimension`, under its older name."""
         return self.encoder.width
 
     def save(self, output_path: str, *arguments: Any, **options: Any) -> None:
         """Write settings and weights.
 
         Args:
-            output_path: A folder that exists.
-            *arguments: Of other modules; ignored.
-            **options: Of other modules; ignored.
+            output_path: An existing folder.
+            *arguments: Arguments of other modules; ignored.
+            **options: Options of other modules; ignored.
         """
         folder = Path(output_path)
         facts = {name: getattr(self.encoder, name) for name in ("rows", "width", "characters")}

@@ -1,4 +1,4 @@
-"""Hard negatives that an encoder finds itself: wrong documents that it takes for answers, found anew as it learns."""
+"""Hard negatives mined by the encoder in training: documents that it ranks high and that do not answer the query."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from saccade.retrieval.faiss_bridge import faiss_module
 from saccade.retrieval.vector_index import VectorIndex
 from saccade.retrieval.vectors import Encode
 
-_DEPTH = 50  # documents of the index that negatives are drawn from, as BM25's are
-_AT_ONCE = 256
+_DEPTH = 50  # best documents from which negatives are drawn; the same number as for BM25
+_AT_ONCE = 256  # texts encoded in one batch
 
 
 class Labelled(Protocol):
-    """A query and a document, and whether the document answers it (a label above 0)."""
+    """A query, a document, and a label, which is above 0 if the document answers the query."""
 
     @property
-    def query(self) -> str: ...  # noqa: D102 - said above
+    def query(self) -> str: ...  # noqa: D102 - described by the class
 
     @property
     def document(self) -> str: ...  # noqa: D102
@@ -31,26 +31,26 @@ class Labelled(Protocol):
 
 
 class MinedNegatives:
-    """Negatives of every query with a positive pair, from an index of the current encoder.
+    """Negatives of every query with a positive pair, from an index built with the current encoder.
 
-    The idea is that of ANCE (Xiong et al., 2021), whose index is refreshed while training goes on; here training waits
-    for it, so that a run can be repeated. Of the best 50 documents of a query's own collection, those that answer it
-    are left out, and of the others some are drawn. The draw depends on the query alone: the same encoder gives the
-    same negatives. Ours in that, as `hard_negatives` is.
+    The idea is that of ANCE (Xiong et al., 2021), which refreshes its index while training continues; here training
+    waits for the refresh, so that runs are reproducible. From the 50 best documents of the query's own collection that
+    do not answer it, some are drawn at random. The draw depends on the seed and the query only: the same encoder gives
+    the same negatives (ours, as for `hard_negatives`).
 
     Args:
         collections: Pairs and documents of each source, by name.
-        count: Documents for each query; fewer where a collection has fewer that are wrong.
-        seed: Of the draws.
+        count: Documents for each query; fewer if a collection has fewer that do not answer it.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: faiss is missing.
+        ValueError: FAISS is not installed.
     """
 
     def __init__(
         self, collections: Mapping[str, tuple[Sequence[Labelled], Sequence[str]]], count: int, seed: int = 0
     ) -> None:
-        faiss_module()  # what is missing shows now, not after the first epoch
+        faiss_module()  # raises now if FAISS is missing, not after the first epoch
         self.count, self.seed = count, seed
         self.documents: dict[str, list[str]] = {}
         self.answers: dict[str, dict[str, set[int]]] = {}
@@ -66,16 +66,16 @@ class MinedNegatives:
         self._found: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
-        """Texts that a refresh encodes: all documents, and the queries with an answer."""
+        """Return the number of texts that a refresh encodes: all documents, and the queries with an answer."""
         return sum(map(len, self.documents.values())) + sum(map(len, self.answers.values()))
 
     def refresh(self, encode: Encode, device: torch.device, advance: Callable[[int], None] | None = None) -> None:
-        """Encode all documents and queries, and draw negatives anew.
+        """Encode all documents and queries, and draw new negatives.
 
         Args:
-            encode: Texts to vectors whose inner products are scores, in evaluation mode.
-            device: Of the encoder; where it is a GPU that the installed FAISS can use, the search runs there.
-            advance: Hears how many texts each batch had, for a progress bar.
+            encode: Encodes texts, in evaluation mode; inner products of its vectors are scores.
+            device: Device of the encoder. If it is a GPU that the installed FAISS can use, the search runs there.
+            advance: Called with the number of texts of each finished batch, for a progress bar.
 
         Raises:
             ValueError: The vectors are not finite.
@@ -96,7 +96,7 @@ class MinedNegatives:
             found = torch.full((len(queries), self.count), -1, dtype=torch.int32)
             for start in range(0, len(queries), _AT_ONCE):
                 part = queries[start : start + _AT_ONCE]
-                most = max(len(self.answers[name][query]) for query in part)  # so that _DEPTH wrong ones are left
+                most = max(len(self.answers[name][query]) for query in part)  # leaves _DEPTH documents without answers
                 _, ids = index.search(counted(part), _DEPTH + most)
                 for row, (query, ranked) in enumerate(zip(part, ids, strict=True), start):
                     drawn = self._drawn(query, [int(place) for place in ranked], self.answers[name][query])
@@ -110,14 +110,14 @@ class MinedNegatives:
         return [wrong[place] for place in kept]
 
     def of(self, source: str, query: str) -> list[str]:
-        """The negatives of a query.
+        """Return the negatives of a query.
 
         Args:
-            source: Its collection.
-            query: Its text.
+            source: Name of the query's collection.
+            query: Text of the query.
 
         Returns:
-            Documents that do not answer it; none before the first refresh, or where it has no positive pair.
+            Documents that do not answer the query; empty before the first refresh, or if it has no positive pair.
         """
         row = self._rows.get(source, {}).get(query)
         if row is None or source not in self._found:
@@ -126,23 +126,23 @@ class MinedNegatives:
         return [documents[place] for place in self._found[source][row].tolist() if place >= 0]
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was drawn: places of documents, int32 [queries, count], by source; -1 where there is none."""
+        """Return the drawn negatives by source: numbers of documents, int32 [queries, count], padded with -1."""
         return dict(self._found)
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
-        """Takes up what `state_dict` gave.
+        """Restore the negatives of a checkpoint.
 
         Args:
-            state_dict: Of the same collections.
+            state_dict: Result of `state_dict` for the same collections and number of negatives.
 
         Raises:
-            ValueError: Of others.
+            ValueError: The collections or the number of negatives differ.
         """
         for name, found in state_dict.items():
             wanted = (len(self.answers.get(name, {})), self.count)
             if tuple(found.shape) != wanted or (found >= len(self.documents[name])).any():
                 raise ValueError(
-                    f"mined_negatives: those of the checkpoint are {list(found.shape)} in source {name}, but"
-                    f" {list(wanted)} are wanted; give the same sources and settings, or start without --ckpt_path"
+                    f"mined_negatives of the checkpoint must have the shape {list(wanted)} in source {name}, got"
+                    f" {list(found.shape)}: give the same sources and settings, or start without --ckpt_path."
                 )
         self._found = {name: found.clone() for name, found in state_dict.items()}

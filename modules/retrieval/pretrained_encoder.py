@@ -1,4 +1,4 @@
-"""A Hugging Face encoder that turns texts into vectors."""
+"""A Hugging Face encoder that converts texts to vectors."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
+from saccade.common.checks import check_count
 from saccade.modules.lora import LoraSettings, attach_lora
 
 Pooling = Literal["mean", "cls"]
 
 
 class PretrainedEncoder(nn.Module):
-    """Last hidden states of an encoder, pooled.
+    """The pooled last hidden states of an encoder.
 
     Args:
         path: Folder or Hugging Face hub id, such as facebook/contriever-msmarco.
-        pooling: `mean` over a text's tokens, or the first token's (`cls`).
-        normalize: Vectors of length 1, which makes inner products cosines; Contriever does without.
-        max_length: Longer texts are cut, in tokens.
-        lora: Train low-rank adapters only; None trains all of it.
+        pooling: `mean` over the tokens of a text, or the first token (`cls`).
+        normalize: Scale vectors to length 1, so that inner products are cosine similarities; false for Contriever.
+        max_length: Maximum length of a text in tokens; longer texts are truncated.
+        lora: Train low-rank adapters only; None trains the whole encoder.
 
     Raises:
-        ValueError: There is no such encoder, or a setting is impossible.
+        ValueError: The encoder cannot be loaded, or a setting is out of range.
     """
 
     def __init__(
@@ -38,24 +39,23 @@ class PretrainedEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if pooling not in ("mean", "cls"):
-            raise ValueError(f"pooling: must be mean or cls, but is {pooling!r}")
-        if max_length < 1:
-            raise ValueError(f"max_length: must be at least 1, but is {max_length}")
+            raise ValueError(f"pooling must be mean or cls, got {pooling!r}: choose one of them.")
+        check_count("max_length", max_length)
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path)
             self.model = AutoModel.from_pretrained(path).train()
         except (OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"path: cannot load an encoder from {path!r} ({reason})") from error
+            raise ValueError(f"path must be an encoder, got {path!r} ({reason}): give a folder or hub id.") from error
         if getattr(self.model, "pooler", None) is not None:
-            self.model.pooler = None  # nothing reads it, and DDP would wait for its gradients
+            self.model.pooler = None  # its output is not used, and DDP would wait for its gradients
         self.pooling, self.normalize, self.max_length = pooling, normalize, max_length
         self.width: int = int(self.model.config.hidden_size)
         if lora is not None:
             attach_lora(self.model, lora, task=None)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Encode.
+        """Encode texts.
 
         Args:
             texts: B texts.
@@ -75,4 +75,4 @@ class PretrainedEncoder(nn.Module):
         return F.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def fit(self, texts: Sequence[str], seed: int = 0) -> None:
-        """Nothing to do: a pretrained encoder has read text before."""
+        """Do nothing: a pretrained encoder needs no fitting."""

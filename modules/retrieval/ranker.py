@@ -1,8 +1,8 @@
-"""What retrievers and rerankers share: the small interface of a ranker, its optimizer, and its preparation."""
+"""Base class of retrievers and rerankers: scoring, the optimizer, and reading the collections before training."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -13,24 +13,31 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from saccade.modules.language.construction import check_batch
-from saccade.modules.optimization import Schedule, adamw, check_optimization, warmup_schedule
+from saccade.modules.optimization import (
+    ParameterGroup,
+    Schedule,
+    adamw,
+    check_optimization,
+    parameter_groups,
+    warmup_schedule,
+)
 
 
-class Ranker(pl.LightningModule):
-    """Scores documents for queries and learns from pairs.
+class Ranker(pl.LightningModule, ABC):
+    """Base of the models that score documents for queries and are trained on pairs of a query and a document.
 
     A batch is `{"query": list[str], "document": list[str], "label": FloatTensor [B], "source": list[str], "negatives":
-    list[list[str]]}`; a label above 0 says that the document answers the query. `source`, the collection of the pair,
-    and `negatives`, more documents that do not answer it, may be missing.
+    list[list[str]]}`. A label above 0 means that the document answers the query. `source`, the collection of the pair,
+    and `negatives`, more documents that do not answer the query, are optional.
 
     Args:
         learning_rate: Peak learning rate.
         weight_decay: Decoupled weight decay.
-        schedule: `cosine` falls to 0 at the end of `fit`, `constant` stays.
-        warmup_fraction: Share of the steps in which the rate rises.
+        schedule: `cosine` decays to 0 at the end of `fit`, `constant` stays at the peak.
+        warmup_fraction: Fraction of the steps in which the learning rate rises.
 
     Raises:
-        ValueError: A setting is impossible; the message names it.
+        ValueError: A setting is out of range; the message names it.
     """
 
     def __init__(
@@ -46,11 +53,11 @@ class Ranker(pl.LightningModule):
         self.schedule: Schedule = schedule
         self.warmup_fraction = warmup_fraction
         self.prepared = False
-        """Whether the collections have been read."""
+        """Whether `prepare` was called."""
 
     @abstractmethod
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Compute the loss of a batch, a scalar; 0 where the batch teaches nothing."""
+        """Compute the loss of a batch, a scalar; 0 if the batch has no positive pair."""
 
     @abstractmethod
     def rerank(
@@ -64,16 +71,17 @@ class Ranker(pl.LightningModule):
 
         Args:
             queries: Text by query id.
-            candidates: Document ids by query id, those of a first stage.
+            candidates: Document ids by query id, found by a first stage.
             documents: Text by document id.
-            collection: Their collection, as `prepare` has read it; one that it has not read counts as the target.
+            collection: Name of the collection of the documents, as given to `prepare`; an unknown name means the
+                target.
 
         Returns:
-            A run: scores by query and document; higher is better.
+            A run: scores by query id and document id; higher is better.
         """
 
     def prepare(self, collections: Mapping[str, Sequence[str]], target: str) -> None:
-        """Read unlabelled text, once, before training; most rankers have nothing to read.
+        """Read unlabelled text once before training. Most rankers do not need it.
 
         Args:
             collections: Documents of each source and of the target, by name.
@@ -82,13 +90,13 @@ class Ranker(pl.LightningModule):
         self.prepared = True
 
     def setup(self, stage: str) -> None:
-        """Read the datamodule's collections, if it has any and nobody has read them yet."""
+        """Read the collections of the data module, if it has any and they were not read before."""
         collections = getattr(getattr(self.trainer, "datamodule", None), "collections", None)
         if not self.prepared and collections is not None:
             self.prepare(*collections())
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Refuse the batches of another module's data."""
+        """Check that the batch is one of pairs, as `ChunkPool` gives."""
         check_batch(self, batch, "query", "ChunkPool")
         return batch
 
@@ -99,7 +107,7 @@ class Ranker(pl.LightningModule):
         return loss
 
     def score(self, query: str, documents: Sequence[str]) -> list[float]:
-        """How well documents answer a query; higher is better.
+        """Score how well documents answer a query; higher is better.
 
         Args:
             query: The query.
@@ -112,8 +120,9 @@ class Ranker(pl.LightningModule):
         return list(self.rerank({"query": query}, {"query": list(named)}, named)["query"].values())
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, with a schedule where one was asked for."""
-        optimizer = adamw(self, self.learning_rate, self.weight_decay, (0.9, 0.999))
+        """Return AdamW, and the schedule unless the learning rate is constant."""
+        groups = parameter_groups(self, lambda name: ParameterGroup(self.learning_rate))
+        optimizer = adamw(groups, self.weight_decay)
         if self.schedule == "constant" and self.warmup_fraction == 0:
             return optimizer
         total = self.trainer.estimated_stepping_batches
@@ -122,7 +131,7 @@ class Ranker(pl.LightningModule):
 
     @contextmanager
     def evaluated(self) -> Iterator[None]:
-        """A context in evaluation mode without gradients, which gives the mode back."""
+        """Switch to evaluation mode without gradients inside a `with` block, and restore the mode afterwards."""
         training = self.training
         self.eval()
         try:

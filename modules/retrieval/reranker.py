@@ -1,4 +1,4 @@
-"""Reranker: scores a query and a document together."""
+"""Reranker: a cross-encoder, which scores a query and a document together."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from saccade.common.checks import check_count
 from saccade.modules.lora import LoraSettings
 from saccade.modules.optimization import Schedule
 from saccade.modules.retrieval.cross_encoders import LogitScorer, SequenceToSequenceScorer
@@ -22,27 +23,27 @@ _PAIRS_AT_ONCE = 64
 class Reranker(Ranker):
     """A cross-encoder for the candidates of a first stage.
 
-    `features` needs no pretrained weights: a small network over what query and document have in common, BM25 before
-    training (ours). Its loss is the cross-entropy of a positive document among the negatives of its query and the
-    documents of the batch's other queries. `logit` is a classifier with one logit and binary cross-entropy. `seq2seq`
-    answers "true" or "false" as monoT5 does, with cross-entropy over the vocabulary; that is the ranker of Trait's
-    predecessor.
+    `features` needs no pretrained weights: a small network on features that query and document have in common, which
+    equals BM25 before training (ours). Its loss is the cross-entropy of a positive document among the negatives of its
+    query and the documents of the other queries in the batch. `logit` is a classifier with one logit and binary
+    cross-entropy. `seq2seq` answers "true" or "false" as monoT5 does, with cross-entropy over the vocabulary; this is
+    the ranker of Trait's predecessor.
 
     Args:
         path: Folder or hub id of a Hugging Face model. None takes `features`.
-        style: Of the model; None means `features` without a path and `logit` with one.
-        hidden: Units of the network of `features`.
-        width: Features of its latent semantic vectors.
-        max_length: Tokens of a Hugging Face model's input.
-        lora: Adapters for a Hugging Face model; None trains all of it.
+        style: Type of the model; None means `features` without a path and `logit` with one.
+        hidden: Hidden units of the network of `features`.
+        width: Features of the latent semantic vectors of `features`.
+        max_length: Maximum length of a Hugging Face model's input in tokens, at least 8.
+        lora: Adapters for a Hugging Face model; None trains the whole model.
         learning_rate: Peak learning rate. None takes 0.003 for `features` and 5e-5 for the others.
         weight_decay: Decoupled weight decay.
         schedule: `cosine` or `constant`.
-        warmup_fraction: Share of the steps in which the rate rises.
-        seed: Of new weights.
+        warmup_fraction: Fraction of the steps in which the learning rate rises.
+        seed: Seed of new weights.
 
     Raises:
-        ValueError: A setting is impossible; the message names it.
+        ValueError: A setting is out of range; the message names it.
     """
 
     def __init__(
@@ -59,19 +60,19 @@ class Reranker(Ranker):
         warmup_fraction: float = 0.0,
         seed: int = 0,
     ) -> None:
-        if isinstance(lora, dict):  # as a checkpoint holds it
+        if isinstance(lora, dict):  # checkpoints store plain dictionaries
             lora = LoraSettings(**lora)
         chosen: Style = style or ("features" if path is None else "logit")
         if chosen not in ("features", "logit", "seq2seq"):
-            raise ValueError(f"style: must be features, logit or seq2seq, but is {style!r}")
+            raise ValueError(f"style must be features, logit or seq2seq, got {style!r}: choose one of them.")
         if (path is None) != (chosen == "features"):
             raise ValueError(
-                f"path, style: features has no path and the others need one, but style is {chosen} and path {path!r}"
+                f"path must be null for style=features and given for the other styles, got {path!r} with"
+                f" style={chosen}: change one of them."
             )
         if lora is not None and path is None:
-            raise ValueError("lora: adapters need a Hugging Face model; give its path, or leave lora out")
-        if max_length < 8:
-            raise ValueError(f"max_length: must be at least 8, but is {max_length}")
+            raise ValueError("lora must be null without a path: give the path of a Hugging Face model, or no lora.")
+        check_count("max_length", max_length, 8)
         rate = learning_rate if learning_rate is not None else 3e-3 if path is None else 5e-5
         super().__init__(rate, weight_decay, schedule, warmup_fraction)
         self.save_hyperparameters()
@@ -89,14 +90,14 @@ class Reranker(Ranker):
                 self.scorer = kind(path, max_length, lora)
 
     def prepare(self, collections: Mapping[str, Sequence[str]], target: str) -> None:
-        """For `features`, count words and find directions in each collection."""
+        """Fit the features to the documents of each collection; the other styles do not need it."""
         if self.style == "features":
             self.collections = {name: CrossFeatures(texts, width=self.width) for name, texts in collections.items()}
         self.target = target
         self.prepared = True
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
-        """Compute the loss of a batch in nats; see the class for which it is."""
+        """Compute the loss of a batch in nats, as the class describes it for each style."""
         queries, documents, labels = list(batch["query"]), list(batch["document"]), batch["label"]
         named = batch.get("negatives") or [[]] * len(queries)
         if not isinstance(self.scorer, FeatureScorer):
@@ -113,7 +114,7 @@ class Reranker(Ranker):
                 continue
             others = [item for item in places if item[1] == source and documents[item[3]] != documents[place]]
             against = [documents[item[3]] for item in others if item[0] == query and item[2] <= 0] + named[place]
-            # Hard negatives alone would teach that what BM25 finds is wrong; documents of other queries balance them.
+            # with hard negatives alone, the model would learn that documents with a high BM25 score are wrong
             against += [documents[item[3]] for item in others if item[0] != query]
             if not against:
                 continue
@@ -129,7 +130,7 @@ class Reranker(Ranker):
         documents: Mapping[str, str],
         collection: str = "",
     ) -> dict[str, dict[str, float]]:
-        """Score the candidates of each query; `features` means frequencies and directions of their collection."""
+        """Score the candidates of each query; `features` are those of their collection."""
         run = {}
         source = collection if collection in self.collections else self.target
         with self.evaluated():
@@ -152,5 +153,5 @@ class Reranker(Ranker):
     def _features(self, source: str) -> CrossFeatures:
         if source not in self.collections:
             known = ", ".join(self.collections) or "none"
-            raise ValueError(f"source: no collection {source!r} has been read (known: {known}); call prepare with it")
+            raise ValueError(f"source must be a collection that was prepared ({known}), got {source!r}: call prepare.")
         return self.collections[source]

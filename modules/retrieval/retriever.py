@@ -1,4 +1,4 @@
-"""Retriever: queries and documents as vectors, trained by contrast (a dual encoder)."""
+"""Retriever: a dual encoder of queries and documents, trained with a contrastive loss."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saccade.common.checks import check_count, check_number
+from saccade.common.progress import progress_bar
 from saccade.modules.lora import LoraSettings
 from saccade.modules.optimization import Schedule
 from saccade.modules.retrieval.hashed_encoder import HashedEncoder
@@ -25,36 +27,38 @@ _ENCODED_AT_ONCE = 256
 class Retriever(Ranker):
     """A dual encoder, trained with InfoNCE over the documents of a batch.
 
-    Every query of a positive pair should find its document among all documents of the batch: those of other queries
-    (in-batch negatives) and those that the batch names as negatives, mined or judged. Documents that are positive for
-    the same query are no negatives. The form is that of dense retrievers such as DPR and TART-dual; the hashed encoder
+    The loss ranks the document of each positive pair among all documents of the batch: those of other queries (in-batch
+    negatives) and those that the batch names as negatives, mined or judged. Documents that are positive for the same
+    query do not count as negatives. This is the loss of dense retrievers such as DPR and TART-dual; the hashed encoder
     is ours.
 
-    With `refresh_negatives_every`, each query also gets documents that this encoder itself finds and that do not answer
-    it, in the place of those of the batch. They are searched before the first step and again and again, in an index of
-    all documents, during which training waits; a checkpoint has them, so that a run goes on as if it had not stopped.
+    With `refresh_negatives_every`, each query gets mined negatives in place of the named negatives of the batch:
+    documents that this encoder ranks high and that do not answer the query. They are searched in an index of all
+    documents before the first step and then at regular intervals, while training waits. Checkpoints contain them, so
+    that a resumed run continues as if it had not been interrupted.
 
     Args:
-        path: Folder or hub id of a Hugging Face encoder. None takes the hashed encoder, which needs no weights.
+        path: Folder or hub id of a Hugging Face encoder. None takes the hashed encoder, which needs no pretrained
+            weights.
         rows: Rows of the hashed encoder's table.
-        width: Features of its vectors.
-        pooling: Of a Hugging Face encoder, `mean` or `cls`.
-        normalize: Whether its vectors have length 1.
-        max_length: Of its inputs, in tokens.
-        lora: Adapters for a Hugging Face encoder; None trains all of it.
+        width: Features of the hashed encoder's vectors.
+        pooling: Pooling of a Hugging Face encoder, `mean` or `cls`.
+        normalize: Whether the vectors of a Hugging Face encoder are scaled to length 1.
+        max_length: Maximum length of a Hugging Face encoder's input in tokens.
+        lora: Adapters for a Hugging Face encoder; None trains the whole encoder.
         temperature: Divides the scores in the loss.
         learning_rate: Peak learning rate.
         weight_decay: Decoupled weight decay.
         schedule: `cosine` or `constant`.
-        warmup_fraction: Share of the steps in which the rate rises.
-        refresh_negatives_every: Mine negatives anew after so many epochs or steps; it needs a `ChunkPool` and FAISS.
-            None mines none.
-        refresh_negatives_unit: `epochs` or `steps` of the optimizer.
-        mined_negatives: Documents of each query that are mined.
-        seed: Of the hashed encoder's weights and of the draws of negatives.
+        warmup_fraction: Fraction of the steps in which the learning rate rises.
+        refresh_negatives_every: Number of epochs or steps after which negatives are mined again; needs a `ChunkPool`
+            and FAISS. None mines no negatives.
+        refresh_negatives_unit: `epochs`, or `steps` of the optimizer.
+        mined_negatives: Mined documents for each query.
+        seed: Seed of the hashed encoder's weights and of the selection of negatives.
 
     Raises:
-        ValueError: A setting is impossible; the message names it.
+        ValueError: A setting is out of range; the message names it.
     """
 
     def __init__(
@@ -77,27 +81,27 @@ class Retriever(Ranker):
         seed: int = 0,
     ) -> None:
         super().__init__(learning_rate, weight_decay, schedule, warmup_fraction)
-        if isinstance(lora, dict):  # as a checkpoint holds it
+        if isinstance(lora, dict):  # checkpoints store plain dictionaries
             lora = LoraSettings(**lora)
-        if temperature <= 0:
-            raise ValueError(f"temperature: must be above 0, but is {temperature}")
+        check_number("temperature", temperature)
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}: choose for example 0.05.")
         if path is None and lora is not None:
-            raise ValueError("lora: adapters need a Hugging Face encoder; give its path, or leave lora out")
-        if refresh_negatives_every is not None and refresh_negatives_every < 1:
-            raise ValueError(
-                f"refresh_negatives_every: must be at least 1, but is {refresh_negatives_every}; null mines nothing"
-            )
+            raise ValueError("lora must be null without a path: give the path of a Hugging Face encoder, or no lora.")
+        if refresh_negatives_every is not None:
+            check_count("refresh_negatives_every", refresh_negatives_every)
         if refresh_negatives_unit not in ("epochs", "steps"):
-            raise ValueError(f"refresh_negatives_unit: must be epochs or steps, but is {refresh_negatives_unit!r}")
-        if mined_negatives < 1:
-            raise ValueError(f"mined_negatives: must be at least 1, but is {mined_negatives}; 7 is usual")
+            raise ValueError(
+                f"refresh_negatives_unit must be epochs or steps, got {refresh_negatives_unit!r}: choose one of them."
+            )
+        check_count("mined_negatives", mined_negatives)
         self.save_hyperparameters()
         self.hparams["lora"] = None if lora is None else asdict(lora)  # plain values load with weights_only=True
         self.temperature = temperature
         self.refresh_negatives_every, self.refresh_negatives_unit = refresh_negatives_every, refresh_negatives_unit
         self.mined_negatives, self.seed = mined_negatives, seed
         self.negatives: MinedNegatives | None = None
-        """During `fit` with `refresh_negatives_every`: what was mined."""
+        """The mined negatives, during `fit` with `refresh_negatives_every`; else None."""
         self._mined_at = -1  # the epoch or step of the last refresh
         self._resumed: dict[str, Any] = {}
         self.encoder: HashedEncoder | PretrainedEncoder
@@ -125,7 +129,7 @@ class Retriever(Ranker):
             batch: See `Ranker`.
 
         Returns:
-            Mean over the positive pairs, a scalar; 0 when there are none.
+            Mean over the positive pairs, a scalar; 0 if there are none.
         """
         queries, documents, labels = list(batch["query"]), list(batch["document"]), batch["label"]
         documents += [text for texts in batch.get("negatives", ()) for text in texts]
@@ -133,7 +137,7 @@ class Retriever(Ranker):
         vectors = self.encoder([*(queries[place] for place in positive), *documents])
         asked, told = vectors[: len(positive)], vectors[len(positive) :]
         if not positive:
-            return told.sum() * 0  # in the graph: DDP waits for the gradient of every parameter
+            return told.sum() * 0  # stays in the graph, because DDP waits for the gradient of every parameter
         scores = asked @ told.T / self.temperature
         right = {(queries[place], documents[place]) for place in positive}
         own = torch.tensor(positive, device=scores.device)
@@ -142,17 +146,17 @@ class Retriever(Ranker):
         return F.cross_entropy(scores.masked_fill(also, float("-inf")), own)
 
     def prepare(self, collections: Mapping[str, Sequence[str]], target: str) -> None:
-        """Fit the hashed encoder to the target's documents; a pretrained encoder has read text before."""
+        """Fit the hashed encoder to the documents of the target; a pretrained encoder needs no fitting."""
         self.encoder.fit(list(collections[target]))
         self.prepared = True
 
     # mined negatives
 
     def setup(self, stage: str) -> None:
-        """Read the datamodule's collections; with `refresh_negatives_every`, its pairs too.
+        """Read the collections of the data module and, with `refresh_negatives_every`, its pairs.
 
         Raises:
-            ValueError: Negatives are to be mined, and the data are no `ChunkPool`, or FAISS is missing.
+            ValueError: Negatives are to be mined, and the data module is no `ChunkPool` or FAISS is not installed.
         """
         super().setup(stage)
         if stage != "fit" or self.refresh_negatives_every is None:
@@ -160,39 +164,38 @@ class Retriever(Ranker):
         labelled = getattr(getattr(self.trainer, "datamodule", None), "labelled", None)
         if labelled is None:
             raise ValueError(
-                "refresh_negatives_every: negatives are mined from the sources of a ChunkPool; set data to"
-                " saccade.datamodules.ChunkPool, or leave refresh_negatives_every out"
+                f"refresh_negatives_every must be null unless the data are a ChunkPool, got"
+                f" {self.refresh_negatives_every}: set data to saccade.datamodules.ChunkPool, or leave it out."
             )
         self.negatives = MinedNegatives(labelled(), self.mined_negatives, self.seed)
 
     def on_train_start(self) -> None:
-        """Take up what a checkpoint had mined."""
+        """Restore the mined negatives of a checkpoint."""
         if self.negatives is not None and self._resumed:
             self.negatives.load_state_dict(self._resumed["found"])
             self._mined_at, self._resumed = int(self._resumed["at"]), {}
 
     def on_train_epoch_start(self) -> None:
-        """Mine negatives where epochs are counted and one is due."""
+        """Mine negatives if the unit is epochs and a refresh is due."""
         if self.refresh_negatives_unit == "epochs":
             self._refresh(self.current_epoch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Mine negatives where steps are counted and one is due."""
+        """Mine negatives if the unit is steps and a refresh is due."""
         if self.refresh_negatives_unit == "steps":
             self._refresh(self.global_step)
 
     def _refresh(self, now: int) -> None:
-        # a step that accumulates gradients has several batches
+        # with gradient accumulation, a step has several batches
         if self.negatives is None or now == self._mined_at or now % (self.refresh_negatives_every or 1):
             return
-        from saccade.common.progress import progress_bar  # only fit has a bar, and callbacks import modules
 
         with progress_bar(len(self.negatives), "mining negatives", self.trainer) as bar:
             self.negatives.refresh(self.encode, self.device, bar.advance)
         self._mined_at = now
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Compute and log the loss of a batch, with mined negatives where there are any."""
+        """Compute and log the loss of a batch, with mined negatives if there are any."""
         if self.negatives is not None:
             asked = zip(batch["source"], batch["query"], batch["label"].tolist(), strict=True)
             mined = [self.negatives.of(source, query) if label > 0 else [] for source, query, label in asked]
@@ -200,12 +203,12 @@ class Retriever(Ranker):
         return super().training_step(batch, batch_idx)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep what was mined."""
+        """Store the mined negatives."""
         if self.negatives is not None:
             checkpoint["mined_negatives"] = {"at": self._mined_at, "found": self.negatives.state_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what had been mined; it is taken up when training starts."""
+        """Read the mined negatives, which are restored when training starts."""
         self._resumed = checkpoint.get("mined_negatives", {})
 
     def encode(self, texts: Sequence[str]) -> Tensor:
@@ -227,13 +230,13 @@ class Retriever(Ranker):
     def save_pretrained(self, folder: str | Path) -> None:
         """Export the encoder as a folder that sentence-transformers loads (`write_sentence_transformer`).
 
-        All ranks may call it; rank 0 writes.
+        All ranks may call this; rank 0 writes.
 
         Args:
-            folder: Where to; it is replaced if it is there, and never half written.
+            folder: Target folder. An existing one is replaced; it is never left half written.
 
         Raises:
-            ValueError: The place cannot be written.
+            ValueError: The folder cannot be written.
         """
         trainer = self._trainer
         write_sentence_transformer(self.encoder, Path(folder), trainer is None or trainer.is_global_zero)
@@ -247,7 +250,7 @@ class Retriever(Ranker):
         documents: Mapping[str, str],
         collection: str = "",
     ) -> dict[str, dict[str, float]]:
-        """Score the candidates by inner products; each is encoded once, however many queries have it."""
+        """Score the candidates by inner products; each document is encoded once."""
         names = sorted({name for found in candidates.values() for name in found})
         place = {name: index for index, name in enumerate(names)}
         told = self.encode([documents[name] for name in names])

@@ -1,4 +1,4 @@
-"""Write an encoder as a folder that sentence-transformers loads; that package is not needed for it."""
+"""Export an encoder as a folder that sentence-transformers loads. The package itself is not needed for the export."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from saccade.modules.retrieval.hashed_encoder import HashedEncoder
 from saccade.modules.retrieval.hashed_sentences import HashedSentences
 from saccade.modules.retrieval.pretrained_encoder import PretrainedEncoder
 
-# the names of sentence-transformers 2 to 6, the last of which still knows them
+# class names that sentence-transformers 2 to 6 understand
 _TRANSFORMER, _POOLING, _NORMALIZE = (f"sentence_transformers.models.{name}" for name in
                                       ("Transformer", "Pooling", "Normalize"))  # fmt: skip
 
 
 def write_sentence_transformer(encoder: HashedEncoder | PretrainedEncoder, folder: Path, write: bool = True) -> None:
-    """Write an encoder so that `SentenceTransformer(folder)` gives its vectors.
+    """Write an encoder so that `SentenceTransformer(folder)` computes the same vectors.
 
-    A pretrained encoder becomes a transformer, a pooling and, where its vectors have length 1, a normalization, LoRA
-    merged. A hashed encoder becomes a module with its own code beside it, for which sentence-transformers 6 wants
-    `trust_remote_code=True`.
+    A pretrained encoder is written as a transformer, a pooling and, if its vectors have length 1, a normalization, with
+    LoRA merged. A hashed encoder is written as a module together with its source code, for which sentence-transformers
+    6 needs `trust_remote_code=True`.
 
     Args:
         encoder: The encoder; it is not changed.
-        folder: Where to; it is replaced if it is there, and never half written.
-        write: Whether this rank writes; under ZeRO-3 the others are needed to gather the weights.
+        folder: Target folder. An existing one is replaced; it is never left half written.
+        write: Whether this rank writes; under ZeRO-3 the other ranks take part to gather the weights.
 
     Raises:
-        ValueError: The place cannot be written.
+        ValueError: The folder cannot be written.
     """
     if isinstance(encoder, PretrainedEncoder):
         state = merged_state_dict(encoder.model, write)
         if write:
             with replacing_folder(folder) as unfinished:
-                with torch.device("meta"):  # a hull without memory: its own save_pretrained knows nothing of adapters
-                    hull = type(encoder.model)(copy.deepcopy(encoder.model.config))
-                nn.Module.to(hull, dtype=encoder.model.dtype)
-                hull.save_pretrained(unfinished, state_dict=state)
+                with torch.device("meta"):  # without memory and adapters; its save_pretrained writes `state` only
+                    empty = type(encoder.model)(copy.deepcopy(encoder.model.config))
+                nn.Module.to(empty, dtype=encoder.model.dtype)
+                empty.save_pretrained(unfinished, state_dict=state)
                 encoder.tokenizer.save_pretrained(unfinished)
                 _describe(unfinished, _pretrained_modules(encoder, unfinished), encoder.normalize)
     elif write:
@@ -55,7 +55,7 @@ def write_sentence_transformer(encoder: HashedEncoder | PretrainedEncoder, folde
 
 
 def _pretrained_modules(encoder: PretrainedEncoder, folder: Path) -> list[tuple[str, str]]:
-    """Writes the settings of each module; gives their folders and types."""
+    """Write the settings of each module, and return their folders and types."""
     limits = {"max_seq_length": encoder.max_length, "do_lower_case": False}
     _write(folder / "sentence_bert_config.json", limits)
     pooling = {
@@ -83,7 +83,7 @@ def _write_hashed(encoder: HashedEncoder, folder: Path) -> None:
 
 
 def _describe(folder: Path, modules: list[tuple[str, str]], normalized: bool) -> None:
-    """The list of modules, and how vectors are compared."""
+    """Write the list of modules, and the similarity of vectors."""
     listed = [
         {"idx": place, "name": str(place), "path": path, "type": kind} for place, (path, kind) in enumerate(modules)
     ]

@@ -153,13 +153,14 @@ FOREIGN = {
     "LanguageModel": (
         {"config": {"model_type": "llama", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
                     "num_attention_heads": 1, "vocab_size": 300}},
-        "'input_ids', as saccade.datamodules.TextCorpus gives, but these have task, query_id, query; set data to it",
+        "'input_ids' for LanguageModel, got batches with task, query_id, query: set data to"
+        " saccade.datamodules.TextCorpus.",
         {"class_path": "saccade.datamodules.ChunkPool",
          "init_args": {"sources": ["asyncio", "email"], "target": "logging", "chunk_size": 16}},
     ),
     "Retriever": (
         {"rows": 512, "width": 8},
-        "'query', as saccade.datamodules.ChunkPool gives, but these have input_ids",
+        "'query' for Retriever, got batches with input_ids",
         {"class_path": "saccade.datamodules.VideoCaptions",
          "init_args": {"frames": 4, "max_digits": 1, "scenes": 16, "validation_scenes": 1, "test_scenes": 0}},
     ),
@@ -173,7 +174,7 @@ def test_the_data_of_another_module_is_refused(saccade, toy, model):
     (toy / "mixed.yaml").write_text(yaml.safe_dump(settings | {"trainer": {"max_steps": 1, "accelerator": "cpu"}}))
     run = saccade("fit", "--config", "mixed.yaml")
     assert run.status == 2, run.text
-    assert f"data: {model} needs batches with {expected}" in run.err.rstrip().splitlines()[-1]
+    assert f"data must give batches with {expected}" in run.err.rstrip().splitlines()[-1]
     assert run.new_folders == []
 
 

@@ -13,10 +13,10 @@ from tests.modules.language.tiny import CONFIG
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rank": 0}, "lora.rank: must be at least 1, but is 0"),
-        ({"alpha": 0.0}, "lora.alpha: must be above 0, but is 0.0"),
-        ({"dropout": 1.0}, "lora.dropout: must be at least 0 and below 1, but is 1.0"),
-        ({"target_modules": []}, "lora.target_modules: the list is empty"),
+        ({"rank": 0}, "lora.rank must be at least 1, got 0"),
+        ({"alpha": 0.0}, "lora.alpha must be above 0, got 0.0: "),
+        ({"dropout": 1.0}, "lora.dropout must be at least 0 and below 1, got 1.0: "),
+        ({"target_modules": []}, "lora.target_modules must name at least one layer, got "),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -27,7 +27,7 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
 @pytest.mark.parametrize("names", [["nowhere"], ["q_proj", "nowhere"]])
 def test_unknown_layers_are_refused(names: list[str]) -> None:
     model = model_from_config(complete_config({**CONFIG, "vocab_size": 20}, None), 0)
-    with pytest.raises(ValueError, match=r"lora\.target_modules: no linear layer of .* is called 'nowhere'"):
+    with pytest.raises(ValueError, match=r"lora\.target_modules must name linear layers of .*, got 'nowhere': "):
         attach_lora(model, LoraSettings(target_modules=names))
 
 

@@ -127,7 +127,7 @@ class TwoTierMissing(MissingProtocol):
 class RandomFeatureMissing(MissingProtocol):
     """P1: positions are erased with one probability in training, validation and test (TFR-Net, EMT-DLFR, MMSA).
 
-    The protocol trains one model for each rate and reports the area under the curve (`saccade.modules.metrics.AUILC`).
+    The protocol trains one model for each rate and reports the area under the curve (`saccade.modules.metrics.auilc`).
     Difference from the released loaders: those use one seed for all modalities, so that aligned audio and vision lose
     exactly the same frames; here masks of different modalities are independent.
 

@@ -1,4 +1,4 @@
-"""What T2DR is compared with: the field's ideas on the same stems, encoders, training and data."""
+"""Baselines of T2DR: ideas of published models on the same stems, encoders, training and data."""
 
 from saccade.modules.multimodal.baselines.crossmodal_transformer import CrossmodalTransformer
 from saccade.modules.multimodal.baselines.late_fusion import LateFusion

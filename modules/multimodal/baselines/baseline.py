@@ -1,10 +1,11 @@
-"""What the baselines share: stems and plain encoders that do not know which positions are missing."""
+"""Base class of the baselines: stems and plain encoders that do not know which positions are missing."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from saccade.common.checks import check_count
 from saccade.datamodules.multimodal.batch import MODALITIES, MultimodalBatch
 from saccade.modules.multimodal.base import DataFacts, MultimodalModule, Optimization
 from saccade.modules.multimodal.layers import IADR
@@ -12,16 +13,19 @@ from saccade.modules.multimodal.layers.text_encoder import TextEncoderSettings
 
 
 class Baseline(MultimodalModule):
-    """Base of the baselines. A missing row is a row of zeros to them, as in the released code of the field.
+    """Base of the baselines. They read a missing row as a row of zeros, as in published code.
 
     Args:
         width: Features of a position and of a modality's vector.
         heads: Attention heads; must divide `width`.
-        depth: Blocks of each modality's encoder.
-        dropout: In the encoders.
+        depth: Transformer blocks of each modality's encoder.
+        dropout: Dropout in the encoders.
         optimization: Optimizer and schedule; None takes the defaults.
-        text_encoder: A Hugging Face encoder for token numbers; None where the text comes as features.
-        seed: Of the weights. None takes `seed_everything`, or 0.
+        text_encoder: A Hugging Face encoder for token ids; None if the text is given as features.
+        seed: Seed of the weights. None takes `seed_everything`, or 0.
+
+    Raises:
+        ValueError: A setting is out of range; the message names it.
     """
 
     def __init__(
@@ -35,14 +39,13 @@ class Baseline(MultimodalModule):
         seed: int | None = None,
     ) -> None:
         super().__init__(width, optimization, text_encoder, seed)
-        if depth < 1:
-            raise ValueError(f"depth: must be at least 1, but is {depth}")
+        check_count("depth", depth)
         self.heads, self.depth, self.dropout = heads, depth, dropout
         self.save_hyperparameters()
         self.keep_plain_settings()
 
     def construct(self, facts: DataFacts) -> None:
-        """Create stems and encoders; a subclass adds the rest."""
+        """Create stems and encoders. Subclasses add their other layers."""
         self.stems = self.make_stems(facts, marker=False)
         blocks = self.encoder_blocks
         self.encoders = nn.ModuleDict(
@@ -51,11 +54,11 @@ class Baseline(MultimodalModule):
 
     @property
     def encoder_blocks(self) -> int:
-        """Blocks of each modality's encoder."""
+        """Number of transformer blocks of each modality's encoder."""
         return self.depth
 
     def vectors(self, batch: MultimodalBatch) -> Tensor:
-        """One vector for each modality [B, 3, width]."""
+        """Encode each modality as one vector [B, 3, width]."""
         found = []
         for name in MODALITIES:
             modality = batch.modalities[name]
@@ -64,5 +67,5 @@ class Baseline(MultimodalModule):
         return torch.stack(found, 1)
 
     def losses(self, batch: MultimodalBatch) -> dict[str, Tensor]:
-        """The task's loss."""
+        """Compute the task loss."""
         return {"task": self.task_loss(self(batch).value, self.labels(batch)).mean()}

@@ -1,4 +1,4 @@
-"""A plain transformer over all modalities, trained with modality dropout."""
+"""A transformer with attention between all modalities, trained with modality dropout."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from saccade.modules.multimodal.layers.perceptron import mlp
 
 
 class _CrossAttention(nn.Module):
-    """Pre-norm block in which the positions of one modality read those of another."""
+    """Pre-norm block in which the positions of one modality attend to those of another."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class _CrossAttention(nn.Module):
             return part.view(batch, part.shape[1], self.heads, -1).transpose(1, 2)
 
         key, value = self.pair(self.norm_key(source)).chunk(2, -1)
-        # attention to nothing is not a number: such a sequence is read as a whole, and then left out
+        # attention without any valid key is NaN: such a sequence attends to all keys, and its result is set to 0
         some = valid.any(1)[:, None, None, None]
         readable = valid[:, None, None] | ~some
         rate = self.rate if self.training else 0.0
@@ -46,10 +46,10 @@ class _CrossAttention(nn.Module):
 
 
 class CrossmodalTransformer(Baseline):
-    """Cross-modal attention between all pairs of modalities, then self-attention in each, then a head.
+    """Cross-modal attention between all pairs of modalities, then self-attention in each modality, then a head.
 
-    After MulT (Tsai et al., ACL 2019), smaller; the missing data of the training protocol is its modality dropout. It
-    is not told what is missing.
+    A smaller model after MulT (Tsai et al., ACL 2019). The training protocol, which removes modalities, acts as
+    modality dropout. The model does not know what is missing.
     """
 
     def construct(self, facts: DataFacts) -> None:
@@ -68,19 +68,19 @@ class CrossmodalTransformer(Baseline):
 
     @property
     def encoder_blocks(self) -> int:
-        """One less than `depth`: the encoders read what the cross-attention made, and the size stays comparable."""
+        """One less than `depth`, because cross-attention precedes the encoders and the model size stays comparable."""
         return max(1, self.depth - 1)
 
     def forward(self, batch: MultimodalBatch) -> Prediction:
-        """Predict."""
+        """Predict the labels of a batch."""
         return self.predicted(batch, {})
 
     def predicted(self, batch: MultimodalBatch, encoded: dict[str, Tensor]) -> Prediction:
-        """Predict, and keep the encoded positions.
+        """Predict the labels of a batch and also return the encoded positions.
 
         Args:
-            batch: To predict.
-            encoded: Takes the encoded positions [B, T, width] by modality.
+            batch: The batch.
+            encoded: Is filled with the encoded positions of each modality [B, T, width].
         """
         hidden = {
             name: self.stems[name](self.features(batch, name), modality.available)

@@ -1,4 +1,4 @@
-"""Late fusion with zeros in the place of absent modalities."""
+"""Late fusion with zeros for missing modalities."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from saccade.modules.multimodal.layers.perceptron import mlp
 
 
 class LateFusion(Baseline):
-    """Each modality is encoded alone; an absent one is a vector of zeros; a small network reads them side by side.
+    """Encodes each modality alone, replaces missing ones by zeros, and feeds the concatenation to a small network.
 
-    The simplest thing that works, trained with the same missing data as the others.
+    The simplest baseline, trained with the same missing data as the others.
     """
 
     def construct(self, facts: DataFacts) -> None:
@@ -20,7 +20,7 @@ class LateFusion(Baseline):
         self.head = mlp(len(MODALITIES) * self.width, 2 * self.width, self.outputs)
 
     def forward(self, batch: MultimodalBatch) -> Prediction:
-        """Predict."""
+        """Predict the labels of a batch."""
         vectors = self.vectors(batch)
         here = vectors * batch.present[..., None].to(vectors.dtype)
         return Prediction(self.labelled(self.head(here.flatten(1))))

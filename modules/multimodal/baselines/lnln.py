@@ -1,4 +1,4 @@
-"""A completeness score mixes the text with a stand-in for it."""
+"""A model that mixes the text with a prediction of it, by an estimate of how complete the text is."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from saccade.modules.multimodal.base import DataFacts, Prediction
 from saccade.modules.multimodal.baselines.baseline import Baseline
 from saccade.modules.multimodal.layers.perceptron import mlp
 
-_COMPLETENESS, _PROXY = 0.9, 0.1
+_COMPLETENESS, _PROXY = 0.9, 0.1  # weights of the losses of the score and of the proxy
 
 
 class LNLNLike(Baseline):
-    """The idea of LNLN (Zhang et al., NeurIPS 2024): estimate how complete the text is, and mix in a stand-in for it.
+    """The idea of LNLN (Zhang et al., NeurIPS 2024): estimate how complete the text is, and mix in a proxy for it.
 
-    A score w in 0 to 1, read from the text's vector and supervised by the observed share, mixes the text with a proxy
-    that audio and vision predict: w text + (1 - w) proxy. The proxy learns the complete text's vector. LNLN's
-    adversarial game and its hyper-modality layers are not rebuilt here. The model is not told what is missing.
+    A score w between 0 and 1, computed from the vector of the text and trained to equal its observed fraction, mixes
+    the text with a proxy that is predicted from audio and vision: w text + (1 - w) proxy. The proxy is trained to equal
+    the vector of the complete text. LNLN's adversarial training and its hyper-modality layers are not included. The
+    model does not know what is missing.
     """
 
     def construct(self, facts: DataFacts) -> None:
@@ -29,7 +30,7 @@ class LNLNLike(Baseline):
         self.head = mlp(len(MODALITIES) * self.width, 2 * self.width, self.outputs)
 
     def forward(self, batch: MultimodalBatch) -> Prediction:
-        """Predict."""
+        """Predict the labels of a batch."""
         vectors = self.vectors(batch)
         return Prediction(self._fused(vectors)[0])
 
@@ -41,7 +42,7 @@ class LNLNLike(Baseline):
         return self.labelled(value), score.squeeze(1), proxy
 
     def losses(self, batch: MultimodalBatch) -> dict[str, Tensor]:
-        """The task's loss, that of the score, and that of the proxy."""
+        """Compute the losses of the task, of the score, and of the proxy."""
         value, score, proxy = self._fused(self.vectors(batch))
         terms = {
             "task": self.task_loss(value, self.labels(batch)).mean(),

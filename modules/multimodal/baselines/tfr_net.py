@@ -1,4 +1,4 @@
-"""A cross-modal transformer that also rebuilds what was erased."""
+"""A cross-modal transformer that also reconstructs erased positions."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from saccade.modules.multimodal.base import DataFacts
 from saccade.modules.multimodal.baselines.crossmodal_transformer import CrossmodalTransformer
 from saccade.modules.multimodal.layers import Stem
 
-_WEIGHT = 0.3
+_WEIGHT = 0.3  # of the reconstruction loss
 
 
 class TFRNetLike(CrossmodalTransformer):
-    """The cross-modal transformer with the idea of TFR-Net (Yuan et al., ACM MM 2021): rebuild the erased positions.
+    """The cross-modal transformer with the idea of TFR-Net (Yuan et al., ACM MM 2021): reconstruct erased positions.
 
-    A linear map of each encoded position predicts the standardised features of the complete sample; smooth L1 over the
-    positions that were erased, with weight 0.3 beside the task. TFR-Net's own gated fusion is not rebuilt here. Texts
-    of token numbers are rebuilt as the encoder's features of the complete text.
+    A linear map of each encoded position predicts the standardised features of the complete sample. The loss is smooth
+    L1 over the erased positions, with weight 0.3 relative to the task loss. TFR-Net's gated fusion is not included. For
+    texts of token ids, the targets are the encoder's features of the complete text.
     """
 
     def construct(self, facts: DataFacts) -> None:
@@ -29,7 +29,7 @@ class TFRNetLike(CrossmodalTransformer):
         self.rebuild = nn.ModuleDict({name: nn.Linear(self.width, facts.widths[name]) for name in MODALITIES})
 
     def losses(self, batch: MultimodalBatch) -> dict[str, Tensor]:
-        """The task's loss and that of the rebuilt positions."""
+        """Compute the task loss and the reconstruction loss."""
         encoded: dict[str, Tensor] = {}
         prediction = self.predicted(batch, encoded)
         terms = {"task": self.task_loss(prediction.value, self.labels(batch)).mean()}

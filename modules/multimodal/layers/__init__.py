@@ -1,4 +1,4 @@
-"""The parts of T2DR, each usable by itself. Names, order and purpose are the paper's; the formulas are ours."""
+"""The layers of T2DR, usable separately. Names, order and purpose are those of the paper; the formulas are ours."""
 
 from saccade.modules.multimodal.layers.cas import CAS
 from saccade.modules.multimodal.layers.iadr import IADR

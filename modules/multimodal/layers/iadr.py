@@ -1,4 +1,4 @@
-"""IADR, the first tier of T2DR: one modality, of which parts are missing, becomes one vector."""
+"""IADR, the first tier of T2DR: encodes one modality with missing parts as one vector."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class IADR(nn.Module):
     Args:
         width: Features of a position.
         heads: Attention heads; must divide `width`.
-        depth: Blocks.
-        variant: Of Intra-Attn; the pooling treats missing positions in the same way.
-        floor: First value of the learned floors.
-        dropout: In attention and behind both halves of a block.
+        depth: Number of blocks.
+        variant: Variant of Intra-Attn; the pooling treats missing positions in the same way.
+        floor: Initial value of the learned floors.
+        dropout: Dropout in the attention and after both halves of a block.
     """
 
     def __init__(
@@ -58,34 +58,34 @@ class IADR(nn.Module):
         """Encode and pool.
 
         Args:
-            hidden: Positions of the stem [B, T, width].
+            hidden: Positions from the stem [B, T, width].
             available: Availability of each position, 0 to 1 [B, T].
             valid: False at padding [B, T].
 
         Returns:
-            One vector for each sample [B, width]; finite also where nothing is available, or nothing is valid.
+            One vector for each sample [B, width]; finite also if nothing is available or nothing is valid.
         """
         return self.pooled(*self.sequence(hidden, available, valid), valid)
 
     def sequence(self, hidden: Tensor, available: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode without pooling; arguments as in `forward`.
+        """Encode without pooling. The arguments are those of `forward`.
 
         Returns:
-            Positions [B, T, width], and their availability afterwards [B, T].
+            Encoded positions [B, T, width], and their availability after the blocks [B, T].
         """
         for block in self.blocks:
             hidden, available = block(hidden, available, valid)
         return self.norm(hidden), available
 
     def pooled(self, hidden: Tensor, available: Tensor, valid: Tensor) -> Tensor:
-        """Pool encoded positions to [B, width]; arguments as in `forward`."""
+        """Pool encoded positions to [B, width]. The arguments are those of `forward`."""
         bias = floor_bias(available, valid, self.pool_floor_logit.sigmoid(), self.variant)[:, 0]
         weight = (self.pool(hidden).squeeze(-1) + bias).softmax(1)
-        # of a sequence without any position the padding would be read, which depends on the batch
+        # without this, a sample without valid positions would average its padding, whose length depends on the batch
         weight = weight.masked_fill(~valid, 0)
         return torch.einsum("bt,btd->bd", weight, hidden)
 
     def floors(self) -> list[float]:
-        """The learned floors: one for each head of each block, then that of the pooling."""
+        """Return the learned floors: one for each head of each block, then that of the pooling."""
         heads = [value for block in self.blocks for value in block.attention.floor.tolist()]  # type: ignore[union-attr,operator]
         return [*heads, *self.pool_floor_logit.sigmoid().tolist()]

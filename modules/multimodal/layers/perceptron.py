@@ -1,4 +1,4 @@
-"""The small network that predicts something from a vector."""
+"""The two-layer network that predicts something from a vector."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torch import nn
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two linear maps with a ReLU between them.
+    """Create two linear layers with a ReLU between them.
 
     Args:
         inputs: Width of the input.
-        hidden: Width between the maps.
+        hidden: Width between the layers.
         outputs: Width of the output.
     """
     return nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs))

@@ -1,4 +1,4 @@
-"""The stem of a modality: standardise, mark what is missing, project to the model's width."""
+"""The stem of a modality: standardises features, marks missing positions, and projects to the model's width."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import math
 import torch
 from torch import Tensor, nn
 
-_CLIP = 10.0  # real feature files have columns with values of over a thousand
+_CLIP = 10.0  # published feature files have columns with values above a thousand
 
 
 class Stem(nn.Module):
-    """Turn the features of one modality into positions of the model's width. Ours.
+    """Project the features of one modality to positions of the model's width. Ours.
 
-    Features are standardised with the training split's statistics and clipped to +-10. A missing position becomes a
-    learned marker, so that nothing can be read from what stands there: h = a (W x + b) + (1 - a) marker, with
+    Features are standardised with the statistics of the training split and clipped to +-10. A missing position is
+    replaced by a learned marker, so that its features have no effect: h = a (W x + b) + (1 - a) marker, with
     availability a. Position codes are added last.
 
     Args:
         features: Width of the input.
         width: Width of the model.
-        mean: Mean of each feature over available rows of the training split [features].
-        std: Standard deviation of the same [features].
-        marker: Whether missing positions are marked; without, they are read as they are.
+        mean: Mean of each feature over the available rows of the training split [features].
+        std: Standard deviation of the same rows [features].
+        marker: Whether missing positions are replaced by the marker; otherwise they are projected like all others.
     """
 
     mean: Tensor
@@ -36,10 +36,10 @@ class Stem(nn.Module):
         self.marker = nn.Parameter(0.02 * torch.randn(width)) if marker else None
 
     def forward(self, values: Tensor, available: Tensor) -> Tensor:
-        """Project.
+        """Project features to positions.
 
         Args:
-            values: Features as the file has them [B, T, features].
+            values: Features, not standardised [B, T, features].
             available: Availability of each position, 0 to 1 [B, T].
 
         Returns:
@@ -53,17 +53,17 @@ class Stem(nn.Module):
         return hidden + codes(places, hidden.shape[2])
 
     def scaled(self, values: Tensor, available: Tensor) -> Tensor:
-        """Standardised and clipped features, zeros where nothing is available; arguments as in `forward`."""
-        # zeros in the place of missing rows are no measurements: standardised, they would look like some
+        """Return standardised and clipped features, zeros at missing rows. The arguments are those of `forward`."""
+        # missing rows are zeros, which are no measurements: standardising them would make them look like values
         there = (available > 0)[..., None]
         return torch.where(there, ((values - self.mean) / self.std).clamp(-_CLIP, _CLIP), torch.zeros_like(values))
 
 
 def codes(moments: Tensor, width: int) -> Tensor:
-    """Sine and cosine codes of moments (Vaswani et al., 2017).
+    """Compute sine and cosine position codes (Vaswani et al., 2017).
 
     Args:
-        moments: Any numbers, positions for example [..., T].
+        moments: Positions or times [..., T].
         width: Features of a code.
 
     Returns:

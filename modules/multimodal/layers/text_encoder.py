@@ -1,4 +1,4 @@
-"""A Hugging Face encoder in front of a model, for texts that come as token numbers."""
+"""A Hugging Face encoder in front of a multimodal model, for texts that are given as token ids."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from saccade.modules.lora import LoraSettings, attach_lora
 
 @dataclass
 class TextEncoderSettings:
-    """Which encoder reads the text.
+    """Settings of the encoder that reads the text.
 
     Args:
         path: Folder or Hugging Face hub id, such as google-bert/bert-base-uncased.
-        lora: Train low-rank adapters only; None trains all of the encoder.
-        frozen: Train nothing of it.
+        lora: Train low-rank adapters only; None trains the whole encoder.
+        frozen: Do not train the encoder.
 
     Raises:
-        ValueError: `lora` and `frozen` together.
+        ValueError: `lora` and `frozen` are given together.
     """
 
     path: str
@@ -29,20 +29,20 @@ class TextEncoderSettings:
     frozen: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.lora, dict):  # as a checkpoint holds it
+        if isinstance(self.lora, dict):  # checkpoints store plain dictionaries
             self.lora = LoraSettings(**self.lora)
         if self.frozen and self.lora is not None:
-            raise ValueError("text_encoder: frozen trains nothing and lora trains adapters; choose one")
+            raise ValueError("text_encoder.frozen must be false with lora, got true: choose one of the two.")
 
 
 class TextEncoder(nn.Module):
-    """An encoder's last hidden states. Erased words stay in its attention mask, as the field has it.
+    """The last hidden states of an encoder. Erased words stay in its attention mask, as in published code.
 
     Args:
-        settings: Which encoder.
+        settings: Settings of the encoder.
 
     Raises:
-        ValueError: There is no such encoder.
+        ValueError: The encoder cannot be loaded.
     """
 
     def __init__(self, settings: TextEncoderSettings) -> None:
@@ -51,9 +51,11 @@ class TextEncoder(nn.Module):
             self.model = AutoModel.from_pretrained(settings.path).train()
         except (OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"text_encoder.path: cannot load an encoder from {settings.path!r} ({reason})") from error
+            raise ValueError(
+                f"text_encoder.path must be an encoder, got {settings.path!r} ({reason}): give a folder or hub id."
+            ) from error
         if getattr(self.model, "pooler", None) is not None:
-            self.model.pooler = None  # nothing reads it, and DDP would wait for its gradients
+            self.model.pooler = None  # its output is not used, and DDP would wait for its gradients
         self.width: int = int(self.model.config.hidden_size)
         if settings.lora is not None:
             attach_lora(self.model, settings.lora, task=None)
@@ -61,10 +63,10 @@ class TextEncoder(nn.Module):
             self.model.requires_grad_(False)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
-        """Encode.
+        """Encode a batch of texts.
 
         Args:
-            tokens: Token numbers, long [B, T].
+            tokens: Token ids, long [B, T].
             valid: False at padding [B, T].
 
         Returns:

@@ -38,14 +38,14 @@ def test_rope_and_attention_settings_are_accepted(model_type: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": None}, "config: model_type is missing"),
-        ({"model_type": "lama"}, "config: transformers knows no model_type 'lama'"),
-        ({"hiden_size": 3}, "config: llama has no setting 'hiden_size'"),
-        ({"num_hidden_layers": 0}, "config: num_hidden_layers must be at least 1, but is 0"),
-        ({"hidden_size": "abc"}, "config: (transformers refuses|no llama can be built)"),
-        ({"num_attention_heads": 0}, "config: (transformers refuses|no llama can be built)"),
-        ({"hidden_act": "foo"}, "config: no llama can be built of these values .*foo"),
-        ({"attn_implementation": "foo"}, "config: no llama can be built of these values .*foo"),
+        ({"model_type": None}, "config.model_type must name an architecture, got None"),
+        ({"model_type": "lama"}, "config.model_type must be one that transformers has, got 'lama'"),
+        ({"hiden_size": 3}, "config must have settings of llama, got 'hiden_size'"),
+        ({"num_hidden_layers": 0}, "config.num_hidden_layers must be at least 1, got 0"),
+        ({"hidden_size": "abc"}, "config (was refused by transformers as|gives no) llama"),
+        ({"num_attention_heads": 0}, "config (was refused by transformers as|gives no) llama"),
+        ({"hidden_act": "foo"}, "config gives no llama that can be built .*foo"),
+        ({"attn_implementation": "foo"}, "config gives no llama that can be built .*foo"),
     ],
 )
 def test_wrong_configurations_are_refused(change: dict[str, Any], message: str) -> None:
@@ -55,21 +55,23 @@ def test_wrong_configurations_are_refused(change: dict[str, Any], message: str) 
 
 
 def test_unknown_vocabulary_is_refused() -> None:
-    with pytest.raises(ValueError, match="config: vocab_size is missing"):
+    with pytest.raises(ValueError, match=r"config\.vocab_size must be given without a tokenizer"):
         complete_config(CONFIG, None)
 
 
 def test_data_that_does_not_fit_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"vocab_size: the data's tokenizer has .* tokens, but the model has only 10"):
+    with pytest.raises(
+        ValueError, match=r"vocab_size of the model must be at least \d+, the size of the data's tokenizer, got 10"
+    ):
         check_fit(complete_config({**CONFIG, "vocab_size": 10}, TOKENIZER), TOKENIZER, 8)
-    with pytest.raises(ValueError, match="sequence_length: 65 is longer than the model's context of 64"):
+    with pytest.raises(ValueError, match="sequence_length must be at most 64, the model's context, got 65"):
         check_fit(complete_config(CONFIG, TOKENIZER), TOKENIZER, 65)
 
 
 def test_a_tokenizer_that_would_not_come_back_is_refused() -> None:
     for model_type in ("llama", "qwen3"):
         check_tokenizer_survives(complete_config({**CONFIG, "model_type": model_type}, TOKENIZER), TOKENIZER)
-    with pytest.raises(ValueError, match="config: beside a qwen2 model, AutoTokenizer changes the data's tokenizer"):
+    with pytest.raises(ValueError, match=r"config\.model_type must be one with which AutoTokenizer keeps .* got qwen2"):
         check_tokenizer_survives(complete_config({**CONFIG, "model_type": "qwen2"}, TOKENIZER), TOKENIZER)
 
 

@@ -184,14 +184,14 @@ def test_bf16_precision_trains(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "path, config: give exactly one"),
-        ({"path": "x", "config": CONFIG}, "path, config: give exactly one"),
-        ({"config": CONFIG, "learning_rate": 0.0}, "learning_rate: must be above 0, but is 0.0"),
-        ({"config": CONFIG, "weight_decay": -1.0}, "weight_decay: must be at least 0, but is -1.0"),
-        ({"config": CONFIG, "warmup_fraction": 2.0}, "warmup_fraction: must lie between 0 and 1"),
-        ({"config": CONFIG, "final_fraction": -0.1}, "final_fraction: must lie between 0 and 1"),
-        ({"config": CONFIG, "sublayer_dropout": 1.1}, "sublayer_dropout: must lie between 0 and 1, but is 1.1"),
-        ({"config": CONFIG, "schedule": "linear"}, "schedule: must be 'cosine' or 'constant', but is 'linear'"),
+        ({}, "exactly one of path and config must be given, got neither"),
+        ({"path": "x", "config": CONFIG}, "exactly one of path and config must be given, got both"),
+        ({"config": CONFIG, "learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"config": CONFIG, "weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
+        ({"config": CONFIG, "warmup_fraction": 2.0}, "warmup_fraction must be between 0 and 1, got 2.0"),
+        ({"config": CONFIG, "final_fraction": -0.1}, "final_fraction must be between 0 and 1, got -0.1"),
+        ({"config": CONFIG, "sublayer_dropout": 1.1}, "sublayer_dropout must be between 0 and 1, got 1.1"),
+        ({"config": CONFIG, "schedule": "linear"}, "schedule must be cosine or constant, got 'linear'"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -201,14 +201,14 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
 
 
 def test_data_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="vocab_size: the data's tokenizer has"):
+    with pytest.raises(ValueError, match="vocab_size of the model must be at least"):
         trainer(tmp_path, max_steps=1).fit(language_model(config={"vocab_size": 100}), corpus(tmp_path))
-    with pytest.raises(ValueError, match="sequence_length: 16 is longer than the model's context of 8"):
+    with pytest.raises(ValueError, match="sequence_length must be at most 8, the model's context, got 16"):
         trainer(tmp_path, max_steps=1).fit(language_model(config={"max_position_embeddings": 8}), corpus(tmp_path))
 
 
 def test_nothing_to_export_and_a_foreign_checkpoint_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="model: there is none yet"):
+    with pytest.raises(ValueError, match="the model is not built yet"):
         language_model().save_pretrained(tmp_path / "x")
-    with pytest.raises(ValueError, match="checkpoint_path: this is not a checkpoint of"):
+    with pytest.raises(ValueError, match=r"the checkpoint was not written by saccade\.modules\.LanguageModel"):
         language_model().on_load_checkpoint({})

@@ -125,5 +125,5 @@ def test_gradient_checkpointing_recomputes_with_the_same_masks(model: PreTrained
 
 
 def test_impossible_rate_is_refused(model: PreTrainedModel) -> None:
-    with pytest.raises(ValueError, match=r"sublayer_dropout: must lie between 0 and 1, but is 1\.5"):
+    with pytest.raises(ValueError, match=r"sublayer_dropout must be between 0 and 1, got 1\.5"):
         SublayerDropout(model, 1.5)

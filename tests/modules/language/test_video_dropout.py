@@ -79,5 +79,5 @@ def test_every_sequence_draws_its_own_share():
 
 
 def test_a_rate_that_is_no_share_is_refused():
-    with pytest.raises(ValueError, match=r"video_dropout: must lie between 0 and 1, but is 1\.5"):
+    with pytest.raises(ValueError, match=r"video_dropout must be between 0 and 1, got 1\.5"):
         VideoTokenDropout(tiny_video_model("qwen2_5_vl"), 1.5)

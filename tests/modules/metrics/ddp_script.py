@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from saccade.modules.metrics import AUILC, metrics_for
+from saccade.modules.metrics import metrics_for
 from tests.support.processes import TIME_LIMIT
 
 SHARES = (7, 0, 100)
@@ -31,11 +31,7 @@ def values(share: slice) -> dict[str, float]:
             part = slice(start, min(start + 16, share.stop))
             metrics.update(pair[0][part], pair[1][part])
         found |= {f"{name}_{key}": float(value) for key, value in metrics.compute().items()}
-    # every rate is reported by the ranks that have samples
-    area = AUILC()
-    for index in range(11) if share.stop > share.start else ():
-        area.update(index / 10, 0.8 - index**2 / 200)
-    return {**found, "auilc": float(area.compute())}
+    return found
 
 
 def main(rank: int, folder: str) -> None:

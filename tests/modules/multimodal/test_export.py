@@ -101,7 +101,7 @@ def test_what_cannot_be_traced_is_a_notice(data, tmp_path, monkeypatch):
         return batch.modalities["text"].values.sum().item() + module.head
 
     monkeypatch.setattr(module, "forward", untraceable)
-    with pytest.warns(UserWarning, match=r"no model\.pt2 is exported") as caught:
+    with pytest.warns(UserWarning, match=r"model\.pt2 is not exported") as caught:
         module.save_pretrained(tmp_path / "model")
     assert all("\n" not in str(item.message) for item in caught if "exported" in str(item.message))
     assert list(tmp_path.iterdir()) == []
@@ -122,9 +122,9 @@ def test_a_fit_ends_with_a_program(data, tmp_path):
 
 
 def test_errors_are_one_line(data, tmp_path):
-    with pytest.raises(ValueError, match=r"holds no model\.pt2"):
+    with pytest.raises(ValueError, match=r"folder must contain model\.pt2"):
         load_exported(tmp_path)
-    with pytest.raises(ValueError, match="model: it is not built yet"):
+    with pytest.raises(ValueError, match="the model is not built yet"):
         T2DR().save_pretrained(tmp_path / "x")
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot write "):

@@ -128,8 +128,8 @@ def test_two_stages_train_the_first_tier_alone_at_first(data):
     sum(module.losses(batch).values()).backward()
     assert float(module.sfp.query.weight.grad.abs().sum()) == 0
     assert float(module.encoders["text"].pool.weight.grad.abs().sum()) > 0
-    assert module.rate_factor("encoders", 0.5) == pytest.approx(0.1)
-    assert module.rate_factor("encoders", 0.1) == module.rate_factor("head", 0.5) == 1
+    assert module.learning_rate_multiplier("encoders", 0.5) == pytest.approx(0.1)
+    assert module.learning_rate_multiplier("encoders", 0.1) == module.learning_rate_multiplier("head", 0.5) == 1
 
 
 def test_the_second_stage_trains_the_second_tier(tmp_path, data):
@@ -212,13 +212,13 @@ def test_a_text_encoder_reads_token_numbers(lora, tmp_path):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: T2DR(width=0), "width: must be at least 1"),
-        (lambda: T2DR(depth=0), "depth: must be at least 1"),
-        (lambda: T2DR(stages="three"), "stages: must be joint or two"),
-        (lambda: LossWeights(filling=-1), "loss_weights.filling: must not be negative"),
-        (lambda: Optimization(learning_rate=0), "optimization.learning_rate: must be above 0"),
-        (lambda: TextEncoderSettings("x", LoraSettings(), frozen=True), "text_encoder: frozen"),
-        (lambda: LateFusion(depth=0), "depth: must be at least 1"),
+        (lambda: T2DR(width=0), "width must be at least 1"),
+        (lambda: T2DR(depth=0), "depth must be at least 1"),
+        (lambda: T2DR(stages="three"), "stages must be joint or two"),
+        (lambda: LossWeights(filling=-1), "loss_weights.filling must be at least 0"),
+        (lambda: Optimization(learning_rate=0), "optimization.learning_rate must be above 0"),
+        (lambda: TextEncoderSettings("x", LoraSettings(), frozen=True), "text_encoder.frozen must be false with lora"),
+        (lambda: LateFusion(depth=0), "depth must be at least 1"),
     ],
 )
 def test_wrong_settings_are_one_line(make, said):
@@ -228,12 +228,12 @@ def test_wrong_settings_are_one_line(make, said):
 
 
 def test_wrong_data_is_one_line(data, tmp_path):
-    with pytest.raises(ValueError, match="text_encoder: token numbers need one"):
+    with pytest.raises(ValueError, match=r"text_encoder must be given exactly if data\.text is tokens"):
         trainer(tmp_path, max_epochs=1).fit(T2DR(**SMALL), tiny_data(text="tokens"))
     module = T2DR(**SMALL, text_encoder=TextEncoderSettings(str(tmp_path / "nothing")))
-    with pytest.raises(ValueError, match=r"text_encoder\.path: cannot load"):
+    with pytest.raises(ValueError, match=r"text_encoder\.path must be an encoder"):
         trainer(tmp_path, max_epochs=1).fit(module, tiny_data(text="tokens"))
-    with pytest.raises(ValueError, match="model: it is not built yet"):
+    with pytest.raises(ValueError, match="the model is not built yet"):
         _ = T2DR().task
     wider = tiny_data(generator=SyntheticSentiment(clips=(40, 8, 8), text_width=9))
     run = trainer(tmp_path, max_epochs=1)

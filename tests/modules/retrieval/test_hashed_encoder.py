@@ -62,7 +62,7 @@ def test_fitting_is_deterministic_and_needs_two_texts():
     first.fit(TEXTS)
     second.fit(TEXTS)
     assert torch.equal(first(TEXTS), second(TEXTS))
-    with pytest.raises(ValueError, match=r"^texts: an encoder is fitted to at least two texts, but there are 1$"):
+    with pytest.raises(ValueError, match=r"^texts must be at least two texts, got 1: "):
         first.fit(TEXTS[:1])
 
 

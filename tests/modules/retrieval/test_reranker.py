@@ -101,21 +101,21 @@ def test_a_batch_that_teaches_nothing_has_a_gradient():
 
 
 def test_an_unread_collection_is_named():
-    with pytest.raises(ValueError, match=r"^source: no collection 'x' has been read \(known: here, there\)"):
+    with pytest.raises(ValueError, match=r"^source must be a collection that was prepared \(here, there\), got 'x'"):
         ready().loss(batch() | {"source": ["x"] * 4})
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"style": "logit"}, "path, style: features has no path"),
-        ({"path": "x", "style": "features"}, "path, style: features has no path"),
-        ({"style": "big"}, "style: must be features, logit or seq2seq"),
-        ({"lora": LoraSettings()}, "lora: adapters need a Hugging Face model"),
-        ({"hidden": 0}, "hidden: must be at least 1"),
-        ({"max_length": 1}, "max_length: must be at least 8"),
-        ({"learning_rate": 0.0}, "learning_rate: must be above 0"),
-        ({"path": "./no/such"}, "path: cannot load a reranker from './no/such'"),
+        ({"style": "logit"}, "path must be null for style=features"),
+        ({"path": "x", "style": "features"}, "path must be null for style=features"),
+        ({"style": "big"}, "style must be features, logit or seq2seq, got "),
+        ({"lora": LoraSettings()}, "lora must be null without a path"),
+        ({"hidden": 0}, "hidden must be at least 1, got "),
+        ({"max_length": 1}, "max_length must be at least 8, got "),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got "),
+        ({"path": "./no/such"}, "path must be a reranker, got './no/such'"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(settings, message):
@@ -177,7 +177,7 @@ def test_hugging_face_styles_learn_and_do_not_see_the_padding(folder, style, mak
 
 def test_a_long_document_is_cut_and_the_question_stays(folder):
     module = Reranker(t5(folder), "seq2seq", max_length=16)
-    prompt = module.scorer._cut("red houses", " ".join(TEXTS))
+    prompt = module.scorer._prompt("red houses", " ".join(TEXTS))
     assert prompt.startswith("Query: red houses Document: red")
     assert prompt.endswith("Relevant:")
     assert len(module.scorer.tokenizer(prompt)["input_ids"]) <= 16

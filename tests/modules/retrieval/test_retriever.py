@@ -96,14 +96,14 @@ def test_rerank_scores_the_candidates_and_nothing_else():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"temperature": 0}, "temperature: must be above 0, but is 0"),
-        ({"learning_rate": -1}, "learning_rate: must be above 0"),
-        ({"weight_decay": -1}, "weight_decay: must be at least 0"),
-        ({"warmup_fraction": 2}, "warmup_fraction: must lie between 0 and 1"),
-        ({"schedule": "linear"}, "schedule: must be 'cosine' or 'constant'"),
-        ({"lora": LoraSettings()}, "lora: adapters need a Hugging Face encoder"),
-        ({"rows": 1}, "rows: must be at least 2"),
-        ({"path": "./no/such"}, "path: cannot load an encoder from './no/such'"),
+        ({"temperature": 0}, "temperature must be above 0, got 0"),
+        ({"learning_rate": -1}, "learning_rate must be above 0, got "),
+        ({"weight_decay": -1}, "weight_decay must be at least 0, got "),
+        ({"warmup_fraction": 2}, "warmup_fraction must be between 0 and 1, got "),
+        ({"schedule": "linear"}, "schedule must be cosine or constant, got "),
+        ({"lora": LoraSettings()}, "lora must be null without a path"),
+        ({"rows": 1}, "rows must be at least 2, got "),
+        ({"path": "./no/such"}, "path must be an encoder, got './no/such'"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(settings, message):

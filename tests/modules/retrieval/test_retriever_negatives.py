@@ -121,7 +121,7 @@ def test_a_resumed_run_is_the_same_run(pool, tmp_path, unit, steps):
 
 def test_what_does_not_fit_is_refused(pool, tmp_path):
     with pytest.raises(
-        ValueError, match=r"^refresh_negatives_every: negatives are mined from the sources of a ChunkPool"
+        ValueError, match=r"^refresh_negatives_every must be null unless the data are a ChunkPool, got 1"
     ):
         fit(DataLoader([{}]), tmp_path, 1, refresh_negatives_every=1)
     trainer = Trainer(
@@ -135,9 +135,9 @@ def test_what_does_not_fit_is_refused(pool, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"refresh_negatives_every": 0}, "refresh_negatives_every: must be at least 1, but is 0"),
-        ({"refresh_negatives_unit": "hours"}, "refresh_negatives_unit: must be epochs or steps, but is 'hours'"),
-        ({"mined_negatives": 0}, "mined_negatives: must be at least 1, but is 0"),
+        ({"refresh_negatives_every": 0}, "refresh_negatives_every must be at least 1, got 0"),
+        ({"refresh_negatives_unit": "hours"}, "refresh_negatives_unit must be epochs or steps, got 'hours'"),
+        ({"mined_negatives": 0}, "mined_negatives must be at least 1, got 0"),
     ],
 )
 def test_wrong_settings_are_refused(settings, message):

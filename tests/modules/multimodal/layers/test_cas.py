@@ -57,8 +57,8 @@ def test_uniform_scorer_says_nothing():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: CAS(8, filled_weight=2), "filled_weight: must lie"),
-        (lambda: CAS(8, filled_weight=-0.1), "filled_weight: must lie"),
+        (lambda: CAS(8, filled_weight=2), "filled_weight must be between 0 and 1"),
+        (lambda: CAS(8, filled_weight=-0.1), "filled_weight must be between 0 and 1"),
     ],
 )
 def test_wrong_settings_are_one_line(make, said):

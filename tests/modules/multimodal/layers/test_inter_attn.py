@@ -46,9 +46,9 @@ def test_a_weight_of_zero_keeps_a_modality_out():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: InterAttn(8, 3), "heads: must divide"),
-        (lambda: InterAttn(8, 0), "heads: must divide"),
-        (lambda: InterAttn(8, fusion="x"), "fusion: must be one of"),
+        (lambda: InterAttn(8, 3), "heads must divide width"),
+        (lambda: InterAttn(8, 0), "heads must be at least 1"),
+        (lambda: InterAttn(8, fusion="x"), "fusion must be one of"),
     ],
 )
 def test_wrong_settings_are_one_line(make, said):

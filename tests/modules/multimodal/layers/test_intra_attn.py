@@ -139,11 +139,11 @@ def test_b_gives_no_missing_key_more_than_an_observed_one():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"heads": 3}, "heads: must divide"),
-        ({"heads": 0}, "heads: must divide"),
-        ({"variant": "D"}, "variant: must be one of"),
-        ({"floor": 0.0}, "floor: must"),
-        ({"floor": 1.0}, "floor: must"),
+        ({"heads": 3}, "heads must divide width"),
+        ({"heads": 0}, "heads must be at least 1"),
+        ({"variant": "D"}, "variant must be one of"),
+        ({"floor": 0.0}, "floor must be above 0 and below 1"),
+        ({"floor": 1.0}, "floor must be above 0 and below 1"),
     ],
 )
 def test_wrong_settings_are_one_line(settings, said):

@@ -7,19 +7,23 @@ import pytest
 import torch
 
 from saccade.modules.multimodal.layers import SFP
-from saccade.modules.multimodal.layers.sfp import FILLINGS, Guess, Sequence, filled, filling_loss
+from saccade.modules.multimodal.layers.sfp import FILLINGS, EncodedModality, Guess, filled, filling_loss
 
 SUBSETS = [kept for size in (1, 2, 3) for kept in itertools.combinations(range(3), size)]
 
 
-def sequences(batch: int = 4, width: int = 8, kept: tuple[int, ...] = (0, 1, 2), rate: float = 0.0) -> list[Sequence]:
+def sequences(
+    batch: int = 4, width: int = 8, kept: tuple[int, ...] = (0, 1, 2), rate: float = 0.0
+) -> list[EncodedModality]:
     draw = torch.Generator().manual_seed(1)
     made = []
     for place, length in enumerate((7, 9, 5)):
         content = torch.ones(batch, length, dtype=torch.bool)
         content[:, -1] = False
         available = content.float() * (torch.rand(batch, length, generator=draw) >= rate)
-        made.append(Sequence(torch.randn(batch, length, width, generator=draw), available * (place in kept), content))
+        made.append(
+            EncodedModality(torch.randn(batch, length, width, generator=draw), available * (place in kept), content)
+        )
     return made
 
 
@@ -41,7 +45,7 @@ def test_filling_is_finite_and_leaves_what_is_there(filling, kept):
 def test_a_sample_does_not_depend_on_the_others():
     layer = SFP(8, 4).eval()
     given = sequences(rate=0.4)
-    mixed = [Sequence(item.hidden, item.available.clone(), item.content) for item in given]
+    mixed = [EncodedModality(item.hidden, item.available.clone(), item.content) for item in given]
     mixed[0].available[1:] = 0
     mixed[2].available[2:] = 0
     for one, other in zip(layer(given), layer(mixed), strict=True):
@@ -51,7 +55,7 @@ def test_a_sample_does_not_depend_on_the_others():
 def test_missing_positions_of_the_others_are_not_read():
     layer = SFP(8, 4).eval()
     given = sequences(rate=0.5)
-    changed = [Sequence(item.hidden.clone(), item.available, item.content) for item in given]
+    changed = [EncodedModality(item.hidden.clone(), item.available, item.content) for item in given]
     changed[1].hidden[changed[1].available == 0] = 99.0
     assert torch.allclose(layer(given)[0].positions, layer(changed)[0].positions, atol=1e-6)
     changed[1].hidden[changed[1].available == 1] = 99.0
@@ -62,7 +66,7 @@ def test_moments_agree_between_modalities_of_other_lengths():
     given = sequences()
     with_cls = given[0].content.clone()
     with_cls[:, 0] = False
-    shifted = Sequence(given[0].hidden, given[0].available, with_cls)
+    shifted = EncodedModality(given[0].hidden, given[0].available, with_cls)
     assert float(given[0].moments[0, 0]) == float(shifted.moments[0, 1]) == float(given[1].moments[0, 0]) == 0
     assert float(given[0].moments[0, 3]) == pytest.approx(float(given[1].moments[0, 4]))  # the middle of 6 and of 8
 
@@ -81,14 +85,14 @@ def test_filling_learns_what_is_shared():
     torch.manual_seed(0)
     layer, turn = SFP(16, 4), torch.randn(16, 16) / 4
 
-    def draw(count: int) -> tuple[list[Sequence], list[Sequence]]:
+    def draw(count: int) -> tuple[list[EncodedModality], list[EncodedModality]]:
         sound = torch.randn(count, 6, 16)
         content = torch.ones(count, 6, dtype=torch.bool)
         there, gone = torch.ones(count, 6), torch.zeros(count, 6)
         text = torch.tanh(sound @ turn)
-        other = Sequence(torch.randn(count, 6, 16), gone, content)
-        whole = [Sequence(text, there, content), Sequence(sound, there, content), other]
-        return [Sequence(text * 0, gone, content), whole[1], other], whole
+        other = EncodedModality(torch.randn(count, 6, 16), gone, content)
+        whole = [EncodedModality(text, there, content), EncodedModality(sound, there, content), other]
+        return [EncodedModality(text * 0, gone, content), whole[1], other], whole
 
     optimizer = torch.optim.Adam(layer.parameters(), 3e-3)
     for _ in range(250):
@@ -108,7 +112,7 @@ def test_filling_learns_what_is_shared():
 def test_only_the_other_modalities_are_read():
     """A position's guess would be worth nothing as training if it could look at the position itself."""
     layer, given = SFP(8, 4).eval(), sequences()
-    changed = [Sequence(item.hidden.clone(), item.available, item.content) for item in given]
+    changed = [EncodedModality(item.hidden.clone(), item.available, item.content) for item in given]
     changed[0].hidden[:, 2] = 99.0
     one, other = layer(given), layer(changed)
     there = torch.arange(7) != 2  # the position's own encoding is part of its question
@@ -120,7 +124,7 @@ def test_all_patterns_in_one_batch_are_those_patterns_alone():
     layer = SFP(8, 4).eval()
     apart = [sequences(batch=8, kept=kept, rate=0.3) for kept in [(), *SUBSETS]]
     together = [
-        Sequence(
+        EncodedModality(
             apart[0][place].hidden,
             torch.stack([apart[row][place].available[row] for row in range(8)]),
             apart[0][place].content,
@@ -134,7 +138,7 @@ def test_all_patterns_in_one_batch_are_those_patterns_alone():
 
 def test_a_fraction_is_a_mixture():
     hidden, guess = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
-    part = Sequence(hidden, torch.tensor([[0.25, 1.0, 0.0]] * 2), torch.ones(2, 3, dtype=torch.bool))
+    part = EncodedModality(hidden, torch.tensor([[0.25, 1.0, 0.0]] * 2), torch.ones(2, 3, dtype=torch.bool))
     found = filled(part, guess)
     assert torch.allclose(found[:, 0], 0.25 * hidden[:, 0] + 0.75 * guess[:, 0], atol=1e-6)
     assert torch.equal(found[:, 1], hidden[:, 1])
@@ -154,8 +158,8 @@ def test_the_mean_is_learned_in_training_only():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: SFP(8, filling="x"), "filling: must be one of"),
-        (lambda: SFP(8, heads=3), "heads: must divide"),
+        (lambda: SFP(8, filling="x"), "filling must be one of"),
+        (lambda: SFP(8, heads=3), "heads must divide width"),
     ],
 )
 def test_wrong_settings_are_one_line(make, said):
@@ -177,7 +181,7 @@ def test_alignment_leaves_out_clips_that_have_nothing():
     for item in whole:
         item.available[4:] = 0
     guesses = layer(whole)
-    kept = [Sequence(item.hidden[:4], item.available[:4], item.content[:4]) for item in whole]
+    kept = [EncodedModality(item.hidden[:4], item.available[:4], item.content[:4]) for item in whole]
     fewer = [Guess(guess.positions[:4], guess.shared[:4]) for guess in guesses]
     assert float(layer.alignment(guesses, whole)) == pytest.approx(float(layer.alignment(fewer, kept)), abs=1e-5)
     for item in whole:
@@ -187,6 +191,6 @@ def test_alignment_leaves_out_clips_that_have_nothing():
 
 def test_alignment_reaches_the_complete_samples():
     layer, whole = SFP(8, 4), sequences(batch=6)
-    leaves = [Sequence(item.hidden.requires_grad_(), item.available, item.content) for item in whole]
+    leaves = [EncodedModality(item.hidden.requires_grad_(), item.available, item.content) for item in whole]
     layer.alignment(layer(sequences(batch=6, kept=(0,))), leaves).backward()
     assert all(float(item.hidden.grad.abs().sum()) > 0 for item in leaves)
