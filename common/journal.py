@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-class TrialLog:
+class Journal:
     """An append-only file of JSON lines. The first line describes the search; an incomplete last line is removed.
 
     Args:

@@ -54,7 +54,7 @@ class World:
 
     def measure(self, request: Request) -> float:
         """What a noisy measurement says; the same request is answered the same."""
-        state = list(request.father_state)
+        state = list(request.parent_state)
         if request.source is not None:
             state[request.source] += 1
         chunk = 0 if request.chunk is None else request.chunk

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from skopt import Optimizer
 from skopt.acquisition import gaussian_ei
-from skopt.learning import GaussianProcessRegressor
 from skopt.learning.gaussian_process.kernels import ConstantKernel, Matern
-from skopt.space import Integer
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from saccade.callbacks.gaussian_process import fit_process, single_thread
 from saccade.inference.drafting.skip_sets import spread_skip_set
 
 Bits = tuple[int, ...]
@@ -100,29 +96,13 @@ def _expected_improvement(
         half = _MOST_OBSERVATIONS // 2
         best = sorted(known, key=lambda trial: trial[1])[:half]
         known = list(dict.fromkeys(best + known[-half:]))
-    optimizer = Optimizer(
-        [Integer(0, 1) for _ in range(switches)],
-        # one length scale: sets are alike when they differ in few switches, whichever these are
-        base_estimator=GaussianProcessRegressor(
-            kernel=ConstantKernel(1.0, (1e-2, 1e2))
-            * Matern(length_scale=math.sqrt(switches) / 2, length_scale_bounds=(0.5, 10 * math.sqrt(switches)), nu=2.5),
-            normalize_y=True,
-            noise="gaussian",
-            n_restarts_optimizer=0,
-            random_state=seed,
-        ),
-        n_initial_points=1,
-        acq_func="EI",
-        acq_optimizer="sampling",
-        acq_optimizer_kwargs={"n_points": 1},  # its own uniform candidates are not used
-        random_state=seed,
+    # one length scale for all switches: sets are similar if they differ in few of them, whichever these are
+    kernel = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(
+        length_scale=math.sqrt(switches) / 2, length_scale_bounds=(0.5, 10 * math.sqrt(switches)), nu=2.5
     )
-    objectives = [math.log(objective) for _, objective in known]
-    # matrices this small gain nothing from several threads, and on a busy machine lose a factor of ten by them
-    with warnings.catch_warnings(), threadpool_limits(1):
-        # a length scale at its bound is an answer too
-        warnings.simplefilter("ignore")
-        optimizer.tell([list(bits) for bits, _ in known], objectives)
-        points = optimizer.space.transform([list(bits) for bits in pool])
-        improvement: np.ndarray = gaussian_ei(points, optimizer.models[-1], y_opt=min(objectives))
+    points = np.array([bits for bits, _ in known], dtype=float)
+    objectives = np.log([objective for _, objective in known])
+    process = fit_process(kernel, points, objectives, seed=seed)
+    with single_thread():
+        improvement: np.ndarray = gaussian_ei(np.array(pool, dtype=float), process, y_opt=objectives.min())
     return improvement

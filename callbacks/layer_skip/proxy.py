@@ -132,7 +132,7 @@ class DraftTrace:
     confidences: list[np.ndarray]
 
     @property
-    def matchness(self) -> float:
+    def match_rate(self) -> float:
         """Share of the text's tokens that the draft says too."""
         return float(np.concatenate(self.matches).mean())
 
@@ -178,13 +178,13 @@ class ProxyScore:
 
     Args:
         seconds_per_token: Estimated time for each verified token.
-        matchness: Share of the text's tokens that the draft says too.
+        match_rate: Share of the text's tokens that the draft says too.
         tokens_per_round: Estimated tokens of a round, the bonus token counted.
         drafted_per_round: Estimated drafted tokens of a round.
     """
 
     seconds_per_token: float
-    matchness: float
+    match_rate: float
     tokens_per_round: float
     drafted_per_round: float
 
@@ -228,4 +228,4 @@ def score(trace: DraftTrace, costs: ForwardCosts, skip: SkipSet, draft_length: i
             drafted_sum += drafted
     if tokens == 0:
         raise ValueError("no text has two new tokens: raise max_new_tokens, or give prompts that do not end at once.")
-    return ProxyScore(seconds / tokens, trace.matchness, tokens / rounds, drafted_sum / rounds)
+    return ProxyScore(seconds / tokens, trace.match_rate, tokens / rounds, drafted_sum / rounds)

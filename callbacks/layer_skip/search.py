@@ -21,7 +21,7 @@ from saccade.callbacks.layer_skip.proxy import ForwardCosts, SkipSet, draft_trac
 from saccade.callbacks.run_folder import run_folder
 from saccade.common.checks import check_count
 from saccade.common.distributed import shards_parameters
-from saccade.common.journal import TrialLog
+from saccade.common.journal import Journal
 from saccade.common.progress import Bar, progress_bar
 from saccade.common.provenance import provenance
 from saccade.inference import Autoregressive, Decoder, SelfSpeculative
@@ -37,14 +37,14 @@ class LayerSkipResult:
         skip: The skip set with the shortest wall-clock time for each token, of those timed.
         seconds_per_token: Its time for each token, the median of the repeats.
         baseline_seconds_per_token: The autoregressive decoder's time on the same prompts.
-        matchness: Share of the full model's tokens that the draft says too, in one parallel pass.
+        match_rate: Share of the full model's tokens that the draft says too, in one parallel pass.
         trials: Skip sets that were estimated.
     """
 
     skip: SkipSet
     seconds_per_token: float
     baseline_seconds_per_token: float
-    matchness: float
+    match_rate: float
     trials: int
 
     @property
@@ -124,7 +124,7 @@ def search_layers(
         "dtype": str(weight.dtype),
     }
     decoder = SelfSpeculative(draft_length=draft_length, gamma=gamma, carry=False)
-    journal = TrialLog(Path(output).parent / "layer_search.jsonl" if log is None else log, settings)
+    journal = Journal(Path(output).parent / "layer_search.jsonl" if log is None else log, settings)
     timer = _Timer(model, prompts, max_new_tokens)
     steps = trials + (min(finalists, trials) + 1) * (repeats + 1)
     with undisturbed(model), progress_bar(steps, "estimating", trainer, progress) as bar:
@@ -138,7 +138,7 @@ def search_layers(
         journal.append("timing", {**_sets(skip), "seconds_per_token": taken, "baseline": baseline})
     winner = seconds.index(min(seconds))
     skip = skips[winner]
-    result = LayerSkipResult(skip, seconds[winner], baseline, best[winner]["matchness"], len(known))
+    result = LayerSkipResult(skip, seconds[winner], baseline, best[winner]["match_rate"], len(known))
     found = {key: value for key, value in asdict(result).items() if key != "skip"} | {"speedup": result.speedup}
     write_skip_file(output, model, skip.attention, skip.mlp, {"search": settings | found, **provenance(seed)})
     return result
@@ -147,7 +147,7 @@ def search_layers(
 def _estimate(
     model: nn.Module,
     timer: _Timer,
-    journal: TrialLog,
+    journal: Journal,
     trials: int,
     decoder: SelfSpeculative,
     seed: int,

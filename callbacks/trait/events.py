@@ -24,12 +24,12 @@ class Preset:
         warmup: Measure one model for each source, trained on its first chunk, before the first trial.
         reuse_warmup: The first chunk of a source, tried from the root, is answered by the warm-up.
         initial_pruning: Share of the sources, worst in the warm-up, that are left out from the start.
-        prune: Leave out the sources of the worst quarter of a father's children when it is exhausted.
+        prune: Leave out the sources of the worst quarter of a parent's children when it is exhausted.
         strict_floor: Never fewer live sources than a quarter, or one. ``False`` looks only before a batch is pruned.
-        prune_scope: Pruned for good, or while the father of the exhausted node is on the path (ours).
-        margin: What a child must exceed its father by, in units of the score.
-        accept: ``better`` accepts a child above its father and margin, ``always`` every one (training without choice).
-        backtrack: ``False`` ends the search at the first exhausted father.
+        prune_scope: Pruned for good, or while the parent of the exhausted node is on the path (ours).
+        margin: What a child must exceed its parent by, in units of the score.
+        accept: ``better`` accepts a child above its parent and margin, ``always`` every one (training without choice).
+        backtrack: ``False`` ends the search at the first exhausted parent.
 
     Raises:
         ValueError: An impossible setting.
@@ -71,19 +71,19 @@ class Request:
 
     Args:
         node: Id that its weights get.
-        father: Id of the weights to go on from; ``None`` for the root.
-        father_state: Chunks of each source that the father was trained on.
+        parent: Id of the weights to go on from; ``None`` for the root.
+        parent_state: Chunks of each source that the parent was trained on.
         source: The source to train on; ``None`` for the root.
         chunk: Index of the chunk in that source; ``None`` for the root.
-        father_node: The father's node; another id than ``father`` where its weights are those of a warm-up.
+        parent_node: The parent's node; another id than ``parent`` where its weights are those of a warm-up.
     """
 
     node: int
-    father: int | None
-    father_state: State
+    parent: int | None
+    parent_state: State
     source: int | None = None
     chunk: int | None = None
-    father_node: int | None = None
+    parent_node: int | None = None
 
 
 @dataclass(frozen=True)
@@ -133,12 +133,12 @@ class Trial(Event):
 
     kind: ClassVar[str] = "trial"
     node: int
-    father: int
+    parent: int
     source: int
     chunk: int
     state: State
     score: float
-    father_score: float
+    parent_score: float
     accepted: bool
     reused: bool
     weights: int
@@ -146,7 +146,7 @@ class Trial(Event):
 
 @dataclass(frozen=True)
 class Backtrack(Event):
-    """A father without admissible successors was left for the one before it; ``to`` is ``None`` behind the root."""
+    """A parent without admissible successors was left for the one before it; ``to`` is ``None`` behind the root."""
 
     kind: ClassVar[str] = "backtrack"
     node: int
@@ -155,9 +155,9 @@ class Backtrack(Event):
 
 @dataclass(frozen=True)
 class Prune(Event):
-    """Sources of an exhausted father's worst children, worst first, some perhaps pruned before.
+    """Sources of an exhausted parent's worst children, worst first, some perhaps pruned before.
 
-    ``node`` is that father, or ``None`` when the warm-up decided.
+    ``node`` is that parent, or ``None`` when the warm-up decided.
     """
 
     kind: ClassVar[str] = "prune"

@@ -57,9 +57,9 @@ def _tree(axes: Axes, events: Sequence[Event], names: Sequence[str]) -> None:
     axes.scatter([0], [0], color="black", s=30, zorder=3)
     for event in events:
         if isinstance(event, Trial):
-            depth[event.node] = depth[event.father] + 1
+            depth[event.node] = depth[event.parent] + 1
             colour = _TAKEN if event.accepted else _LEFT
-            axes.plot([event.father, event.node], [depth[event.father], depth[event.node]], color=colour, linewidth=0.8)
+            axes.plot([event.parent, event.node], [depth[event.parent], depth[event.node]], color=colour, linewidth=0.8)
             axes.scatter([event.node], [depth[event.node]], color=colour, s=30, zorder=3)
             axes.annotate(names[event.source], (event.node, depth[event.node]), (3, 3), textcoords="offset points",
                           fontsize=6, rotation=30)  # fmt: skip

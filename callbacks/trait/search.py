@@ -44,7 +44,7 @@ def search(
 
     Args:
         chunks_per_source: Number of chunks of each source.
-        evaluate: Trains the father's weights on the requested chunk and returns the score, larger is better.
+        evaluate: Trains the parent's weights on the requested chunk and returns the score, larger is better.
         select: Chooses a source, see :mod:`saccade.callbacks.trait.selectors`.
         budget: Most trials; ``None`` goes on until nothing is left.
         preset: ``corrected``, ``released`` or rules of one's own.
@@ -201,18 +201,18 @@ class _Search:
         return int(source)
 
     def _try(self, candidate: Candidate) -> Steps:
-        father, source, chunk = self.stack[-1], candidate.source, candidate.chunk
+        parent, source, chunk = self.stack[-1], candidate.source, candidate.chunk
         node, spare = len(self.history) + 1, -1 - source
-        reused = father == 0 and chunk == 0 and source in self.warm
+        reused = parent == 0 and chunk == 0 and source in self.warm
         if reused:
             score, weights = self.warm[source], spare
         else:
-            origin, state = self.weights[father], self.states[father]
-            score = yield from self._score(Request(node, origin, state, source, chunk, father))
+            origin, state = self.weights[parent], self.states[parent]
+            score = yield from self._score(Request(node, origin, state, source, chunk, parent))
             weights = node
             # an answer of the warm-up is in the observations already
             self.observations.append(Observation(candidate.state, score))
-        above = self.scores[father]
+        above = self.scores[parent]
         accepted = self.rules.accept == "always" or score > above + self.rules.margin
         better = score > self.scores[self.best]
         drop = [] if accepted or better else [weights]
@@ -220,12 +220,12 @@ class _Search:
         if self.warm.pop(source, None) is not None and not reused:
             drop.append(spare)
         trial = Trial(
-            tuple(drop), node, father, source, chunk, candidate.state, score, above, accepted, reused, weights
+            tuple(drop), node, parent, source, chunk, candidate.state, score, above, accepted, reused, weights
         )
         self.used[source] += 1
         self.history.append(source)
         self.seen.add(candidate.state)
-        self.children[father].append(trial)
+        self.children[parent].append(trial)
         self.states[node], self.scores[node], self.weights[node] = candidate.state, score, weights
         if accepted:
             self.stack.append(node)
@@ -237,7 +237,7 @@ class _Search:
             yield from self._emit(Best(gone, node, candidate.state, score, weights))
 
     def _leave(self) -> Steps:
-        """Prunes by the children of the exhausted father and goes back."""
+        """Prunes by the children of the exhausted parent and goes back."""
         node = self.stack[-1]
         floor = len(self.chunks) // 4
         if self.rules.prune and len(self.chunks) - len(self._now_pruned()) > floor:

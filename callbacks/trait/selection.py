@@ -35,7 +35,7 @@ from saccade.callbacks.trait.selectors import (
 from saccade.callbacks.trait.weights import forget, place_weights
 from saccade.common.distributed import shards_parameters
 from saccade.common.files import write_json, write_text
-from saccade.common.journal import TrialLog
+from saccade.common.journal import Journal
 from saccade.datamodules.retrieval.chunk_pool import ChunkPool
 from saccade.datamodules.retrieval.targets import open_held_out
 from saccade.modules.retrieval.ranker import Ranker
@@ -48,9 +48,9 @@ SELECTIONS: tuple[Selection, ...] = ("trait", "random", "polling", "similarity",
 class TraitSelection(Callback):
     """Chooses what a ranker is trained on by trying it: one epoch of `fit` is one trial.
 
-    Every trial goes on from its father's weights with a fresh optimizer, trains on one chunk of a `ChunkPool`, and is
+    Every trial goes on from its parent's weights with a fresh optimizer, trains on one chunk of a `ChunkPool`, and is
     measured on the target's dev queries. A Gaussian process over what has been tried chooses the next chunk by
-    expected improvement; children that beat their father become fathers, exhausted fathers are left, and sources whose
+    expected improvement; children that beat their parent become parents, exhausted parents are left, and sources whose
     chunks did worst are pruned (Trait, Findings of EMNLP 2025, of which only the abstract is public; the corrected
     rules are ours). When the budget is spent, `fit` ends and the module has the weights of the best trial.
 
@@ -72,7 +72,7 @@ class TraitSelection(Callback):
         preset: `corrected` or `released` (the predecessor's rules, its surrogate and acquisition).
         warmup: Try one chunk of each source from the base model before the first trial. None takes what the selection
             needs: only `trait` and `best_source` need it.
-        margin: What a child must exceed its father by, in nDCG.
+        margin: What a child must exceed its parent by, in nDCG.
         candidates: Documents of the first stage (BM25) that are ranked for each query.
         xi: Improvement that does not count, in nDCG.
         seed: Of the surrogate, of `random` and `all_sources`, and of what is random in training, whose trials have
@@ -139,7 +139,7 @@ class TraitSelection(Callback):
             )
         if getattr(pl_module, "refresh_negatives_every", None) is not None:
             raise ValueError(
-                "refresh_negatives_every: a trial must depend on its father and its chunk alone, and mined negatives on"
+                "refresh_negatives_every: a trial must depend on its parent and its chunk alone, and mined negatives on"
                 " all before it; leave it out with TraitSelection, and use ChunkPool's hard_negatives"
             )
         if shards_parameters(trainer):
@@ -258,7 +258,7 @@ class TraitSelection(Callback):
             try:
                 pool.write_manifest(folder / "pool.json")
                 self._fetch_resumed(folder, header)
-                self._journal = TrialLog(folder / "trials.jsonl", header)
+                self._journal = Journal(folder / "trials.jsonl", header)
                 entries = self._journal.entries
             except (OSError, ValueError) as error:
                 refused = str(error)
@@ -279,7 +279,7 @@ class TraitSelection(Callback):
                 f"--ckpt_path: the search's journal and weights are no longer in {origin}; move that run back, or start"
                 " without --ckpt_path"
             )
-        TrialLog(origin / "trials.jsonl", header)  # refuses another search before anything is copied
+        Journal(origin / "trials.jsonl", header)  # refuses another search before anything is copied
         shutil.copytree(origin / "weights", folder / "weights", dirs_exist_ok=True)
         shutil.copyfile(origin / "trials.jsonl", folder / "trials.jsonl")
 
@@ -294,12 +294,12 @@ class TraitSelection(Callback):
                 return
             answer = None
             if isinstance(step, Request):
-                if step.source is None or step.chunk is None or step.father is None:
+                if step.source is None or step.chunk is None or step.parent is None:
                     self._load(trainer, module, 0)
                     answer = self._measure(trainer, module)
                     continue
                 self._pending = step
-                self._load(trainer, module, step.father)
+                self._load(trainer, module, step.parent)
                 cast(ChunkPool, _data(trainer)).select(step.source, step.chunk)
                 return
             self._record(trainer, step)
@@ -361,7 +361,7 @@ class TraitSelection(Callback):
         path, node = [], best.node
         while node:
             path.append({"source": pool.names[trials[node].source], "chunk": trials[node].chunk})
-            node = trials[node].father
+            node = trials[node].parent
         spent = costs(self.events, lambda source, chunk: len(pool.chunk(source, chunk)), pool.pool_pairs)
         held_out = pool.held_out
         if held_out is None:  # the search is over: only now may a pseudo run look at judgements

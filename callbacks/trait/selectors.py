@@ -26,13 +26,13 @@ State = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A successor of the father that may be tried.
+    """A successor of the parent that may be tried.
 
     Args:
         source: The source that its chunk would come from, from 0.
         chunk: Index of that chunk in its source.
         left: Chunks of that source that nothing was trained on, this one included.
-        state: The father's state with one more chunk of the source.
+        state: The parent's state with one more chunk of the source.
     """
 
     source: int
@@ -66,13 +66,13 @@ class Selector(ABC):
         """The source of the next chunk.
 
         Args:
-            candidates: Admissible successors of the father, at least one, by ascending source.
+            candidates: Admissible successors of the parent, at least one, by ascending source.
             observations: Every measurement so far: the root if it was measured, the warm-up, the trials.
             history: Sources of the trials so far, oldest first.
 
         Returns:
             The source of one of the candidates, or ``None`` when the rule wants none of them; the search then goes
-            back to the father's father.
+            back to the parent's parent.
         """
 
 
@@ -219,17 +219,6 @@ class AllSourcesSelector(Selector):
         edges = np.cumsum([item.left for item in candidates])
         drawn = np.random.default_rng([self.seed, len(history)]).integers(edges[-1])
         return candidates[int(np.searchsorted(edges, drawn, side="right"))].source
-
-
-@dataclass
-class LowestSelector(Selector):
-    """The lowest admissible source; deterministic, for tests and traces."""
-
-    def __call__(
-        self, candidates: Sequence[Candidate], observations: Sequence[Observation], history: Sequence[int]
-    ) -> int | None:
-        """The source of the first candidate."""
-        return candidates[0].source
 
 
 def _first(candidates: Sequence[Candidate], order: Sequence[int]) -> int:

@@ -15,7 +15,7 @@ def place_weights(module: LightningModule, state: Mapping[str, Tensor], optimize
     DeepSpeed's ZeRO stages 1 and 2 leave the whole weights in the module, in the precision of training, but step on
     float32 copies of their own, flat and divided among the ranks, and then write those over the module's. So the
     copies are taken anew from the weights; without that, the first step of a child would bring back the trial before
-    it. What is lost is what float32 holds beyond the precision of training: a child goes on from its father as it was
+    it. What is lost is what float32 holds beyond the precision of training: a child goes on from its parent as it was
     measured.
 
     Args:

@@ -20,13 +20,12 @@ from saccade.callbacks.trait.events import (
 )
 from saccade.callbacks.trait.search import search, search_steps
 from saccade.callbacks.trait.selectors import (
-    LowestSelector,
     PollingSelector,
     RandomSelector,
     Selector,
     TraitSelector,
 )
-from tests.callbacks.trait.cases import PLAIN, PRESET, TRACES, noise, short, state_of, trace, trials
+from tests.callbacks.trait.cases import PLAIN, PRESET, TRACES, lowest, noise, short, state_of, trace, trials
 
 
 @settings(max_examples=60, deadline=None)
@@ -44,7 +43,7 @@ def test_every_chunk_is_spent_once_in_order_and_weights_exist_when_they_are_aske
             break
         answer = None
         if isinstance(step, Request):
-            assert step.father is None or step.father in alive
+            assert step.parent is None or step.parent in alive
             answer = noise(seed)(step)
             evaluated += 1
             continue
@@ -79,13 +78,13 @@ def test_the_first_chunk_tried_from_the_root_is_answered_by_the_warmup() -> None
         asked.append(request)
         return TRACES["B"][1](state_of(request))
 
-    events = list(search([2] * 8, evaluate, LowestSelector(), None))
+    events = list(search([2] * 8, evaluate, lowest, None))
     assert len(asked) == 9
     assert all(trial.reused and trial.weights == -1 - trial.source for trial in trials(events))
     assert needed(events) == {0}
     assert sum(isinstance(event, Backtrack) for event in events) == 1
     asked.clear()
-    events = list(search([2] * 8, evaluate, LowestSelector(), 3, "released"))
+    events = list(search([2] * 8, evaluate, lowest, 3, "released"))
     assert len(asked) == 8 + 3
     assert not any(trial.reused for trial in trials(events))
 
@@ -103,8 +102,8 @@ def test_a_child_of_a_reused_node_goes_on_from_the_weights_of_the_warmup() -> No
         asked.append(request)
         return float(sum(state_of(request)))
 
-    list(search([2, 2], evaluate, LowestSelector(), 2))
-    assert asked[-1] == Request(node=2, father=-1, father_state=(1, 0), source=0, chunk=1, father_node=1)
+    list(search([2, 2], evaluate, lowest, 2))
+    assert asked[-1] == Request(node=2, parent=-1, parent_state=(1, 0), source=0, chunk=1, parent_node=1)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +142,7 @@ def test_replay_calls_neither_evaluate_nor_select() -> None:
 
 def test_a_larger_budget_goes_on_from_the_end_of_a_search() -> None:
     first = trace("A", budget=4)
-    rest = list(search([3, 2, 1], lambda r: TRACES["A"][1](state_of(r)), LowestSelector(), None, PLAIN, journal=first))
+    rest = list(search([3, 2, 1], lambda r: TRACES["A"][1](state_of(r)), lowest, None, PLAIN, journal=first))
     assert first + rest == trace("A")
 
 

@@ -1,4 +1,4 @@
-"""TraitSelection within `fit`: trials from their father's weights, journal, resume, and what it writes at the end."""
+"""TraitSelection within `fit`: trials from their parent's weights, journal, resume, and what it writes at the end."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_search_ends_with_the_best_weights_and_its_report(pool, tmp_path):
     assert (tmp_path / "run" / "trait.png").stat().st_size > 10_000
 
 
-def test_a_child_goes_on_from_its_father_and_nothing_is_inherited_from_other_trials(pool, tmp_path):
+def test_a_child_goes_on_from_its_parent_and_nothing_is_inherited_from_other_trials(pool, tmp_path):
     """Training the best path alone, chunk by chunk from the base, gives the best trial's weights."""
     module, callback, _ = fit(pool(), tmp_path / "run")
     chosen = json.loads((tmp_path / "run" / "trait.json").read_text())["chosen"]
@@ -97,7 +97,7 @@ def test_a_child_goes_on_from_its_father_and_nothing_is_inherited_from_other_tri
     path, node = [], callback.best.node
     while node:
         path.append(trials[node])
-        node = trials[node]["father"]
+        node = trials[node]["parent"]
     assert [(item["source"], item["chunk"]) for item in chosen] == [
         (["red", "green", "blue"][trial["source"]], trial["chunk"]) for trial in reversed(path)
     ]

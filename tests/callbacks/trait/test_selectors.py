@@ -11,7 +11,6 @@ from saccade.callbacks.trait.selectors import (
     AllSourcesSelector,
     BestSourceSelector,
     Candidate,
-    LowestSelector,
     Observation,
     PollingSelector,
     RandomSelector,
@@ -28,13 +27,12 @@ EVERY: list[Selector] = [
     SimilaritySelector([0.1, 0.3, 0.2, 0.0]),
     BestSourceSelector(),
     AllSourcesSelector(1),
-    LowestSelector(),
 ]
 SOURCES = 4
 
 
-def successors(sources: Sequence[int], father: Sequence[int] = (0,) * SOURCES, left: int = 3) -> list[Candidate]:
-    return [Candidate(k, father[k], left, tuple(n + (place == k) for place, n in enumerate(father))) for k in sources]
+def successors(sources: Sequence[int], parent: Sequence[int] = (0,) * SOURCES, left: int = 3) -> list[Candidate]:
+    return [Candidate(k, parent[k], left, tuple(n + (place == k) for place, n in enumerate(parent))) for k in sources]
 
 
 WARM = [
