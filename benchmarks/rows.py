@@ -6,7 +6,7 @@ import argparse
 import fcntl
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -96,6 +96,30 @@ def interval(item: dict[str, Any], name: str) -> str:
         return ""
     low, high = item[f"{name}_interval"]
     return f"{item[name]:.2f} ({low:.2f} to {high:.2f})"
+
+
+def runs_of(made: dict[str, Any]) -> str:
+    """How many runs a row's value stands for, in words."""
+    return "one run" if made["runs"] == 1 else f"median of {made['runs']} runs"
+
+
+def commits_of(rows: list[dict[str, Any]]) -> str:
+    """The commits that rows were measured at, each once; rows from a tree without git have none."""
+    return ", ".join(dict.fromkeys((row["commit"] or "unknown")[:8] for row in rows))
+
+
+def each_case(rows: list[dict[str, Any]], table: Callable[[list[dict[str, Any]]], str]) -> str:
+    """One table for each case on each device, in the order of the rows."""
+    cases = dict.fromkeys((row["case"], row["device"]) for row in rows)
+    return "\n\n".join(table([row for row in rows if (row["case"], row["device"]) == key]) for key in cases)
+
+
+def by_method(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Rows by method, then by metric."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["method"], {})[row["metric"]] = row
+    return found
 
 
 def read(benchmark: str) -> list[dict[str, Any]]:

@@ -10,9 +10,13 @@ if not torch.cuda.is_available():
 
 import lightning.pytorch  # noqa: F401 - its log handler keeps the stderr of the first import
 import pytest
+from hypothesis import settings
 
 from saccade.cli.main import main
 from tests.support.trained import QUICK
+
+settings.register_profile("saccade", deadline=None)  # Hypothesis gives every example 0.2 s otherwise
+settings.load_profile("saccade")
 
 
 @pytest.fixture(scope="session")

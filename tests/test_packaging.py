@@ -1,14 +1,20 @@
-"""What is installed is what lies here."""
+"""The wheel holds what is in the repository, and what the code imports is declared and pinned."""
 
+import importlib.metadata
+import itertools
 import os
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+
+from tests.architecture.imports import third_party_imports
+from tests.support.processes import TIME_LIMIT
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -44,7 +50,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         os.symlink(ROOT / name, copy / name)
     target = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target), str(copy)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    built = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIME_LIMIT)
     assert built.returncode == 0, built.stdout + built.stderr
     (path,) = target.glob("*.whl")
     return path
@@ -71,10 +77,24 @@ def test_installed_wheel_finds_its_settings(wheel, tmp_path):
     assert "lm/tiny.yaml" in run.stdout, run.stderr
 
 
-def test_constraints_pin_every_direct_dependency():
-    def names(lines):
-        return {re.split(r"[\[<>=!~ ;]", line, maxsplit=1)[0].lower().replace("_", "-") for line in lines}
+def names(requirements: Iterable[str]) -> set[str]:
+    """The projects of some requirements, as package indexes spell them."""
+    return {re.split(r"[\[<>=!~ ;]", line, maxsplit=1)[0].lower().replace("_", "-") for line in requirements}
 
+
+def test_everything_that_is_imported_is_declared():
+    optional = PROJECT["project"]["optional-dependencies"]
+    declared = names([*PROJECT["project"]["dependencies"], *itertools.chain(*optional.values())])
+    projects = importlib.metadata.packages_distributions()
+    undeclared = {
+        place
+        for module, place in third_party_imports(ROOT).items()
+        if not names(projects.get(module, [module])) & declared
+    }
+    assert undeclared == set()
+
+
+def test_constraints_pin_every_direct_dependency():
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     pins = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert pins[0] == "torch==2.13.0", "a plain version, so that machines without a GPU may take the CPU build"

@@ -29,7 +29,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.decoding.grow import SHAPES, grow, weight_bytes
-from benchmarks.rows import model_place, positive, replace, row
+from benchmarks.rows import by_method, model_place, positive, replace, row
 from saccade.callbacks.decoding.report import DEGENERATE_BELOW
 from saccade.callbacks.decoding.totals import distinct_grams
 from saccade.common.provenance import device_names
@@ -71,6 +71,38 @@ class Result:
     stats: Any = None
 
 
+Method = Callable[[torch.Tensor], Result]
+"""What is measured: a function from prompts ``[batch, length]`` to a result."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the rows of all methods have in common.
+
+    Args:
+        benchmark: Name of the benchmark, and of the file that its rows go to.
+        case: What was continued, in words.
+        bytes_per_second: Measured copy bandwidth of the device.
+        needed: Bytes that a forward for one token of each row reads.
+        greedy: Whether texts are to equal those of ``model.generate``.
+        grown: Whether the model was grown.
+        distinct_4_real: Share of distinct 4-grams in the real continuations; ``None`` where there are none.
+    """
+
+    benchmark: str
+    case: str
+    bytes_per_second: float
+    needed: int
+    greedy: bool
+    grown: bool
+    distinct_4_real: float | None
+
+    @property
+    def bound(self) -> float:
+        """Milliseconds in which the needed bytes can be read."""
+        return 1e3 * self.needed / self.bytes_per_second
+
+
 def held_out_prompts(tokenizer: str, count: int, length: int, new_tokens: int) -> tuple[list[torch.Tensor], list[int]]:
     """The beginnings of packed sequences of the embedded corpus' test files, and their real continuations."""
     corpus = TextCorpus(tokenizer=tokenizer, sequence_length=length + new_tokens, batch_size=1)
@@ -104,6 +136,37 @@ def copy_bandwidth(device: torch.device) -> float:
     return (2 if device.type == "cuda" else 1) * source.nbytes / median(times[2:])
 
 
+def peer(model: PreTrainedModel, new: int, temperature: float = 0.0, **settings: object) -> Method:
+    """``model.generate`` with further settings of its own; a text ends at ``new`` tokens only.
+
+    It runs twice, once for one token, because it does not tell when the first token is there.
+    """
+    plain: dict[str, Any] = {"do_sample": temperature > 0, "eos_token_id": None, "pad_token_id": 0, **settings}
+    if temperature > 0:
+        plain |= {"temperature": temperature, "top_k": 0}
+
+    def run(ids: torch.Tensor) -> Result:
+        seconds, out = [], ids
+        for count in (1, new):
+            begin = clock(ids.device)
+            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, **plain)
+            seconds.append(clock(ids.device) - begin)
+        return Result(out[:, ids.shape[1] :].tolist(), *seconds)
+
+    return run
+
+
+def ours(decoder: Decoder, model: PreTrainedModel, new: int, temperature: float = 0.0) -> Method:
+    """A decoder of this library; a text ends at ``new`` tokens only."""
+    sampling = Sampling(temperature=temperature) if temperature > 0 else None
+
+    def run(ids: torch.Tensor) -> Result:
+        out = decoder.generate(model, ids, max_new_tokens=new, eos_token_id=(), sampling=sampling)
+        return Result(out.tokens, out.stats.prefill_seconds, out.stats.seconds, out.stats)
+
+    return run
+
+
 def methods(
     model: PreTrainedModel,
     draft: PreTrainedModel | None,
@@ -112,49 +175,66 @@ def methods(
     temperature: float,
     engines: list[str],
     batch: int = 1,
-) -> dict[str, Callable[[torch.Tensor], Result]]:
-    """Every measured method: a function from prompts ``[batch, length]`` to a result."""
-    plain: dict[str, Any] = {"do_sample": temperature > 0, "eos_token_id": None, "pad_token_id": 0}
-    if temperature > 0:
-        plain |= {"temperature": temperature, "top_k": 0}
-    sampling = Sampling(temperature=temperature) if temperature > 0 else None
-
-    def peer(**settings: object) -> Callable[[torch.Tensor], Result]:
-        def run(ids: torch.Tensor) -> Result:
-            seconds, out = [], ids
-            for count in (1, new):
-                begin = clock(ids.device)
-                out = model.generate(
-                    ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, **plain, **settings
-                )
-                seconds.append(clock(ids.device) - begin)
-            return Result(out[:, ids.shape[1] :].tolist(), *seconds)
-
-        return run
-
-    def ours(decoder: Decoder) -> Callable[[torch.Tensor], Result]:
-        def run(ids: torch.Tensor) -> Result:
-            out = decoder.generate(model, ids, max_new_tokens=new, eos_token_id=(), sampling=sampling)
-            return Result(out.tokens, out.stats.prefill_seconds, out.stats.seconds, out.stats)
-
-        return run
-
-    found = {"transformers generate": peer()}
+) -> dict[str, Method]:
+    """Every measured method by name."""
+    found = {"transformers generate": peer(model, new, temperature)}
     if next(model.parameters()).is_cuda:
-        found["transformers static cache, compiled"] = peer(cache_implementation="static")
+        found["transformers static cache, compiled"] = peer(model, new, temperature, cache_implementation="static")
     if batch == 1:  # transformers drafts for one row only
-        found["transformers prompt_lookup"] = peer(prompt_lookup_num_tokens=8)
+        found["transformers prompt_lookup"] = peer(model, new, temperature, prompt_lookup_num_tokens=8)
         if draft is not None:
-            found["transformers assistant_model"] = peer(assistant_model=draft)
+            found["transformers assistant_model"] = peer(model, new, temperature, assistant_model=draft)
     for name in engines:
         suffix = "" if name == "auto" else f", {name}"
         kind: Any = name
-        found[f"saccade Autoregressive{suffix}"] = ours(Autoregressive(engine=kind))
-        found[f"saccade PromptLookup{suffix}"] = ours(PromptLookup(engine=kind))
+        decoders: dict[str, Decoder] = {
+            "Autoregressive": Autoregressive(engine=kind),
+            "PromptLookup": PromptLookup(engine=kind),
+        }
         if draft is not None:
-            found[f"saccade AssistedDecoding{suffix}"] = ours(AssistedDecoding(draft, engine=kind))
-        found[f"saccade SelfSpeculative{suffix}"] = ours(SelfSpeculative(skip=skip, engine=kind))
+            decoders["AssistedDecoding"] = AssistedDecoding(draft, engine=kind)
+        decoders["SelfSpeculative"] = SelfSpeculative(skip=skip, engine=kind)
+        found |= {f"saccade {key}{suffix}": ours(item, model, new, temperature) for key, item in decoders.items()}
     return found
+
+
+def only(contenders: dict[str, Method], words: Sequence[str] | None) -> dict[str, Method]:
+    """The methods whose name contains one of some words; all of them where there are no words.
+
+    Raises:
+        SystemExit: No name contains a word.
+    """
+    found = {name: run for name, run in contenders.items() if not words or any(word in name for word in words)}
+    if not found:
+        raise SystemExit(f"--only must be part of one of {', '.join(contenders)}, got {' '.join(words or [])}.")
+    return found
+
+
+def measure(
+    contenders: dict[str, Method], prompts: Sequence[torch.Tensor], runs: int, peers_may_fail: bool = False
+) -> dict[str, list[list[Result]]]:
+    """The results of every method, for each run those of all prompts; the methods take turns in each run.
+
+    Args:
+        contenders: The methods by name.
+        prompts: ``[batch, length]`` ids.
+        runs: How many runs count; one more before them warms up.
+        peers_may_fail: Whether a method of transformers that fails is left out, with the reason printed, and does not
+            end the measurement.
+    """
+    found: dict[str, list[list[Result]]] = {name: [] for name in contenders}
+    for _ in track(range(runs + 1), description="runs (the first warms up)"):
+        for name in list(found):
+            try:
+                found[name].append([contenders[name](ids) for ids in prompts])
+            except Exception as error:
+                if not (peers_may_fail and name.startswith("transformers")):
+                    raise
+                del found[name]
+                reason = (str(error).splitlines() or [""])[0]
+                console = Console(soft_wrap=True, highlight=False)
+                console.print(f"{name} is left out: {type(error).__name__} {reason}", markup=False)
+    return {name: made[1:] for name, made in found.items()}
 
 
 def step_seconds(model: PreTrainedModel, prompt: torch.Tensor, kind: Any, runs: int) -> dict[str, list[float]]:
@@ -174,29 +254,34 @@ def step_seconds(model: PreTrainedModel, prompt: torch.Tensor, kind: Any, runs: 
     return found
 
 
-def rows_of(
-    case: str, name: str, results: Sequence[Sequence[Result]], reference: list[list[int]], facts: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """The rows of one method: tokens a second, milliseconds a token and until the first one.
+def rows_of(facts: Facts, found: dict[str, list[list[Result]]]) -> list[dict[str, Any]]:
+    """The rows of all methods: tokens a second, milliseconds a token and until the first one.
 
     Args:
-        case: What was continued.
-        name: Of the method.
-        results: For every run the results of all batches of prompts.
-        reference: New tokens of ``model.generate``.
-        facts: ``bytes_per_second``, ``bound`` (ms a token), ``greedy``, ``grown``, ``distinct_4_real``.
+        facts: What the rows have in common.
+        found: For every method its runs, for every run the results of all batches of prompts. Texts are compared with
+            those of ``transformers generate``, or of the first method where that is missing.
     """
+    first = found.get("transformers generate") or next(iter(found.values()))
+    reference = [tokens for item in first[-1] for tokens in item.tokens]
+    return [row_ for name, results in found.items() for row_ in _rows_of_method(facts, name, results, reference)]
+
+
+def _rows_of_method(
+    facts: Facts, name: str, results: Sequence[Sequence[Result]], reference: list[list[int]]
+) -> list[dict[str, Any]]:
     tokens = [row_ for item in results[-1] for row_ in item.tokens]
     new, batch = len(tokens[0]), len(results[-1][0].tokens)
     later = (new - 1) * len(results[-1])
     distinct, equal = distinct_4(tokens), sum(a == b for a, b in zip(tokens, reference, strict=True))
+    real = facts.distinct_4_real
     extra: dict[str, Any] = {
-        "identical_rows": equal if facts["greedy"] else None,
+        "identical_rows": equal if facts.greedy else None,
         "rows": len(tokens),
         "distinct_4": round(distinct, 4),
-        "distinct_4_real": round(facts["distinct_4_real"], 4),
-        "degenerate": distinct < DEGENERATE_BELOW * facts["distinct_4_real"],
-        "bytes_per_second": facts["bytes_per_second"],
+        "distinct_4_real": None if real is None else round(real, 4),
+        "degenerate": None if real is None else distinct < DEGENERATE_BELOW * real,
+        "bytes_per_second": facts.bytes_per_second,
     }
     counts = [item.stats for item in results[-1] if item.stats is not None]
     if counts:
@@ -210,17 +295,15 @@ def rows_of(
     speeds = [len(tokens) * new / sum(item.whole for item in run) for run in results]
     paces = [1e3 * sum(item.whole - item.first for item in run) / later for run in results]
     firsts = [1e3 * sum(item.first for item in run) / len(run) for run in results]
-    bound = facts["bound"]
-    made = []
-    for metric, values, unit, limit in (
-        ("tokens_per_second", speeds, "tokens/s", 1e3 * batch / bound),
-        ("ms_per_token", paces, "ms", bound),
-        ("time_to_first_token", firsts, "ms", None),
-    ):
-        made.append(
-            row("decode", case, name, metric, values, unit, bound=limit, grown=facts["grown"], seed=SEED, extra=extra)
+    settings: dict[str, Any] = {"grown": facts.grown, "seed": SEED, "extra": extra}
+    return [
+        row(facts.benchmark, facts.case, name, metric, values, unit, bound=bound, **settings)
+        for metric, values, unit, bound in (
+            ("tokens_per_second", speeds, "tokens/s", 1e3 * batch / facts.bound),
+            ("ms_per_token", paces, "ms", facts.bound),
+            ("time_to_first_token", firsts, "ms", None),
         )
-    return made
+    ]
 
 
 def main() -> None:
@@ -266,14 +349,7 @@ def main() -> None:
     prompts = [ids.to(device) for ids in torch.cat(texts).split(chosen.batch)]
     greedy = chosen.temperature == 0
     contenders = methods(model, draft, chosen.skip, new, chosen.temperature, chosen.engine, chosen.batch)
-    if chosen.only:
-        contenders = {name: run for name, run in contenders.items() if any(word in name for word in chosen.only)}
-    runs: dict[str, list[list[Result]]] = {name: [] for name in contenders}
-    for _ in track(range(chosen.runs + 1), description="runs (the first warms up)"):
-        for name, run in contenders.items():
-            runs[name].append([run(ids) for ids in prompts])
-    bandwidth = copy_bandwidth(device)
-    needed = weight_bytes(model) + cache_bytes(model, chosen.batch, length + new // 2)
+    found = measure(only(contenders, chosen.only), prompts, chosen.runs)
     case = (
         f"{model.config.model_type} {trained} {str(dtype).removeprefix('torch.')}, trained on Python sources"
         + (f", grown to {chosen.shape}" if chosen.shape else "")
@@ -281,16 +357,16 @@ def main() -> None:
         + (f", {chosen.threads} thread(s)" if device.type == "cpu" else "")
         + ("" if greedy else f", sampling at temperature {chosen.temperature:g}")
     )
-    facts = {
-        "bytes_per_second": bandwidth,
-        "bound": 1e3 * needed / bandwidth,
-        "greedy": greedy,
-        "grown": bool(chosen.shape),
-        "distinct_4_real": distinct_4([real[i : i + new] for i in range(0, len(real), new)]),
-    }
-    first = next(iter(runs))
-    reference = [tokens for item in runs.get("transformers generate", runs[first])[-1] for tokens in item.tokens]
-    made = [item for name in contenders for item in rows_of(case, name, runs[name][1:], reference, facts)]
+    facts = Facts(
+        benchmark="decode",
+        case=case,
+        bytes_per_second=copy_bandwidth(device),
+        needed=weight_bytes(model) + cache_bytes(model, chosen.batch, length + new // 2),
+        greedy=greedy,
+        grown=bool(chosen.shape),
+        distinct_4_real=distinct_4([real[i : i + new] for i in range(0, len(real), new)]),
+    )
+    made = rows_of(facts, found)
     if chosen.tree:
         for kind in chosen.engine:
             for name, seconds in step_seconds(model, prompts[0], kind, chosen.runs).items():
@@ -299,18 +375,16 @@ def main() -> None:
                     row("decode", case, f"{name}, {kind}", "ms_per_step", values, "ms", grown=bool(chosen.shape))
                 )
     replace(made)
-    report(made, case, needed, bandwidth)
+    report(made, facts)
 
 
-def report(made: list[dict[str, Any]], case: str, needed: int, bandwidth: float) -> None:
+def report(made: list[dict[str, Any]], facts: Facts) -> None:
     """Prints the table, what bounds it, and all of it as one line of JSON."""
-    table = Table(title=case)
+    table = Table(title=facts.case)
     for column in ("method", "ms/token", "of the bound", "first token, ms", "tokens/s", "equal rows", "distinct-4"):
         table.add_column(column)
-    by_method: dict[str, dict[str, dict[str, Any]]] = {}
-    for item in made:
-        by_method.setdefault(item["method"], {})[item["metric"]] = item
-    for name, found in by_method.items():
+    real = facts.distinct_4_real
+    for name, found in by_method(made).items():
         if "ms_per_step" in found:
             table.add_row(name, f"{found['ms_per_step']['value']:.3f} a step")
             continue
@@ -322,15 +396,17 @@ def report(made: list[dict[str, Any]], case: str, needed: int, bandwidth: float)
             f"{found['time_to_first_token']['value']:.1f}",
             f"{speed['value']:.1f}",
             "" if pace["identical_rows"] is None else f"{pace['identical_rows']}/{pace['rows']}",
-            f"{pace['distinct_4']:.2f} (real {pace['distinct_4_real']:.2f})",
+            f"{pace['distinct_4']:.2f}" + ("" if real is None else f" (real {real:.2f})"),
         )
     Console(width=170).print(table)
     console = Console(soft_wrap=True, highlight=False)
-    console.print(f"device: {', '.join(device_names())}; a token needs {needed:,} bytes, {bandwidth:,.0f} bytes/s read")
-    brief = {f"{item['method']} {item['metric']}": round(item["value"], 4) for item in made}
     console.print(
-        json.dumps({"case": case, "bytes": needed, "bytes_per_second": round(bandwidth), **brief}), markup=False
+        f"device: {', '.join(device_names())}; a token needs {facts.needed:,} bytes, which are read at "
+        f"{facts.bytes_per_second:,.0f} bytes/s"
     )
+    brief = {f"{item['method']} {item['metric']}": round(item["value"], 4) for item in made}
+    head = {"case": facts.case, "bytes": facts.needed, "bytes_per_second": round(facts.bytes_per_second)}
+    console.print(json.dumps(head | brief), markup=False)
 
 
 if __name__ == "__main__":

@@ -167,11 +167,15 @@ def weight_bytes(model: PreTrainedModel) -> int:
     """Bytes of weights that a forward of one token reads.
 
     All parameters but the input embedding, of which one row is read; all of that too where it is also the output head.
-    Of a vision-language model the language part and the head: the video has been seen before.
+    Of a vision-language model the language part and the head, because the video has been read before. Of a mixture of
+    experts those of the experts that one token uses.
     """
     unread = None if _is_tied(model) else model.get_input_embeddings().weight
-    read = {id(weight): weight for part in (language_part(model), model.lm_head) for weight in part.parameters()}
-    return sum(weight.nbytes for weight in read.values() if weight is not unread)
+    named = [item for part in (language_part(model), model.lm_head) for item in part.named_parameters()]
+    read = {id(weight): (name, weight) for name, weight in named if weight is not unread}
+    used, experts = (getattr(text_config(model), name, 1) for name in ("num_experts_per_tok", "num_experts"))
+    in_experts = sum(weight.nbytes for name, weight in read.values() if ".experts." in name)
+    return sum(weight.nbytes for _, weight in read.values()) - in_experts + in_experts * used // experts
 
 
 class _Growth:

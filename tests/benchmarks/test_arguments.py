@@ -6,16 +6,16 @@ import sys
 import pytest
 
 COUNTS = {
-    "decode": "--runs",
-    "layer_skip": "--trials",
-    "t2dr_study": "--epochs",
-    "trait_study": "--workers",
-    "trait_throughput": "--budget",
-    "trait_worlds": "--seeds",
-    "vector_search": "--vectors",
-    "video_acceptance": "--draft-length",
-    "video_relevance": "--neighbours",
-    "video_speed": "--prompts",
+    "decoding.decode": "--runs",
+    "decoding.layer_skip": "--trials",
+    "t2dr.study": "--epochs",
+    "trait.study": "--workers",
+    "trait.throughput": "--budget",
+    "trait.worlds": "--seeds",
+    "trait.vector_search": "--vectors",
+    "video.acceptance": "--draft-length",
+    "video.relevance": "--neighbours",
+    "video.speed": "--prompts",
 }
 
 
@@ -65,12 +65,12 @@ def test_decoding_that_cannot_be_measured(given, wanted, monkeypatch, capsys):
 
 
 PLACES = {
-    "decode": ["--model"],
-    "layer_skip": ["--model"],
-    "trait_study": ["--folder"],
-    "video_acceptance": ["--target", "--draft"],
-    "video_relevance": ["--target"],
-    "video_speed": ["--target", "--draft"],
+    "decoding.decode": ["--model"],
+    "decoding.layer_skip": ["--model"],
+    "trait.study": ["--folder"],
+    "video.acceptance": ["--target", "--draft"],
+    "video.relevance": ["--target"],
+    "video.speed": ["--target", "--draft"],
 }
 
 
@@ -86,10 +86,10 @@ def test_what_is_not_there_is_told_at_once(name, argument, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        ("t2dr_study", ["--seeds"], "argument --seeds: expected at least one argument"),
-        ("trait_study", ["--seeds"], "argument --seeds: expected at least one argument"),
-        ("trait_study", ["--targets", "crann"], "argument --targets: invalid choice: 'crann'"),
-        ("trait_study", ["--methods", "traits"], "argument --methods: invalid choice: 'traits'"),
+        ("t2dr.study", ["--seeds"], "argument --seeds: expected at least one argument"),
+        ("trait.study", ["--seeds"], "argument --seeds: expected at least one argument"),
+        ("trait.study", ["--targets", "crann"], "argument --targets: invalid choice: 'crann'"),
+        ("trait.study", ["--methods", "traits"], "argument --methods: invalid choice: 'traits'"),
     ],
 )
 def test_what_is_not_there_is_not_studied(name, arguments, said, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from saccade.callbacks.prediction_table import PredictionTable
 from saccade.modules import LanguageModel
 from tests.callbacks.prediction_script import COUNT, KEYS, Data, Model, predict
 from tests.callbacks.tiny import Rows, rows
+from tests.support.processes import TIME_LIMIT
 
 ROOT = Path(__file__).parents[2]
 
@@ -39,7 +40,7 @@ def test_two_processes_write_what_one_writes(tmp_path):
         cwd=ROOT,
         env=environment | {"OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=120,
+        timeout=TIME_LIMIT,
     )
     assert {"done0", "done1"} < set(files(tmp_path))
     table = predict(tmp_path / "alone")

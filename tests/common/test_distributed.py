@@ -9,7 +9,7 @@ import pytest
 
 from tests.callbacks.decoding.scenarios import SCENARIOS, evaluation
 from tests.callbacks.tiny import TinyModule, loader, trainer
-from tests.support.processes import ROOT, environment
+from tests.support.processes import ROOT, TIME_LIMIT, environment
 
 COUNTS = (
     "requests",
@@ -36,7 +36,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=270,
+        timeout=TIME_LIMIT,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

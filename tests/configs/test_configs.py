@@ -15,6 +15,7 @@ from saccade.cli.config_lookup import packaged_configs
 from saccade.cli.main import main
 from saccade.datamodules import SyntheticSentiment
 from saccade.inference.drafting.skip_sets import write_skip_file
+from tests.support.processes import TIME_LIMIT
 from tests.support.trained import QUICK
 
 CONFIGS = packaged_configs()
@@ -214,7 +215,7 @@ def test_two_processes_share_one_run_folder(inside):
         "--name", "two", "--trainer.devices=2", "--trainer.max_steps=2", "--trainer.val_check_interval=2", *QUICK,
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=TIME_LIMIT, check=False)
     assert run.returncode == 0, run.stdout + run.stderr
     (folder,) = (path for path in (inside / "runs" / "two").iterdir() if not path.is_symlink())
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
@@ -246,6 +247,6 @@ def test_deepspeed_fits_resumes_and_validates(name, inside):
         ["validate", *shared, "--config", "decoder/prompt_lookup.yaml", "--ckpt_path", "last"],
     ):
         command = [sys.executable, "-m", "saccade.cli.main", *arguments]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
+        run = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
         assert run.returncode == 0, run.stdout + run.stderr
     assert (newest(inside, "zero") / "decoding.json").is_file()

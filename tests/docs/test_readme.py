@@ -1,4 +1,4 @@
-"""The README and the pages say what is there: links, tables, one page for every decoder."""
+"""The README and the pages agree with the repository: order, links, tables, trees, statistics."""
 
 from __future__ import annotations
 
@@ -9,32 +9,50 @@ from pathlib import Path
 import pytest
 import yaml
 
-import saccade.inference
 from benchmarks.tables import PAGES as TABLE_PAGES
 from benchmarks.tables import render
 from saccade.cli.config_lookup import packaged_configs
-from saccade.inference import Decoder, DecodingStats
+from saccade.inference import DecodingStats
 from tests.docs.pages import PAGES, ROOT, anchors, blocks, name_of, prose
-from tests.support.decoders import DECODERS, VIDEO_DECODERS
-from tests.support.models import tiny_model
+from tests.support.decoders import METHODS
 
 README = ROOT / "README.md"
-EXPORTED = [getattr(saccade.inference, name) for name in saccade.inference.__all__]
-METHODS = [item for item in EXPORTED if isinstance(item, type) and issubclass(item, Decoder) and item is not Decoder]
 
 
 def module_of(method: type) -> str:
     return method.__module__.rsplit(".", 1)[1]
 
 
-def test_the_essentials_stand_in_the_first_60_lines() -> None:
-    top = "\n".join(README.read_text(encoding="utf-8").splitlines()[:60])
-    for essential in (
-        "make demo", "make test", "saccade fit", "saccade validate", "from saccade.inference import SelfSpeculative",
-        "<!-- table decode_cpu -->", "<!-- end -->", "| decoder | paper | lossless | models tested |",
-    ):  # fmt: skip
-        assert essential in top
-    assert top.index("<!-- table decode_cpu -->") < top.index("<!-- end -->")
+def test_the_readme_is_short_and_in_order() -> None:
+    text = README.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    assert len(lines) <= 160
+    parts = ("# Saccade", "## Install", "make demo", "make test", "saccade fit", "## Example", "from saccade.inference import",
+             "## Results", "<!-- table ", "<!-- end -->", "## Methods", "| decoder | paper | lossless | models tested |",
+             "## Links")  # fmt: skip
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert "make test" in "\n".join(lines[:30]), "install and the two commands belong on the first screen"
+    assert text.count("<!-- table ") == 1, "one table of results; further ones belong in docs/reports"
+    headings = [number for number, line in enumerate(lines) if line.startswith("## ")]
+    assert max(b - a for a, b in zip([0, *headings], [*headings, len(lines)], strict=True)) <= 30, "one screen a part"
+
+
+def test_the_documentation_has_four_parts() -> None:
+    inside = [path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*") if path.is_file()]
+    folders = {path.parts[0] for path in inside if len(path.parts) > 1}
+    assert folders == {"tutorials", "guides", "reference", "reports", "images"}
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} == {"index.md", "design.md"}
+    headings = re.findall(r"^## (.+)$", (ROOT / "docs" / "index.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert headings == ["Tutorials", "Guides", "Reference", "Reports"]
+
+
+def test_the_start_page_links_to_every_page() -> None:
+    """A decoder's page is linked by the README's table of methods."""
+    index = ROOT / "docs" / "index.md"
+    linked = {(index.parent / target).resolve() for target in re.findall(r"\]\(([^)#]+\.md)", prose(index))}
+    pages = {page.resolve() for page in index.parent.rglob("*.md") if page.parent.name != "decoders"}
+    assert pages - linked == {index.resolve()}
 
 
 def test_tables_are_those_of_the_committed_rows() -> None:
@@ -46,7 +64,7 @@ def test_tables_are_those_of_the_committed_rows() -> None:
 def test_the_method_table_says_what_the_code_says() -> None:
     rows = re.findall(r"^\| \[`(\w+)`\]\((\S+)\) \|.*\| (yes|no) \|", README.read_text(encoding="utf-8"), re.MULTILINE)
     assert {name: (page, lossless) for name, page, lossless in rows} == {
-        method.__name__: (f"docs/inference/{module_of(method)}.md", "yes" if method.lossless else "no")
+        method.__name__: (f"docs/guides/decoders/{module_of(method)}.md", "yes" if method.lossless else "no")
         for method in METHODS
     }
 
@@ -78,23 +96,32 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_named_files_exist(page: Path) -> None:
     """Files in backquotes; ``x`` is the placeholder of a new method's name."""
-    folders = "benchmarks|callbacks|cli|configs|datamodules|docs|inference|modules|tests"
+    folders = "benchmarks|callbacks|cli|common|configs|datamodules|docs|inference|modules|retrieval|tests"
     for name in re.findall(rf"`((?:{folders})/[\w./-]*)`", prose(page)):
         assert Path(name).stem in ("x", "test_x") or (ROOT / name).exists(), f"{name_of(page)} names {name}"
-    for name in re.findall(r"`((?:lm|decoder|decoding|search|strategy)/[\w-]+\.yaml)`", prose(page)):
+    for name in re.findall(r"`((?:lm|decoder|decoding|missing|search|strategy|t2dr|trait|video)/[\w-]+\.yaml)`", prose(page)):
         assert name in packaged_configs(), f"{name_of(page)} names {name}"
 
 
 def test_the_tree_of_the_design_is_the_tree() -> None:
-    tree = next(block.text for block in blocks(ROOT / "docs" / "design.md") if block.text.startswith("modules/"))
+    tree = next(block.text for block in blocks(ROOT / "docs" / "design.md") if block.text.startswith("common/"))
     parent = ""
     for line in tree.splitlines():
         name = line.split()[0]
         parent = parent if line.startswith(" ") else name
         assert (ROOT / (parent if parent == name else parent + name)).exists(), line
-    shown = {line.split()[0] for line in tree.splitlines() if line.startswith(" ")}
-    found = {path.name + "/" * path.is_dir() for path in (ROOT / "inference").iterdir()}
-    assert found - shown <= {"__init__.py", "__pycache__/", "py.typed"}
+    named = set(re.findall(r"[\w/.]+", tree))
+    packages = ["common", "retrieval", "datamodules", "inference", "modules", "callbacks", "cli", "configs"]
+    assert {f"{name}/" for name in packages} <= named
+    for folder in ("common", "inference"):  # every file of these, and every folder of the others
+        assert _inside(folder, files=True) - named == set()
+    for folder in ("datamodules", "modules", "callbacks"):
+        assert _inside(folder, files=False) - named == set()
+
+
+def _inside(folder: str, files: bool) -> set[str]:
+    paths = [path for path in (ROOT / folder).iterdir() if path.name not in ("__init__.py", "__pycache__", "py.typed")]
+    return {path.name + "/" * path.is_dir() for path in paths if files or path.is_dir()}
 
 
 def test_every_page_is_in_the_navigation_once() -> None:
@@ -115,29 +142,7 @@ def test_api_entries_can_be_imported(page: Path) -> None:
 
 
 def test_every_statistic_is_explained() -> None:
-    text = prose(ROOT / "docs" / "decoding.md")
+    text = prose(ROOT / "docs" / "guides" / "decoding.md")
     derived = [name for name, item in vars(DecodingStats).items() if isinstance(item, property)]
     for name in [*derived, "acceptance_histogram", "target_forwards", "draft_forwards", "kv_cache_bytes"]:
         assert f"`{name}`" in text
-
-
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
-def test_every_decoder_has_its_places(method: type[Decoder]) -> None:
-    name, path = module_of(method), f"saccade.inference.{method.__name__}"
-    assert (ROOT / "inference" / "decoders" / f"{name}.py").is_file()
-    assert f"class_path: {path}\n" in (ROOT / "configs" / "decoder" / f"{name}.yaml").read_text(encoding="utf-8") + "\n"
-    assert f"::: {path}\n" in (ROOT / "docs" / "inference" / f"{name}.md").read_text(encoding="utf-8")
-    assert (ROOT / "tests" / "inference" / "decoders" / f"test_{name}.py").is_file()
-    model = tiny_model()
-    made = {type(make(model)) for make in [*DECODERS.values(), *VIDEO_DECODERS.values()]}
-    assert method in made, "no line in tests/support/decoders.py"
-
-
-@pytest.mark.parametrize(
-    ("folder", "pattern"),
-    [("inference/decoders", "*.py"), ("configs/decoder", "*.yaml"), ("docs/inference", "*.md"),
-     ("tests/inference/decoders", "test_*.py")],
-)  # fmt: skip
-def test_no_place_without_a_decoder(folder: str, pattern: str) -> None:
-    found = {path.stem.removeprefix("test_") for path in (ROOT / folder).glob(pattern)} - {"__init__"}
-    assert found == {module_of(method) for method in METHODS}

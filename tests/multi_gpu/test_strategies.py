@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.processes import TIME_LIMIT
+
 pytestmark = [
     pytest.mark.multi_gpu,
-    pytest.mark.timeout(540),
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
 ]
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
@@ -42,7 +43,7 @@ TOTALS = ("requests", "prompt_tokens", "new_tokens", "verify_steps", "drafted", 
 def saccade(folder: Path, *arguments: str, devices: int = 2) -> str:
     command = [sys.executable, "-m", "saccade.cli.main", *arguments, f"--trainer.devices={devices}"]
     command += ["--trainer.accelerator=gpu", "--trainer.enable_progress_bar=false"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done.stdout + done.stderr
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.processes import TIME_LIMIT
+
 pytestmark = [
     pytest.mark.multi_gpu,
-    pytest.mark.timeout(540),
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
 ]
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")
@@ -46,7 +47,7 @@ MODELS = {
 def saccade(folder: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "saccade.cli.main", *arguments, "--trainer.devices=2"]
     command += ["--trainer.accelerator=gpu", "--trainer.enable_progress_bar=false"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done.stdout + done.stderr
 
@@ -146,5 +147,5 @@ if __name__ == "__main__":
 def test_the_same_trial_gives_the_same_child_after_another(strategy, precision, tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, "script.py", strategy, precision]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]

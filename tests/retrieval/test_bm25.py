@@ -11,6 +11,7 @@ import pytest
 
 from saccade.retrieval.bm25 import BM25
 from saccade.retrieval.measures import measure
+from tests.support.processes import TIME_LIMIT
 from tests.support.shared_data import shared_file
 
 # bm25s defaults, English stop words, title + " " + text
@@ -110,7 +111,7 @@ def test_jax_is_left_alone(before, tmp_path):
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=TIME_LIMIT, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "'q': {'a'" in done.stdout

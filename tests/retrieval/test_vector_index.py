@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saccade.retrieval.vector_index import VectorIndex
+from tests.support.processes import TIME_LIMIT
 
 WIDTH = 16
 
@@ -383,4 +384,4 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch):
 
 def test_the_module_is_imported_without_the_package():
     code = "import sys, saccade.retrieval.vector_index; assert 'faiss' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=TIME_LIMIT)

@@ -1,8 +1,11 @@
-"""Every decoder under test, in one place: a new decoder joins the whole matrix with one line here."""
+"""The registry of decoders under test, and decoders whose drafts a test chooses."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,24 +26,61 @@ from saccade.inference.trees import TokenTree
 from saccade.inference.verification.draft import Draft
 from tests.support.models import copy_layers
 
+
+@dataclass(frozen=True)
+class DecoderCase:
+    """A decoder and its settings, as the shared tests build it.
+
+    Args:
+        kind: The decoder's class.
+        settings: Its arguments as a YAML file would give them, except the draft model.
+        draft_layers: Number of the target's first layers that its draft model consists of; 0 if it takes none.
+        video: Whether it drafts from videos.
+    """
+
+    kind: type[Decoder]
+    settings: dict[str, Any] = field(default_factory=dict)
+    draft_layers: int = 0
+    video: bool = False
+
+    def build(self, draft_model: PreTrainedModel | str | None = None) -> Decoder:
+        """A new decoder, with this draft model if it takes one."""
+        drafts = {"draft_model": draft_model} if self.draft_layers else {}
+        return self.kind(**drafts, **copy.deepcopy(self.settings))
+
+    def __call__(self, model: PreTrainedModel) -> Decoder:
+        """A new decoder for a language model, with a draft model made of that model's first layers."""
+        return self.build(copy_layers(model, self.draft_layers) if self.draft_layers else None)
+
+    def entry(self, draft_model: str) -> dict[str, Any]:
+        """The decoder as a YAML file names it."""
+        drafts = {"draft_model": draft_model} if self.draft_layers else {}
+        return {"class_path": f"saccade.inference.{self.kind.__name__}", "init_args": drafts | self.settings}
+
+
 HALF = {"attention": [1, 2], "mlp": [1]}
 
-DECODERS: dict[str, Callable[[PreTrainedModel], Decoder]] = {
-    "autoregressive": lambda model: Autoregressive(),
-    "prompt_lookup": lambda model: PromptLookup(),
-    "assisted": lambda model: AssistedDecoding(copy_layers(model, 1), draft_length=4, confidence_threshold=0.0),
-    "assisted_sure": lambda model: AssistedDecoding(copy_layers(model, 2), draft_length=7, confidence_threshold=0.3),
-    "self_speculative": lambda model: SelfSpeculative(skip=HALF, draft_length=12, gamma=0.2, beta2=0.5),
-    "self_speculative_static": lambda model: SelfSpeculative(skip=HALF, draft_length=3, gamma=0.0, adaptive=False),
+CASES: dict[str, DecoderCase] = {
+    "autoregressive": DecoderCase(Autoregressive),
+    "prompt_lookup": DecoderCase(PromptLookup),
+    "assisted": DecoderCase(AssistedDecoding, {"draft_length": 4, "confidence_threshold": 0.0}, draft_layers=1),
+    "assisted_sure": DecoderCase(AssistedDecoding, {"draft_length": 7, "confidence_threshold": 0.3}, draft_layers=2),
+    "self_speculative": DecoderCase(SelfSpeculative, {"skip": HALF, "draft_length": 12, "gamma": 0.2, "beta2": 0.5}),
+    "self_speculative_static": DecoderCase(
+        SelfSpeculative, {"skip": HALF, "draft_length": 3, "gamma": 0.0, "adaptive": False}
+    ),
+    "specvlm": DecoderCase(SpecVLM, {"prune_ratio": 0.5}, video=True),
+    "specvlm_draft": DecoderCase(SpecVLM, {"selector": "uniform", "tree": "chain"}, draft_layers=2, video=True),
+    "lvspec": DecoderCase(LVSpec, {"draft_length": 5}, video=True),
+    "lvspec_draft": DecoderCase(LVSpec, {"draft_length": 5}, draft_layers=2, video=True),
 }
+"""The only list of decoders under test: an entry here is all that the shared tests need to know of a new one."""
 
-VIDEO_DECODERS: dict[str, Callable[[PreTrainedModel], Decoder]] = {
-    "specvlm": lambda draft: SpecVLM(prune_ratio=0.5),
-    "specvlm_draft": lambda draft: SpecVLM(draft, selector="uniform", tree="chain"),
-    "lvspec": lambda draft: LVSpec(draft_length=5),
-    "lvspec_draft": lambda draft: LVSpec(draft, draft_length=5),
-}
-"""Decoders that draft from videos, each from a draft model of the target's family that it may use."""
+DECODERS = {name: case for name, case in CASES.items() if not case.video}
+VIDEO_DECODERS = {name: case for name, case in CASES.items() if case.video}
+LOSSLESS = {name: case for name, case in DECODERS.items() if case.kind.lossless}
+METHODS = list(dict.fromkeys(case.kind for case in CASES.values()))
+"""The decoders' classes, each once."""
 
 
 class Proposals(Drafter):

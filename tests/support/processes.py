@@ -1,9 +1,11 @@
-"""The environment of processes that tests start."""
+"""The environment and the time limit of processes that tests start."""
 
 import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+TIME_LIMIT = 600
+"""Seconds that a process, or whatever else a test waits for, may take: long enough for a machine under load."""
 
 
 def environment() -> dict[str, str]:

@@ -35,7 +35,7 @@ from saccade.datamodules.multimodal.missing.protocols import (
 )
 from tests.callbacks.tiny import trainer
 from tests.callbacks.tiny_multimodal import SHARES, TinyMultimodal, TinyProtocol, condition, loader, samples
-from tests.support.processes import ROOT, environment
+from tests.support.processes import ROOT, TIME_LIMIT, environment
 
 FILES = ["missing.json", "missing.md", "missing_patterns.png", "missing_rates.png", "missing_weights.png"]
 
@@ -423,7 +423,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=270,
+        timeout=TIME_LIMIT,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.callbacks.trait.ddp_script import search
-from tests.support.processes import ROOT, environment
+from tests.support.processes import ROOT, TIME_LIMIT, environment
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=TIME_LIMIT,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -31,7 +31,7 @@ from saccade.inference import (
     TokenTree,
 )
 from saccade.inference.drafting.skip_sets import write_skip_file
-from tests.support.decoders import DECODERS
+from tests.support.decoders import DECODERS, LOSSLESS
 from tests.support.errors import one_line
 from tests.support.models import prompts, tiny_model
 
@@ -164,8 +164,8 @@ def test_wrong_input(model: PreTrainedModel, name: str, arguments: dict[str, Any
 def test_the_whole_context_can_be_used(model: PreTrainedModel) -> None:
     batch = prompts(model, [14, 3, 8])
     expected = Autoregressive().generate(model, **batch, max_new_tokens=50).tokens
-    for make in DECODERS.values():
-        assert make(model).generate(model, **batch, max_new_tokens=50).tokens == expected
+    for case in LOSSLESS.values():
+        assert case(model).generate(model, **batch, max_new_tokens=50).tokens == expected
 
 
 @pytest.mark.parametrize("sampling", [None, Sampling()], ids=["greedy", "sampled"])

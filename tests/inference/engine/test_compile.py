@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import TIME_LIMIT
+
 pytest.importorskip("triton", reason="Triton has no wheel for this platform")
 
 
@@ -20,7 +22,7 @@ def test_every_kernel_compiles_for_compute_capability_9(tmp_path):
         env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=TIME_LIMIT,
     )
     assert run.returncode == 0, run.stderr[-2000:]
     assert int(run.stdout.split()[-1]) == 70

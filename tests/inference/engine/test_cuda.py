@@ -12,7 +12,7 @@ from saccade.inference.engine.fused import FusedStep
 from saccade.inference.engine.pool import EnginePool
 from saccade.inference.verification.relaxed import VisualRelaxation
 from tests.inference.loop.test_lossless import LENGTHS, TOLERANCE, rows_that_left
-from tests.support.decoders import DECODERS
+from tests.support.decoders import LOSSLESS
 from tests.support.models import prompts, tiny_model
 from tests.support.video_models import FAMILIES, tiny_video_model, video_prompts
 
@@ -28,14 +28,14 @@ def on_cuda(batch):
 @needs_cuda
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("name", list(DECODERS))
+@pytest.mark.parametrize("name", list(LOSSLESS))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_graphs_write_what_eager_forwards_write(architecture, ties, name, dtype):
     torch.backends.cuda.matmul.allow_tf32 = False
     model = tiny_model(architecture, near_ties=ties, residual=0.3, seed=3, dtype=dtype).cuda()
     batch = prompts(model, LENGTHS)
     right = Autoregressive(engine="eager").generate(model, **on_cuda(batch), max_new_tokens=64).tokens
-    decoder = DECODERS[name](model)
+    decoder = LOSSLESS[name](model)
     decoder.engine = "graph"
     vars(decoder).pop("_floor", None)
     for _ in range(2):  # captured, then replayed from another call

@@ -14,7 +14,7 @@ from saccade.inference.engine.graphs import GraphEngine, NotCapturedError
 from saccade.inference.engine.pool import EnginePool
 from saccade.inference.huggingface.sublayer_skip import SublayerSkip
 from saccade.inference.trees import TokenTree
-from tests.support.decoders import DECODERS, ProposingTrees
+from tests.support.decoders import LOSSLESS, ProposingTrees
 from tests.support.models import copy_layers, prompts, tiny_model
 
 LENGTHS = [1, 5, 17, 9, 3]
@@ -30,7 +30,7 @@ def stepwise(decoder):
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("ties", [False, True])
-@pytest.mark.parametrize("name", list(DECODERS))
+@pytest.mark.parametrize("name", list(LOSSLESS))
 def test_graph_steps_write_what_eager_forwards_write(architecture, ties, name):
     model = tiny_model(architecture, tied=architecture == "qwen2", near_ties=ties, residual=0.3, seed=3)
     batch = prompts(model, LENGTHS)
@@ -38,7 +38,7 @@ def test_graph_steps_write_what_eager_forwards_write(architecture, ties, name):
     ids = Autoregressive().generate(model, **batch, max_new_tokens=40).tokens
     eos = ids[1][7]
     right = Autoregressive().generate(model, **batch, max_new_tokens=40, eos_token_id=eos).tokens
-    decoder = stepwise(DECODERS[name](model))
+    decoder = stepwise(LOSSLESS[name](model))
     assert decoder.generate(model, **batch, max_new_tokens=40, eos_token_id=eos).tokens == right
     # a second call stands on the first one's buffers and graphs
     again = prompts(model, [8, 2, 30, 4, 11], seed=7)

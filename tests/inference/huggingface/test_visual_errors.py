@@ -57,7 +57,7 @@ def test_impossible_settings(make: Callable[[], Any], needles: tuple[str, ...]) 
 def test_prompts_and_videos_that_do_not_fit(family: str, name: str) -> None:
     model, prompts = video_model(family), video_prompts(family, rows=2, seed=1)
     draft = video_draft_model(family)
-    decoder = Autoregressive() if name == "autoregressive" else VIDEO_DECODERS[name](draft)
+    decoder = Autoregressive() if name == "autoregressive" else VIDEO_DECODERS[name].build(draft)
     ids, mask = prompts.input_ids, prompts.attention_mask
 
     def generate(tokens: Tensor, **visual: Tensor) -> Callable[[], GenerationOutput]:
@@ -136,7 +136,7 @@ def test_drafts_of_another_kind(family: str, kind: type[SpecVLM] | type[LVSpec],
 @pytest.mark.parametrize("name", VIDEO_DECODERS)
 def test_a_video_whose_pixels_are_missing(name: str, family: str) -> None:
     """Without them the placeholders would be read as words, and nobody would know."""
-    model, decoder = video_model(family), VIDEO_DECODERS[name](video_draft_model(family))
+    model, decoder = video_model(family), VIDEO_DECODERS[name].build(video_draft_model(family))
     given = asked(video_prompts(family, seed=1)) | {"pixel_values_videos": None}
     one_line(lambda: decoder.generate(model, **given), "row 0", "a video", "pixel_values_videos is missing")
 
@@ -161,5 +161,5 @@ def test_nan_logits(name: str) -> None:
     model = copy.deepcopy(video_model("qwen2_5_vl"))
     with torch.no_grad():
         model.lm_head.weight[7, 3] = torch.nan
-    decoder = VIDEO_DECODERS[name](video_draft_model("qwen2_5_vl"))
+    decoder = VIDEO_DECODERS[name].build(video_draft_model("qwen2_5_vl"))
     one_line(lambda: decoder.generate(model, **asked(video_prompts("qwen2_5_vl", seed=1))), "NaN")

@@ -204,7 +204,7 @@ def test_a_draft_that_keeps_all_reads_what_the_model_itself_reads(family: str) -
 @pytest.mark.parametrize("family", FAMILIES)
 def test_through_model_generate(family: str, name: str) -> None:
     model, prompts = video_model(family), video_prompts(family, rows=3, seed=1)
-    decoder = VIDEO_DECODERS[name](video_draft_model(family))
+    decoder = VIDEO_DECODERS[name].build(video_draft_model(family))
     ours = decoder.generate(model, **asked(prompts), max_new_tokens=10)
     given = asked_of_transformers(prompts)
     theirs = model.generate(**given, max_new_tokens=10, do_sample=False)
@@ -329,7 +329,7 @@ def test_models_are_as_they_were(family: str, name: str, training: bool, monkeyp
     for part in (model, draft):
         if family == "qwen2_5_vl":
             part.model.rope_deltas = marker
-    decoder = Autoregressive() if name == "autoregressive" else VIDEO_DECODERS[name](draft)
+    decoder = Autoregressive() if name == "autoregressive" else VIDEO_DECODERS[name].build(draft)
     before = portrait(model), portrait(draft)
 
     def unchanged() -> bool:

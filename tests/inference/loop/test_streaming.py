@@ -12,6 +12,7 @@ from transformers import TextIteratorStreamer, TextStreamer
 from saccade.inference import Autoregressive, Sampling
 from tests.support.decoders import DECODERS, Proposing
 from tests.support.models import prompts, tiny_model
+from tests.support.processes import TIME_LIMIT
 
 MODEL = tiny_model(residual=0.3)
 BATCH = prompts(MODEL, [9, 4])
@@ -56,7 +57,7 @@ def test_text_streamers_get_the_final_tokens(name: str, capsys: pytest.CaptureFi
 @pytest.mark.parametrize("name", DECODERS)
 def test_an_iterator_streamer_in_a_thread(name: str) -> None:
     ids = BATCH["input_ids"][:1]
-    streamer = TextIteratorStreamer(Numbers(), skip_prompt=True, timeout=60)
+    streamer = TextIteratorStreamer(Numbers(), skip_prompt=True, timeout=TIME_LIMIT)
     outs: list[Any] = []
     decoder = DECODERS[name](MODEL)
     thread = Thread(target=lambda: outs.append(decoder.generate(MODEL, ids, max_new_tokens=20, streamer=streamer)))

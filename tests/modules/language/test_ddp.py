@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from tests.modules.language import ddp_script
+from tests.support.processes import TIME_LIMIT
 
 ROOT = Path(__file__).parents[3]
 
@@ -21,7 +22,7 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=240,
+        timeout=TIME_LIMIT,
     )
     one, first, second = (json.loads((tmp_path / f"results{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
     assert first["logged"] == second["logged"] == pytest.approx(one["logged"], rel=1e-5)

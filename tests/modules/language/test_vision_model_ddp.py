@@ -11,6 +11,7 @@ import pytest
 from tests.modules.language import ddp_vision_script
 from tests.modules.language.tiny import trainer
 from tests.modules.language.tiny_video import CONFIGS, TinyVideo, video_model
+from tests.support.processes import TIME_LIMIT
 
 ROOT = Path(__file__).parents[3]
 
@@ -26,7 +27,7 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=240,
+        timeout=TIME_LIMIT,
     )
     one, first, second = (json.loads((tmp_path / f"results{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
     for family in CONFIGS:

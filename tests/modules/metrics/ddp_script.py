@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from saccade.modules.metrics import AUILC, metrics_for
+from tests.support.processes import TIME_LIMIT
 
 SHARES = (7, 0, 100)
 """Samples of the first rank; the second one has the rest of 100."""
@@ -39,7 +40,9 @@ def values(share: slice) -> dict[str, float]:
 
 def main(rank: int, folder: str) -> None:
     """One process."""
-    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group(
+        "gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=TIME_LIMIT)
+    )
     found = {}
     for first in SHARES:
         found[str(first)] = values(slice(0, first) if rank == 0 else slice(first, 100))

@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from saccade.modules.metrics import metrics_for
 from tests.modules.metrics import ddp_script
+from tests.support.processes import TIME_LIMIT
 
 ROOT = Path(__file__).parents[3]
 
@@ -70,7 +71,7 @@ def test_two_processes_agree_with_one(tmp_path):
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
-        timeout=120,
+        timeout=TIME_LIMIT,
     )
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second

@@ -13,7 +13,7 @@ from transformers import AutoModel, BertConfig, BertModel, BertTokenizerFast
 
 from saccade.modules.lora import LoraSettings
 from saccade.modules.retrieval.retriever import Retriever
-from tests.support.processes import environment
+from tests.support.processes import TIME_LIMIT, environment
 
 TEXTS = ["apples and rivers", "the river runs past the trains of steam", "apples", "trains"]
 needs_package = pytest.mark.skipif(
@@ -64,7 +64,7 @@ def encoded(folders):
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment() | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True,
-        timeout=110, check=False,
+        timeout=TIME_LIMIT, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.removeprefix("found ") for line in done.stdout.splitlines() if line.startswith("found ")]
@@ -116,7 +116,7 @@ def test_a_hashed_encoder_runs_from_its_folder_alone(tmp_path):
         "print(json.dumps(found.tolist()))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=110, check=False
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=TIME_LIMIT, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert torch.equal(torch.tensor(json.loads(done.stdout)), module.encode(TEXTS))

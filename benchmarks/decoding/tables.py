@@ -1,0 +1,174 @@
+"""Tables of the decoding benchmarks, made from their committed rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.rows import by_method, commits_of, each_case, read, runs_of, spread
+
+
+def decode_cpu(sampled: bool) -> str:
+    """Tables of :mod:`benchmarks.decoding.decode` on a processor: one for each sampled case, or for each greedy one."""
+    rows = [
+        row
+        for row in read("decode")
+        if row["metric"] == "tokens_per_second"
+        and (row["identical_rows"] is None) == sampled
+        and not row["device"].startswith("NVIDIA")
+    ]
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.decoding.decode`."
+    cases = dict.fromkeys(row["case"] for row in rows)
+    return "\n\n".join(_decoding_case([row for row in rows if row["case"] == case]) for case in cases)
+
+
+def _decoding_case(rows: list[dict[str, Any]]) -> str:
+    base = next(row["value"] for row in rows if row["method"] == "transformers generate")
+    greedy = rows[0]["identical_rows"] is not None
+    lines = [
+        "| method | tokens/s (median, spread) | against `generate` | target forwards per token |"
+        + (" equal to `generate` |" if greedy else ""),
+        "| --- | --- | --- | --- |" + (" --- |" if greedy else ""),
+    ]
+    for row in rows:
+        spread = f"{row['value']:.0f} ({row['spread']['min']:.0f} to {row['spread']['max']:.0f})"
+        forwards = row.get("target_forwards_per_token")
+        equal = f" {row['identical_rows']} of {row['rows']} |" if greedy else ""
+        lines.append(
+            f"| {row['method']} | {spread} | {row['value'] / base:.2f}x | "
+            f"{'' if forwards is None else f'{forwards:.2f}'} |{equal}"
+        )
+    first = rows[0]
+    versions = first["versions"]
+    distinct = [row["distinct_4"] for row in rows]
+    degenerate = any(row["degenerate"] for row in rows)
+    lines += [
+        "",
+        f"{first['case']}; {first['device']}; torch {versions['torch']}, transformers {versions['transformers']}; "
+        f"commit {commits_of([first])}; {runs_of(first)}. Distinct 4-grams {min(distinct):.2f} to "
+        f"{max(distinct):.2f}, real text {first['distinct_4_real']:.2f}"
+        + (": the text repeats itself, so its speed-ups support no claim." if degenerate else "."),
+    ]
+    return "\n".join(lines)
+
+
+def decode_gpu() -> str:
+    """Milliseconds a token of :mod:`benchmarks.decoding.decode` on a GPU beside what the memory allows."""
+    rows = [
+        row
+        for row in read("decode")
+        if row["metric"] in ("ms_per_token", "ms_per_step") and row["device"].startswith("NVIDIA")
+    ]
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.decoding.rows_gpu`."
+    lines = [
+        "| model | method | ms a token or step (median, spread) | bound, ms | of the bound |",
+        "| --- |" + " --- |" * 4,
+    ]
+    for row in rows:
+        shape, batch, prompt = re.search(r"grown to (\S+), batch (\d+), prompt (\d+)", row["case"]).groups()  # type: ignore[union-attr]
+        bound = row["bound"]
+        share = "" if bound is None else f"{bound / row['value']:.0%}"
+        lines.append(
+            f"| {shape}, batch {batch}, prompt {prompt} | {row['method']} | {spread(row)} |"
+            f" {'' if bound is None else f'{bound:.2f}'} | {share} |"
+        )
+    first = rows[0]
+    speed = first["bytes_per_second"] / 1e12
+    lines += [
+        "",
+        f"A small trained model grown to each shape, bfloat16; {first['device']}, torch {first['versions']['torch']},"
+        f" transformers {first['versions']['transformers']}, triton {first['versions']['triton']}; commit"
+        f" {commits_of(rows)}. The bound is the time to read weights, keys and values at the copy bandwidth measured"
+        f" there, {speed:.1f} TB/s.",
+    ]
+    return "\n".join(lines)
+
+
+def architectures() -> str:
+    """Milliseconds a token of further model classes, from :mod:`benchmarks.decoding.architectures`."""
+    rows = [row for row in read("architectures") if row["metric"] == "ms_per_token"]
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.decoding.architectures`."
+    return each_case(rows, _architecture)
+
+
+def _architecture(rows: list[dict[str, Any]]) -> str:
+    first = rows[0]
+    versions = first["versions"]
+    return "\n".join(
+        [
+            "| method | ms a token (median, spread) | of the bound | equal to `generate` |",
+            "| --- |" + " --- |" * 3,
+            *(
+                f"| {row['method']} | {spread(row)} | {row['bound'] / row['value']:.0%} |"
+                f" {row['identical_rows']} of {row['rows']} |"
+                for row in rows
+            ),
+            "",
+            f"{first['case']}; {first['device']}, torch {versions['torch']}, transformers {versions['transformers']};"
+            f" commit {commits_of(rows)}; {runs_of(first)}. Reading what a token needs takes {first['bound']:.2f} ms.",
+        ]
+    )
+
+
+def before_after() -> str:
+    """Speed on a processor of two states of the code, from :mod:`benchmarks.decoding.before_after`."""
+    rows = read("before_after")
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.decoding.before_after`."
+    return each_case(rows, _before_after_case)
+
+
+def _before_after_case(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| decoder | tokens/s before | tokens/s after | after over before | equal texts |",
+        "| --- |" + " --- |" * 4,
+    ]
+    for name, found in by_method(rows).items():
+        cells = (found["tokens_per_second_before"], found["tokens_per_second_after"], found["after_over_before"])
+        equal = f"{cells[2]['identical_rows']} of {cells[2]['rows']}"
+        lines.append(f"| {name} | " + " | ".join(map(spread, cells)) + f" | {equal} |")
+    first = rows[0]
+    lines += ["", f"{first['case']}; {first['device']}, torch {first['versions']['torch']}; {runs_of(first)}."]
+    return "\n".join(lines)
+
+
+def layer_skip() -> str:
+    """What self-speculation gains on a model trained for it, from :mod:`benchmarks.decoding.layer_skip`."""
+    rows = [row for row in read("layer_skip") if row["metric"] == "speedup" and "E" in row]
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.decoding.layer_skip`."
+    lines = [
+        "| trained | temperature | draft | speed-up (median, spread) | E/(Kc+v) | E | K | c | v | distinct 4-grams |",
+        "| --- |" + " --- |" * 9,
+    ]
+    for row in rows:
+        layers, trained = re.search(r"(\d+ layers).*Python sources, (.*), batch", row["case"]).groups()  # type: ignore[union-attr]
+        heat = row["case"].split("temperature ")[1] if "temperature" in row["case"] else "0"
+        numbers = " | ".join(f"{row[key]:.2f}" for key in ("predicted", *"EKcv"))
+        distinct = f"{row['distinct_4']:.2f}" + (", degenerate" if row["degenerate"] else "")
+        draft = row["method"].removeprefix("SelfSpeculative, ")
+        lines.append(f"| {layers}, {trained} | {heat} | {draft} | {spread(row)} | {numbers} | {distinct} |")
+    first = rows[0]
+    lines += [
+        "",
+        f"{'; '.join(dict.fromkeys(row['case'].split(', trained')[0] for row in rows))}; {first['device']}, torch"
+        f" {first['versions']['torch']}; commit {commits_of(rows)}; real text has"
+        f" {' and '.join(dict.fromkeys(format(row['distinct_4_real'], '.2f') for row in rows))} distinct 4-grams."
+        " Degenerate rows support no claim of speed.",
+    ]
+    return "\n".join(lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "decode_gpu": decode_gpu,
+    "layer_skip": layer_skip,
+    "architectures": architectures,
+    "before_after": before_after,
+    "decode_cpu": lambda: decode_cpu(sampled=True),
+    "decode_cpu_greedy": lambda: decode_cpu(sampled=False),
+}
+"""The tables of this folder by the names that pages give them."""

@@ -1,0 +1,158 @@
+"""Tables of the video benchmarks, made from their committed rows."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.rows import by_method, commits_of, each_case, interval, read, runs_of, spread
+
+
+def video_acceptance() -> str:
+    """What pruning and relaxed rules do to acceptance, from :mod:`benchmarks.video.acceptance`."""
+    rows = read("video_acceptance")
+    if not rows:
+        return "No rows yet: run `benchmarks/video_rows.sh`."
+    return each_case(rows, _acceptance_case)
+
+
+def _acceptance_case(rows: list[dict[str, Any]]) -> str:
+    pruned = [row for row in rows if row.get("prune_ratio")]
+    ratios = sorted({row["prune_ratio"] for row in pruned})
+    lines: list[str] = []
+    if pruned:
+        whole = next(row["value"] for row in rows if row.get("prune_ratio") == 0)
+        lines = [
+            "| selector | " + " | ".join(f"{share:.0%} pruned" for share in ratios) + " |",
+            "| --- |" + " --- |" * len(ratios),
+        ]
+        for name in dict.fromkeys(row["method"].split(", ")[1] for row in pruned):
+            mine = {row["prune_ratio"]: row for row in pruned if row["method"].split(", ")[1] == name}
+            cells = (interval(mine[share], "of_reference") if share in mine else "" for share in ratios)
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines += [
+            "",
+            f"Without pruning {whole:.2f} drafts of a round are accepted; the table has the share that is left.",
+        ]
+    relaxed = [row for row in rows if "prune_ratio" not in row]
+    if relaxed:
+        lines += [
+            *([""] if lines else []),
+            "| rule | accepted a round | of strict (95 %) | not the target's own | facts right |"
+            " of the target's (95 %) |",
+            "| --- |" + " --- |" * 5,
+        ]
+        for row in relaxed:
+            lines.append(
+                f"| {row['method']} | {row['value']:.2f} | {interval(row, 'of_reference')} |"
+                f" {row['relaxed_share']:.1%} | {row['slot_accuracy']:.1%} | {interval(row, 'retention')} |"
+            )
+    lines += ["", _video_origin(rows)]
+    return "\n".join(lines)
+
+
+def video_speed() -> str:
+    """What SpecVLM and LVSpec gain at true size, from :mod:`benchmarks.video.speed`; a table for each case."""
+    rows = read("video_speed")
+    if not rows:
+        return "No rows yet: run `benchmarks/video_rows.sh`."
+    return each_case(rows, _speed_case)
+
+
+def _speed_case(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| way | decoding (spread) | (T+1)/R | T | R | whole call (spread) | ms a token | not the target's own |"
+        " facts right | keys and values of the draft |",
+        "| --- |" + " --- |" * 9,
+    ]
+    found = by_method(rows)
+    for name, mine in found.items():
+        gain = mine["decode_speedup"]
+        numbers = " | ".join(f"{gain[key]:.2f}" if key in gain else "" for key in ("predicted", "T", "R"))
+        relaxed = f"{gain['relaxed_share']:.1%}" if gain.get("relaxed_share") else ""
+        held = f"{gain['draft_kv_bytes'] / 2**20:,.0f} MiB" if "draft_kv_bytes" in gain else ""
+        lines.append(
+            f"| {name}{', degenerate' if gain['degenerate'] else ''} | {spread(gain)} | {numbers} |"
+            f" {spread(mine['whole_speedup'])} | {mine['ms_per_token']['value']:.2f} | {relaxed} |"
+            f" {gain['slot_accuracy']:.0%} | {held} |"
+        )
+    base = found["Autoregressive"]["ms_per_token"]
+    share = next(mine["relevance_share"]["value"] for mine in found.values() if "relevance_share" in mine)
+    lines += [
+        "",
+        f"{_video_origin(rows)} Times as fast as Autoregressive, {runs_of(base)}. The memory allows an"
+        f" autoregressive token in {base['bound']:.2f} ms. Scoring relevance takes {share:.1%} of a round of LVSpec.",
+    ]
+    return "\n".join(lines)
+
+
+def video_brief() -> str:
+    """What decoding gains at the shapes of :mod:`benchmarks.video.speed`, a line for each shape, the fastest first.
+
+    A way that was measured more than once at a shape stands there with its last measurement.
+    """
+    found = read("video_speed")
+    if not found:
+        return "No rows yet: run `benchmarks/video_rows.sh`."
+    whole = {(row["case"], row["method"]): row["value"] for row in found if row["metric"] == "whole_speedup"}
+    last: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in sorted(found, key=lambda row: row["date"]):
+        if row["metric"] == "decode_speedup" and row["method"] != "Autoregressive":
+            models = re.search(r"(\S+) with draft ([^,]+),.* (\d+) video", row["case"]).groups()  # type: ignore[union-attr]
+            last.setdefault("{} with a {} draft, {}".format(*models), {})[row["method"]] = row
+    names = dict.fromkeys(name for ways in last.values() for name in ways)
+    lines = ["| models, video tokens | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
+    for models, ways in sorted(last.items(), key=lambda one: -max(row["value"] for row in one[1].values())):
+        cells = []
+        for name in names:
+            row = ways.get(name)
+            cells.append("" if row is None else f"{row['value']:.2f} / {whole[row['case'], name]:.2f}")
+            if row and row.get("relaxed_share"):
+                cells[-1] += f", {row['relaxed_share']:.1%}"
+        lines.append(f"| {models} | " + " | ".join(cells) + " |")
+    shown = [row for ways in last.values() for row in ways.values()]
+    first = max(shown, key=lambda row: row["date"])
+    lines += [
+        "",
+        "Times as fast as Autoregressive on the same engine, decoding / whole call, and the share of tokens that are"
+        f" not the target's own where there are any; bfloat16, batch 1; {first['device']}, torch"
+        f" {first['versions']['torch']}, transformers {first['versions']['transformers']}; commit {commits_of(shown)}.",
+    ]
+    return "\n".join(lines)
+
+
+def video_relevance() -> str:
+    """How well LVSpec's relevance finds words about what is seen, from :mod:`benchmarks.video.relevance`."""
+    rows = [row for row in read("video_relevance") if row["score_at"] == "judge"]
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.video.relevance`."
+    lines = [
+        "| layer | content over function words | facts over function words | facts over the rest |",
+        "| --- |" + " --- |" * 3,
+    ]
+    for row in rows:
+        cells = " | ".join(interval(row, name) for name in ("content", "facts", "facts_over_rest"))
+        lines.append(f"| {row['layer']} | {cells} |")
+    return "\n".join([*lines, "", _video_origin(rows)])
+
+
+def _video_origin(rows: list[dict[str, Any]]) -> str:
+    first = rows[0]
+    versions = first["versions"]
+    distinct = [row["distinct_4"] for row in rows if "distinct_4" in row]
+    said = "; degenerate rows support no claim" if any(row.get("degenerate") for row in rows) else ""
+    return (
+        f"{first['case']}; {first['device']}, torch {versions['torch']}, transformers {versions['transformers']};"
+        f" commit {commits_of(rows)}. Distinct 4-grams {min(distinct):.2f} to {max(distinct):.2f}, the clips' own"
+        f" captions {first['distinct_4_real']:.2f}{said}."
+    )
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "video_acceptance": video_acceptance,
+    "video_speed": video_speed,
+    "video_brief": video_brief,
+    "video_relevance": video_relevance,
+}
+"""The tables of this folder by the names that pages give them."""

@@ -1,0 +1,42 @@
+"""Two trees side by side: this tree beside itself, and beside what is no tree."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.decoding import before_after
+
+SMALL = ("--prompts", "2", "--prompt-length", "12", "--new-tokens", "6", "--runs", "2")
+MODEL = "runs/demo-draft/latest/model"
+
+
+def test_rows(inside, monkeypatch, capsys):
+    rows: list[dict] = []
+    monkeypatch.setattr(before_after, "replace", rows.extend)
+    monkeypatch.setattr("sys.argv", ["before_after", str(before_after.ROOT), MODEL, *SMALL])
+    before_after.main()
+    assert [(row["method"], row["metric"]) for row in rows] == [
+        (method, metric)
+        for method in ("Autoregressive", "PromptLookup", "SelfSpeculative")
+        for metric in ("tokens_per_second_before", "tokens_per_second_after", "after_over_before")
+    ]
+    for row in rows:
+        assert (row["identical_rows"], row["rows"], row["runs"]) == (2, 2, 2)
+        assert row["spread"]["min"] > 0
+    assert "tokens/s before" in capsys.readouterr().out
+
+
+def test_differences_are_told(monkeypatch):
+    def run(speed: float, *tokens: int) -> dict:
+        return {"PromptLookup": {"tokens": [[token] for token in tokens], "tokens_per_second": speed}}
+
+    made = before_after.rows_of("case", [run(10, 1, 2), run(20, 1, 2)], [run(5, 1, 3), run(30, 1, 3)])
+    assert made[2]["spread"] == {"min": 0.5, "median": 1.0, "max": 1.5}
+    assert [row["identical_rows"] for row in made] == [1, 1, 1]
+
+
+def test_another_tree_than_the_named_one_is_refused(tmp_path, inside):
+    asked = {"model": MODEL, "prompts": [[1, 2, 3]], "new_tokens": 2, "decoders": [], "threads": 1}
+    (tmp_path / "tree" / "inference").mkdir(parents=True)
+    with pytest.raises(SystemExit, match=r"^Decoding with .*tree failed \(.*\): see that it is a checkout"):
+        before_after.decoded(tmp_path / "tree", tmp_path / "place", asked)
