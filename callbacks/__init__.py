@@ -1,4 +1,4 @@
-"""Lightning callbacks: decoders and missing data measured in validation, searches, tables, export."""
+"""Lightning callbacks: evaluation of decoders and of missing data, searches, prediction tables, export."""
 
 from saccade.callbacks.decoding.evaluation import DecodingEvaluation
 from saccade.callbacks.export import ModelExport

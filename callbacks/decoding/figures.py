@@ -11,13 +11,13 @@ _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#
 
 
 def figure(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Speed beside its cause: tokens per second against the baseline, and how many drafts a round had accepted.
+    """Draw the speed of each decoder, and beside it the number of draft tokens accepted in a round.
 
     Args:
         records: The rows.
 
     Returns:
-        A figure of two panels. Lossy decoders are hatched and marked.
+        A figure of two panels. Lossy decoders are hatched and labelled.
     """
     height = max(3.4, 1.4 + 0.55 * len(records))
     canvas = Figure(figsize=(11.5, height), layout="constrained")
@@ -79,7 +79,7 @@ def _acceptance_panel(axes: Any, records: Sequence[Mapping[str, Any]], colours: 
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(0)
     else:
-        axes.text(0.5, 0.5, "no decoder drafted", ha="center", va="center", transform=axes.transAxes)
-    axes.set_xlabel("drafted tokens accepted in a round")
+        axes.text(0.5, 0.5, "no decoder drafted tokens", ha="center", va="center", transform=axes.transAxes)
+    axes.set_xlabel("draft tokens accepted in a round")
     axes.set_ylabel("share of rounds (%)")
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Rows, table and figure of a decoding evaluation."""
+"""Rows and table of a decoding evaluation."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ from saccade.common.records import plain
 from saccade.inference import Decoder
 
 DEGENERATE_BELOW = 0.7
-
-
-"""Generated text with less than this share of the real text's distinct 4-grams repeats itself: its acceptance is
-flattered, and its row supports no claim."""
+"""Generated text is degenerate if its share of distinct 4-grams is below this times the real text's. Repetitive text is
+easy to draft, so the acceptance rates of such a row are too high."""
 
 
 def rows(
@@ -35,19 +33,19 @@ def rows(
     baseline: str | None,
     context: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """One self-contained record for each decoder.
+    """Make one self-contained record for each decoder.
 
     Args:
         decoders: Decoders by name.
         totals: Their totals over all ranks.
-        baseline: Name of the row that speed-ups are measured against; ``None`` when there is none.
-        context: What is the same for all rows: prompts, limits, ranks; ``greedy`` says whether rows can be compared
-            token for token.
+        baseline: Name of the decoder that speed-ups are relative to; ``None`` if there is none.
+        context: Entries that all rows share: prompts, limits, ranks. With ``greedy``, texts are compared token by
+            token.
 
     Returns:
         The rows of ``decoding.json``, in the order of ``decoders``.
     """
-    seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
+    seed = os.environ.get("PL_GLOBAL_SEED")  # set by Lightning's seed_everything
     origin = provenance(None if seed is None else int(seed))
     reference = totals[baseline].stats.tokens_per_second if baseline is not None else 0.0
     records = []
@@ -61,7 +59,7 @@ def rows(
                 "identical_rows": total.counts["identical_rows"],
                 "differing_rows": differing,
                 "differing_tokens": total.counts["differing_tokens"],
-                # of the differing rows of a lossless decoder, those that part where the target's top two nearly tie
+                # of the differing rows of a lossless decoder: those that differ first where the target nearly ties
                 "near_tie_rows": total.counts["near_tie_rows"] if decoder.lossless else None,
             }
         real, generated = total.real_distinct_4, total.distinct_4
@@ -92,19 +90,19 @@ def rows(
 
 
 def settings(decoder: Decoder) -> dict[str, Any]:
-    """The settings of a decoder as plain values; a model is named by where it came from."""
+    """Return the settings of a decoder as values that JSON can represent; a model is represented by its path or id."""
     return plain(decoder) if is_dataclass(decoder) else {}
 
 
 def logged(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a row that go to the logger, by their last name; what is not known is left out."""
+    """Return the numbers of a row that are logged, by the last part of their name; unknown numbers are left out."""
     values = {key: value for key, value in row["statistics"].items() if not isinstance(value, Mapping)}
     values |= {"speedup": row["speedup"], **row["quality"], **(row["agreement"] or {})}
     return {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
 
 
 def write(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Writes ``decoding.json`` and ``decoding.png``, each whole or not at all.
+    """Write ``decoding.json`` and ``decoding.png``, each completely or not at all.
 
     Args:
         records: The rows.
@@ -116,7 +114,7 @@ def write(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
 
 
 def show(records: Sequence[Mapping[str, Any]], trainer: Trainer | None = None) -> None:
-    """Prints the table, and below it what a reader must know before believing it."""
+    """Print the table, and below it notes on rows that need care."""
     screen = console(trainer)
     screen.print(table(records))
     for note in notes(records):
@@ -124,7 +122,7 @@ def show(records: Sequence[Mapping[str, Any]], trainer: Trainer | None = None) -
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """The rows as a table for people."""
+    """Make the table that is printed."""
     first = records[0]
     greedy = "greedy" if first["greedy"] else "sampling"
     grid = Table(
@@ -141,11 +139,11 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
         "tokens/\nsecond",
         "target\nforwards",
         "tokens/\nforward",
-        "drafts\nkept",
-        "same as\nbase",
+        "drafts\naccepted",
+        "same as\nbaseline",
     ]
     scored = first["quality"]["slot_accuracy"] is not None
-    headings += ["distinct\n4-grams", *["facts\nright"] * scored]
+    headings += ["distinct\n4-grams", *["facts\ncorrect"] * scored]
     for heading in headings:
         grid.add_column(heading, justify="right", no_wrap=True)
     for row in records:
@@ -166,7 +164,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One sentence for every row that must not be taken at face value."""
+    """Write one sentence for each result that needs care in its interpretation."""
     found = []
     for row in records:
         agreement = row["agreement"]
@@ -174,24 +172,24 @@ def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
             ties = agreement["near_tie_rows"]
             found.append(
                 f"{row['name']}: {agreement['differing_rows']} of {row['statistics']['requests']} rows differ from the "
-                f"baseline, in {agreement['differing_tokens']} tokens; {ties} of them part where the target's two best "
-                f"logits tie within the rounding of {row['dtype']}."
+                f"baseline, in {agreement['differing_tokens']} tokens; in {ties} of them the target's two best logits "
+                f"are equal within the rounding of {row['dtype']} at the first difference."
             )
     for row in records:
         if row["statistics"]["relaxed"]:
             share = f"{row['statistics']['relaxed_share']:.1%}"
-            found.append(f"{row['name']}: {share} of its tokens are not the target's own choice where they stand.")
+            found.append(f"{row['name']}: {share} of its tokens are not those that the target itself would choose.")
     repeating = [row["name"] for row in records if row["quality"]["degenerate"]]
     if repeating:
         found.append(
-            f"* degenerate: {', '.join(repeating)} repeat themselves (under {DEGENERATE_BELOW:.0%} of the real text's "
-            "distinct 4-grams), which flatters every draft. Train longer, or sample."
+            f"* degenerate: the texts of {', '.join(repeating)} are repetitive (under {DEGENERATE_BELOW:.0%} of the "
+            "real text's distinct 4-grams), which makes acceptance rates too high. Train longer, or sample."
         )
     return found
 
 
 def _loss(row: Mapping[str, Any]) -> str:
-    """What a decoder that is not lossless has changed, beside its speed-up."""
+    """Label a decoder that is not lossless, with its share of relaxed tokens."""
     if row["lossless"]:
         return ""
     stats = row["statistics"]
