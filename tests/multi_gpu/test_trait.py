@@ -95,7 +95,7 @@ SCRIPT = """
 import sys
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from saccade.callbacks.trait.weights import forget, place_weights
+from saccade.callbacks.trait.weights import clear_state, place_weights
 
 
 class Tiny(LightningModule):
@@ -117,7 +117,7 @@ class Tiny(LightningModule):
         # epochs 0 and 2 see the same data; between them lies another trial
         if self.current_epoch == 0:
             self.parent = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
-            forget(self.trainer.optimizers)
+            clear_state(self.trainer.optimizers)
         else:
             place_weights(self, self.parent, self.trainer.optimizers)
 

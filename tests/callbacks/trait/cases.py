@@ -14,12 +14,12 @@ from saccade.callbacks.trait.events import (
     Event,
     Preset,
     Prune,
-    Request,
+    TrainingRequest,
     Trial,
     Warmup,
 )
 from saccade.callbacks.trait.search import Select, search
-from saccade.callbacks.trait.selectors import Candidate, Observation, PollingSelector, RandomSelector
+from saccade.callbacks.trait.selectors import Candidate, PollingSelector, RandomSelector, ScoredState
 
 PLAIN = replace(PRESETS["corrected"], warmup=False)
 TABLE = {"000": 0.50, "100": 0.52, "110": 0.51, "101": 0.50, "010": 0.515, "011": 0.53}
@@ -30,12 +30,12 @@ TRACES: dict[str, tuple[list[int], Callable[[Sequence[int]], float]]] = {
 }
 
 
-def lowest(candidates: Sequence[Candidate], observations: Sequence[Observation], history: Sequence[int]) -> int:
+def lowest(candidates: Sequence[Candidate], observations: Sequence[ScoredState], history: Sequence[int]) -> int:
     """A selector that takes the lowest admissible source."""
     return candidates[0].source
 
 
-def state_of(request: Request) -> tuple[int, ...]:
+def state_of(request: TrainingRequest) -> tuple[int, ...]:
     state = list(request.parent_state)
     if request.source is not None:
         state[request.source] += 1
@@ -68,10 +68,10 @@ def short(events: Sequence[Event]) -> list[tuple[Any, ...]]:
     return rows
 
 
-def noise(seed: int) -> Callable[[Request], float]:
+def noise(seed: int) -> Callable[[TrainingRequest], float]:
     """An arbitrary evaluator: any score for any chunk, some of them equal."""
 
-    def evaluate(request: Request) -> float:
+    def evaluate(request: TrainingRequest) -> float:
         key = [seed, request.node + 1000, *request.parent_state]
         return float(np.random.default_rng(key).integers(12)) / 12
 

@@ -13,7 +13,7 @@ from saccade.callbacks.trait.events import (
     Event,
     Preset,
     Prune,
-    Request,
+    TrainingRequest,
     Trial,
     Warmup,
     needed,
@@ -42,7 +42,7 @@ def test_every_chunk_is_spent_once_in_order_and_weights_exist_when_they_are_aske
         except StopIteration:
             break
         answer = None
-        if isinstance(step, Request):
+        if isinstance(step, TrainingRequest):
             assert step.parent is None or step.parent in alive
             answer = noise(seed)(step)
             evaluated += 1
@@ -72,9 +72,9 @@ def test_every_chunk_is_spent_once_in_order_and_weights_exist_when_they_are_aske
 
 
 def test_the_first_chunk_tried_from_the_root_is_answered_by_the_warmup() -> None:
-    asked: list[Request] = []
+    asked: list[TrainingRequest] = []
 
-    def evaluate(request: Request) -> float:
+    def evaluate(request: TrainingRequest) -> float:
         asked.append(request)
         return TRACES["B"][1](state_of(request))
 
@@ -96,14 +96,14 @@ def test_a_warmup_is_dropped_when_its_chunk_is_spent_below_the_root() -> None:
 
 
 def test_a_child_of_a_reused_node_goes_on_from_the_weights_of_the_warmup() -> None:
-    asked: list[Request] = []
+    asked: list[TrainingRequest] = []
 
-    def evaluate(request: Request) -> float:
+    def evaluate(request: TrainingRequest) -> float:
         asked.append(request)
         return float(sum(state_of(request)))
 
     list(search([2, 2], evaluate, lowest, 2))
-    assert asked[-1] == Request(node=2, parent=-1, parent_state=(1, 0), source=0, chunk=1, parent_node=1)
+    assert asked[-1] == TrainingRequest(node=2, parent=-1, parent_state=(1, 0), source=0, chunk=1, parent_node=1)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_search_that_is_killed_at_any_event_ends_with_the_same_journal(preset:
         journal = [Event.from_dict(json.loads(line)) for line in lines]
         assert journal == whole[:kept]
 
-        def evaluate(request: Request) -> float:
+        def evaluate(request: TrainingRequest) -> float:
             calls.append(request)
             return noise(11)(request)
 

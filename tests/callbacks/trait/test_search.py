@@ -14,7 +14,7 @@ from saccade.callbacks.trait.events import (
     Event,
     Preset,
     Prune,
-    Request,
+    TrainingRequest,
     Trial,
     Warmup,
 )
@@ -103,9 +103,9 @@ def test_released_accepts_the_first_trial_and_corrected_returns_the_base_model(b
 def test_any_search_keeps_the_rules(
     chunks: list[int], seed: int, budget: int | None, preset: Preset, select: Select
 ) -> None:
-    requests: list[Request] = []
+    requests: list[TrainingRequest] = []
 
-    def evaluate(request: Request) -> float:
+    def evaluate(request: TrainingRequest) -> float:
         requests.append(request)
         return noise(seed)(request)
 
@@ -192,7 +192,7 @@ def test_nothing_is_pruned_where_a_quarter_of_the_sources_is_live() -> None:
 
 def test_a_subtree_gets_pruned_sources_back_when_its_parent_is_left() -> None:
     # 1 helps, then from {1}: all hurt, 4 sources tried, so that one is pruned below the root's child only
-    def evaluate(request: Request) -> float:
+    def evaluate(request: TrainingRequest) -> float:
         state = state_of(request)
         return {0: 0.5, 1: 0.6 + 0.01 * state[0]}.get(sum(state), 0.4 - 0.01 * state[3])
 
@@ -204,7 +204,7 @@ def test_a_subtree_gets_pruned_sources_back_when_its_parent_is_left() -> None:
     assert (0, 3) not in sources_tried("global")
     assert (0, 3) not in sources_tried("subtree")  # the root is the parent of the exhausted node, and is never left
 
-    def deeper(request: Request) -> float:
+    def deeper(request: TrainingRequest) -> float:
         state = state_of(request)
         if sum(state) <= 2:
             return 0.1 * sum(state) - (0.001 * state[3])

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from saccade.callbacks.export import ModelExport
 from saccade.callbacks.trait import selection as trait_selection
-from saccade.callbacks.trait.evaluation import Measurement
+from saccade.callbacks.trait.evaluation import RankingEvaluation
 from saccade.callbacks.trait.selection import SELECTIONS, TraitSelection
 from saccade.modules.retrieval.hashed_sentences import HashedSentences
 from saccade.modules.retrieval.reranker import Reranker
@@ -79,7 +79,7 @@ def test_a_search_ends_with_the_best_weights_and_its_report(pool, tmp_path):
     assert (found["dev"]["queries"], found["held_out"]["queries"]) == (12, 18)
     assert found["evaluated_pairs"] == 8 * (3 + sum(not trial["reused"] for trial in trials))
     assert found["pool_pairs"] == 72
-    once, trained = Measurement(trainer.datamodule.dev_tasks, 10).pairs, found["evaluated_pairs"] // 8
+    once, trained = RankingEvaluation(trainer.datamodule.dev_tasks, 10).pairs, found["evaluated_pairs"] // 8
     assert 12 < once <= 12 * 10
     assert found["pairs"] == {"train": 2 * found["evaluated_pairs"], "measure": (trained + 1) * once}
     text = (tmp_path / "run" / "trait.md").read_text()

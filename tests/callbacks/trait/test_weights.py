@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from saccade.callbacks.trait.weights import forget, place_weights
+from saccade.callbacks.trait.weights import clear_state, place_weights
 
 
 class Small(LightningModule):
@@ -83,7 +83,7 @@ def test_counts_of_fused_optimizers_are_forgotten_and_settings_are_not():
     optimizer = Flat(module, counts_in_groups=True)
     train(module, optimizer, 3, seed=0)
     assert optimizer.optimizer.state
-    forget([optimizer])
+    clear_state([optimizer])
     assert not optimizer.optimizer.state
     assert optimizer.optimizer.param_groups[0]["step"] == 0
     assert optimizer.optimizer.param_groups[0]["lr"] == 0.1
