@@ -97,9 +97,8 @@ class PromptPool:
                 item = -1 if items is None else int(items[row])
                 prompt = Prompt(kept.clone(), min(length, len(kept)), -1, visual[row], item)
                 self._seen[prompt.key] = prompt
-        if (
-            len(self._seen) > self.max_prompts
-        ):  # what is not among this rank's smallest hashes is not among those of all ranks
+        # what is not among this rank's smallest hashes is not among those of all ranks
+        if len(self._seen) > self.max_prompts:
             self._seen = {key: self._seen[key] for key in sorted(self._seen)[: self.max_prompts]}
 
     def own(self) -> list[Prompt]:

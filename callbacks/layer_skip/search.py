@@ -297,12 +297,12 @@ class LayerSkipSearch(PromptCollector):
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Search, if ``when`` says so."""
+        """Search, depending on ``when``."""
         if not trainer.sanity_checking and (trainer.state.fn == "validate" or self.when == "validation_end"):
             self._search(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Search, if ``when`` says so."""
+        """Search, depending on ``when``."""
         if self.when == "fit_end":
             with where_it_trained(trainer, pl_module):
                 self._search(trainer, pl_module)

@@ -235,7 +235,7 @@ def notes(records: Sequence[Row]) -> list[str]:
     first = records[0]
     if first["masks"] == "oracle":
         found.append(
-            "masks oracle: the model was told what is missing. Published models derive that from the values: compare "
+            "masks oracle: the model knows what is missing. Published models derive that from the values: compare "
             "them with masks derived."
         )
     for group in _of(records, "group"):

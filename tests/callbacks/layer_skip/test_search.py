@@ -122,7 +122,7 @@ def test_log_survives_a_torn_header_and_refuses_garbage(tmp_path) -> None:
     assert Journal(path, {"seed": 1}).entries == [{"kind": "trial", "x": 1}]
     with path.open("a") as file:
         file.write("no json\n")
-    with pytest.raises(ValueError, match=r"line 3 .* is not a trial"):
+    with pytest.raises(ValueError, match=r"line 3 .* is not an entry of a journal"):
         Journal(path, {"seed": 1})
 
 
@@ -251,7 +251,7 @@ def test_the_search_behind_a_fit_runs_where_the_model_trained(tmp_path, monkeypa
 
 def test_callback_needs_a_validation(tmp_path) -> None:
     runner = trainer(tmp_path, callbacks=[LayerSkipSearch(trials=1)], max_epochs=1)
-    with pytest.raises(ValueError, match="fit needs a validation"):
+    with pytest.raises(ValueError, match="the validation data contains no prompts: run a validation during fit"):
         runner.fit(TinyModule(), loader(rows(2)))
 
 
@@ -266,7 +266,7 @@ def test_callback_needs_a_validation(tmp_path) -> None:
 def test_impossible_settings_are_refused_before_anything_is_written(tmp_path, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(tmp_path, **settings)
-    with pytest.raises(ValueError, match="prompts is empty"):
+    with pytest.raises(ValueError, match="prompts must contain at least one prompt"):
         search_layers(tiny_llama(), [], tmp_path / "skip_layers.json")
     assert list(tmp_path.iterdir()) == []
 
@@ -307,11 +307,13 @@ def test_prompts_come_from_held_out_files(tmp_path) -> None:
 
 
 def test_a_log_without_a_trial_stands_in_no_ones_way(tmp_path) -> None:
-    """A search that failed at its first trial leaves its costs."""
-    Journal(tmp_path / "log.jsonl", {"max_new_tokens": 1000}).append("costs", {"full": 1.0})
-    mended = Journal(tmp_path / "log.jsonl", {"max_new_tokens": 4})
+    """A search that failed at its first trial leaves its costs, which are preliminary entries."""
+    Journal(tmp_path / "log.jsonl", {"max_new_tokens": 1000}, ("costs",)).append("costs", {"full": 1.0})
+    with pytest.raises(ValueError, match="belongs to another search"):
+        Journal(tmp_path / "log.jsonl", {"max_new_tokens": 4})
+    mended = Journal(tmp_path / "log.jsonl", {"max_new_tokens": 4}, ("costs",))
     assert mended.entries == []
     mended.append("trial", {"seconds_per_token": 1.0})
-    assert Journal(tmp_path / "log.jsonl", {"max_new_tokens": 4}).find("trial")
+    assert Journal(tmp_path / "log.jsonl", {"max_new_tokens": 4}, ("costs",)).find("trial")
     with pytest.raises(ValueError, match="belongs to another search"):
-        Journal(tmp_path / "log.jsonl", {"max_new_tokens": 5})
+        Journal(tmp_path / "log.jsonl", {"max_new_tokens": 5}, ("costs",))

@@ -166,7 +166,7 @@ def test_a_selector_that_wants_nothing_leads_back_and_is_replayed() -> None:
         ({"margin": -1.0}, "margin must be at least 0"),
         ({"margin": float("nan")}, "margin must be at least 0"),
         ({"initial_pruning": 1.0}, "initial_pruning must be"),
-        ({"initial_pruning": 0.5, "warmup": False}, "needs the warm-up"),
+        ({"initial_pruning": 0.5, "warmup": False}, "initial_pruning must be 0 without a warm-up, got 0.5"),
     ],
 )
 def test_impossible_rules_are_refused(settings: dict[str, Any], words: str) -> None:

@@ -239,10 +239,10 @@ def test_a_margin_keeps_small_gains_out_of_the_path_but_not_out_of_the_best() ->
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"chunks_per_source": []}, "chunks_per_source is empty"),
+        ({"chunks_per_source": []}, "chunks_per_source must have an entry for each source, got none"),
         ({"chunks_per_source": [2, 0]}, "got 0 for source 1"),
         ({"budget": 0}, "budget must be at least 1"),
-        ({"preset": "best"}, "preset must be one of corrected, released, got 'best'"),
+        ({"preset": "best"}, "preset must be corrected or released, got 'best'"),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_is_evaluated(settings: dict[str, Any], words: str) -> None:
@@ -259,14 +259,14 @@ def test_what_evaluate_select_and_journal_get_wrong_is_said_in_one_line() -> Non
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "node 0 must be a finite number, got nan" in message(evaluate=lambda _: float("nan"))
-    assert "[0, 1, 2] or None, got 7" in message(select=lambda *_: 7)
+    assert "node 0 must be finite, got nan" in message(evaluate=lambda _: float("nan"))
+    assert "one of [0, 1, 2] or None, got 7" in message(select=lambda *_: 7)
     assert "journal event 1 (best)" in message(journal=trace("B"))
     assert "journal event 2 (backtrack)" in message(journal=[trace("A")[0], Backtrack((), 4, 2)])
     assert "raise budget (now 4)" in message(journal=trace("A"))
     entry = trace("A")[1].to_dict()
     for broken in ({}, {"kind": "trail"}, {**entry, "more": 1}, {"kind": "trial"}):
-        with pytest.raises(ValueError, match="not an event of a Trait search"):
+        with pytest.raises(ValueError, match="is not an event of a Trait search"):
             Event.from_dict(broken)
 
 

@@ -177,7 +177,10 @@ def test_a_checkpoint_that_is_read_late_goes_on_too(pool, tmp_path, later):
 
 def test_a_strategy_that_spreads_the_weights_is_refused(pool, tmp_path, monkeypatch):
     monkeypatch.setattr(trait_selection, "shards_parameters", lambda trainer: True)
-    with pytest.raises(ValueError, match=r"^strategy: TraitSelection goes back to whole weights between trials"):
+    with pytest.raises(
+        ValueError,
+        match=r"^strategy must keep whole weights on every rank for TraitSelection, got SingleDeviceStrategy",
+    ):
         fit(pool(), tmp_path / "run")
 
 
@@ -230,10 +233,10 @@ def test_the_best_retriever_is_exported(pool, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"budget": 0}, "budget: must be at least 1 trial"),
-        ({"selection": "greedy"}, "selection: must be one of trait, random"),
-        ({"preset": "old"}, "preset: must be corrected or released"),
-        ({"candidates": 0}, "candidates: must be at least 1"),
+        ({"budget": 0}, "budget must be at least 1, got 0"),
+        ({"selection": "greedy"}, "selection must be trait, random"),
+        ({"preset": "old"}, "preset must be corrected or released, got 'old'"),
+        ({"candidates": 0}, "candidates must be at least 1, got 0"),
         ({"margin": -1.0}, "margin must be at least 0"),
     ],
 )
@@ -243,11 +246,15 @@ def test_wrong_settings_are_refused(settings, message):
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs(pool, tmp_path):
-    with pytest.raises(ValueError, match=r"^schedule: every trial begins with a fresh optimizer"):
+    with pytest.raises(
+        ValueError, match=r"^schedule must be constant and warmup_fraction 0 for TraitSelection, got cosine and 0"
+    ):
         fit(pool(), tmp_path / "run", module=Reranker(width=4, schedule="cosine"))
-    with pytest.raises(ValueError, match=r"^model: TraitSelection trains a Retriever or a Reranker"):
+    with pytest.raises(
+        ValueError, match=r"^model must be a Retriever or a Reranker for TraitSelection, got TinyModule"
+    ):
         fit(pool(), tmp_path / "run", module=TinyModule())
-    with pytest.raises(ValueError, match=r"^data: TraitSelection chooses from a ChunkPool"):
+    with pytest.raises(ValueError, match=r"^data must be a ChunkPool for TraitSelection, got "):
         fit(DataLoader([{}]), tmp_path / "run")
     assert not (tmp_path / "run" / "trials.jsonl").exists()
 

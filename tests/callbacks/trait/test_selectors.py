@@ -77,8 +77,8 @@ def test_the_released_formula_chooses_otherwise(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"surrogate": "forest"}, "surrogate must be one of corrected, released, got 'forest'"),
-        ({"acquisition": "ucb"}, "acquisition must be one of ei, ei_released, got 'ucb'"),
+        ({"surrogate": "forest"}, "surrogate must be corrected or released, got 'forest'"),
+        ({"acquisition": "ucb"}, "acquisition must be ei or ei_released, got 'ucb'"),
         ({"xi": -0.1}, "xi must be at least 0, got -0.1"),
     ],
 )
@@ -119,7 +119,7 @@ def test_the_best_source_is_that_of_the_warmup_and_nothing_else() -> None:
     later = [*WARM, ScoredState((1, 0, 1, 0), 0.9)]
     assert BestSourceSelector()(successors([0, 1, 2, 3]), later, [0, 2]) == 1
     assert BestSourceSelector()(successors([0, 2]), later, [0, 2]) is None
-    with pytest.raises(ValueError, match="needs the warm-up"):
+    with pytest.raises(ValueError, match="needs the scores of a warm-up, got none"):
         BestSourceSelector()(successors([0, 1]), WARM[:1], [])
 
 
