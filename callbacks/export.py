@@ -1,4 +1,4 @@
-"""ModelExport: what was trained, as a folder that other programs load."""
+"""ModelExport: save the trained model as a folder that other programs can load."""
 
 from pathlib import Path
 from typing import Any
@@ -10,24 +10,24 @@ from saccade.callbacks.run_folder import run_folder
 
 
 def unusable_loss(trainer: Trainer) -> float | None:
-    """Say with what loss a training diverged.
+    """Return the last training loss if the training diverged.
 
     Args:
-        trainer: When the fit has ended.
+        trainer: The trainer, after its fit.
 
     Returns:
-        The last logged `train_loss` where it is no finite number; None where it is one, or where none was logged.
+        The last logged `train_loss` if it is infinite or NaN; None if it is finite or was not logged.
     """
     loss = trainer.callback_metrics.get("train_loss")
     return None if loss is None or bool(loss.isfinite()) else float(loss)
 
 
 class ModelExport(Callback):
-    """Write the trained model into the run folder when a fit ends, by the module's own `save_pretrained`.
+    """Write the trained model into the run folder when a fit ends, with the module's own `save_pretrained`.
 
-    The weights are those of the last step. A module without `save_pretrained` is left alone, and so is a
-    `fast_dev_run`; a training whose logged `train_loss` ended as no number has nothing to export. All ranks take part:
-    under ZeRO-3 the weights are gathered.
+    The weights are those of the last step. Nothing is exported if the module has no `save_pretrained`, in a
+    `fast_dev_run`, or if the last logged `train_loss` is infinite or NaN. All ranks take part, because under ZeRO-3
+    the weights are gathered.
 
     Args:
         folder: Name of the exported folder inside the run folder.
@@ -37,12 +37,12 @@ class ModelExport(Callback):
         self.folder = folder
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Export, while the ranks can still talk to each other."""
+        """Export the model while the process group still exists."""
         save: Any = getattr(pl_module, "save_pretrained", None)
         if save is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if (loss := unusable_loss(trainer)) is not None:
-            rank_zero_info(f"saccade: the model is not exported, its last train_loss is {loss}")
+            rank_zero_info(f"saccade: the model is not exported because its last train_loss is {loss}")
             return
         target: Path = run_folder(trainer) / self.folder
         save(target)

@@ -1,4 +1,4 @@
-"""Running something in the middle of a training without leaving a trace in it."""
+"""Run something in the middle of a training without changing the training."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import nn
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Puts a module in evaluation mode without gradients, and restores what training depends on afterwards.
+    """Put a module in evaluation mode without gradients, and restore afterwards what training depends on.
 
-    Restored, also after an exception: the mode of every submodule (a frozen part may be in evaluation mode while
-    the rest trains), and the random states of Python, NumPy and torch on every device.
+    Restored are the mode of every submodule (a frozen part may be in evaluation mode while the rest trains), and the
+    random states of Python, NumPy and torch on every device; also after an exception.
 
     Args:
-        module: The module that is about to be used.
+        module: The module to use in the block.
     """
     modes = [(part, part.training) for part in module.modules()]
     failure: BaseException | None = None
@@ -27,7 +27,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         module.eval()
         try:
             yield
-        except BaseException as error:  # isolate_rng does not restore when an exception passes through it
+        except BaseException as error:  # isolate_rng does not restore the states after an exception
             failure = error
     for part, mode in modes:
         part.training = mode
@@ -37,14 +37,14 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def where_it_trained(trainer: Trainer, module: LightningModule) -> Iterator[None]:
-    """Puts a module back on the device of its training for what a callback does in ``on_fit_end``.
+    """Move a module back to the device of its training, for the work of a callback in ``on_fit_end``.
 
-    Lightning has moved it to the CPU by then: there NCCL cannot add what the ranks found, and nothing is as fast as
-    where it will be used.
+    Lightning moves the module to the CPU before it calls ``on_fit_end``. There, NCCL cannot reduce tensors, and timings
+    are not those of the training device.
 
     Args:
-        trainer: Whose fit has ended.
-        module: Left on the CPU again.
+        trainer: The trainer, at the end of its fit.
+        module: The module; it is moved to the CPU again at the end of the block.
     """
     module.to(trainer.strategy.root_device)
     try:

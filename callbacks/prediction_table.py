@@ -1,4 +1,4 @@
-"""PredictionTable: what a model predicts, as one CSV file."""
+"""PredictionTable: write the predictions of a model into one CSV file."""
 
 from __future__ import annotations
 
@@ -19,34 +19,37 @@ from saccade.callbacks.run_folder import run_folder
 from saccade.common.files import write_text
 
 KEY = "key"
-"""Column by which samples are told apart."""
+"""Column that identifies a sample."""
 
 
 class PredictionTable(Callback):
     """Write what `predict_step` returns into one CSV file in the run folder, one row for each sample.
 
-    `predict_step` returns a dictionary of columns: tensors [B], or lists of B strings. The columns stand in the
-    dictionary's order, the rows in the order of the data. With a column `key` and a datamodule that has
-    `sample_ids(keys) -> list[str]`, the first column is `id`. Every rank writes its rows beside the file; the first
-    rank merges them once all are there, and leaves out rows of a `key` that a sampler repeated to give all ranks
-    equally many. The file is there whole or not at all. A `fast_dev_run` writes nothing.
+    `predict_step` returns a dictionary of columns: tensors [B], or lists of B strings. Columns keep the order of the
+    dictionary, rows the order of the data. If there is a column `key` and the datamodule has a method
+    `sample_ids(keys) -> list[str]`, the first column is `id`. Every rank writes its rows into a temporary file in the
+    same folder. When all ranks are done, the first rank merges these files; it drops repeated keys, which a distributed
+    sampler adds to give every rank the same number of samples. The file is written completely or not at all. A
+    `fast_dev_run` writes nothing.
 
     Args:
         filename: Name of the file inside the run folder.
 
     Raises:
-        ValueError: The name is not a plain one, or `predict_step` returns something else; the message says what.
+        ValueError: `filename` contains a folder, or `predict_step` does not return such a dictionary.
     """
 
     def __init__(self, filename: str = "predictions.csv") -> None:
         if Path(filename).name != filename or filename in ("", ".."):
-            raise ValueError(f"filename: must be the plain name of a file, but is {filename!r}; leave out its folder")
+            raise ValueError(
+                f"filename must be the name of a file without a folder, got {filename!r}: leave out the folder."
+            )
         self.filename = filename
         self._columns: list[str] | None = None
         self._part: TextIO | None = None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin this rank's part of the table, in place of what an earlier run may have left."""
+        """Open this rank's part of the table; a part that an earlier run left is overwritten."""
         self._columns = None
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = self._path_of_part(trainer, trainer.global_rank)
@@ -61,10 +64,10 @@ class PredictionTable(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Write a batch's rows into this rank's part.
+        """Write the rows of a batch into this rank's part.
 
         Raises:
-            ValueError: `predict_step` returned no table.
+            ValueError: `predict_step` did not return a dictionary of columns, or not the same columns for every batch.
         """
         columns = _columns_of(outputs)
         find_ids = getattr(getattr(trainer, "datamodule", None), "sample_ids", None)
@@ -75,8 +78,8 @@ class PredictionTable(Callback):
             self._write([self._columns])
         elif self._columns != list(columns):
             raise ValueError(
-                f"predict_step: must return the same columns for every batch, but returned {list(columns)} after"
-                f" {self._columns}"
+                f"predict_step must return the same columns for every batch, got {list(columns)} after {self._columns}:"
+                " return all columns every time."
             )
         self._write([str(dataloader_idx), *row] for row in zip(*columns.values(), strict=True))
 
@@ -88,7 +91,8 @@ class PredictionTable(Callback):
         """Merge the parts of all ranks.
 
         Raises:
-            ValueError: The part of a rank cannot be seen from here, has other columns, or the file cannot be written.
+            ValueError: The first rank cannot find the part of another rank, the parts have different columns, or the
+                file cannot be written.
         """
         if self._part is None:
             return
@@ -106,7 +110,7 @@ class PredictionTable(Callback):
                 rank_zero_info(f"saccade: predictions are in {run_folder(trainer) / self.filename}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave no part behind."""
+        """Remove this rank's part."""
         if self._part is not None:
             self._close()
             self._path_of_part(trainer, trainer.global_rank).unlink(missing_ok=True)
@@ -121,15 +125,15 @@ class PredictionTable(Callback):
 
 
 def _columns_of(outputs: Any) -> dict[str, list[str]]:
-    """The columns that `predict_step` returned, as text.
+    """Convert the columns that `predict_step` returned to text.
 
     Raises:
-        ValueError: They are no columns of one length.
+        ValueError: It returned no columns, or columns of different lengths.
     """
-    wish = "predict_step: must return a dictionary of tensors [B] or lists of str"
+    rule = "predict_step must return a dictionary of tensors [B] or lists of str"
     if not isinstance(outputs, dict) or not outputs:
-        what = "an empty one" if outputs == {} else _described(outputs)
-        raise ValueError(f"{wish}, but returned {what}; name each column, as in {{'value': values}}")
+        what = "an empty dictionary" if outputs == {} else _described(outputs)
+        raise ValueError(f"{rule}, got {what}: name each column, as in {{'value': values}}.")
     columns: dict[str, list[str]] = {}
     for name, values in outputs.items():
         if isinstance(values, Tensor) and values.ndim == 1 and not values.is_complex():
@@ -137,15 +141,15 @@ def _columns_of(outputs: Any) -> dict[str, list[str]]:
         elif isinstance(values, list | tuple) and all(isinstance(value, str) for value in values):
             columns[str(name)] = list(values)
         else:
-            raise ValueError(f"{wish}, but column {name!r} is {_described(values)}; make it one value for each sample")
+            raise ValueError(f"{rule}, got {_described(values)} for {name!r}: return one value for each sample.")
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
-        raise ValueError(f"predict_step: must return columns of one length, but returned {lengths}")
+        raise ValueError(f"predict_step must return columns of one length, got {lengths}: return one value a sample.")
     return columns
 
 
 def _texts(values: Tensor) -> list[str]:
-    """Numbers with as many digits as their precision needs to be read back exactly."""
+    """Format numbers with enough digits to read them back exactly in their precision."""
     values = values.detach().cpu()
     if values.dtype in (torch.bfloat16, torch.float16):
         values = values.float()
@@ -159,19 +163,19 @@ def _described(value: Any) -> str:
 
 
 def _merged(parts: Sequence[Path]) -> str | None:
-    """The table of all ranks; None when no rank has any row.
+    """Merge the parts of all ranks; None if no rank has any row.
 
-    Ranks take turns, as the samplers of torch, of Lightning and ours deal the samples out: so rows stand in the order
-    of the data.
+    Rows are taken from the ranks in turn, as the samplers of torch, of Lightning and of saccade distribute the samples.
+    So the rows are in the order of the data.
 
     Raises:
-        ValueError: A part is missing or does not fit the others.
+        ValueError: A part is missing or has other columns than the others.
     """
     for part in parts:
         if not part.exists():
             raise ValueError(
-                f"the predictions of a rank must lie in {part}, but are not seen from the first rank; choose a folder"
-                " that all machines share with --runs_folder"
+                f"the first rank cannot find the predictions of another rank in {part}: choose a folder that all"
+                " machines share with --runs_folder."
             )
     csv.field_size_limit(sys.maxsize)
     with ExitStack() as stack:
@@ -180,7 +184,9 @@ def _merged(parts: Sequence[Path]) -> str | None:
         if not headers:
             return None
         if any(header != headers[0] for header in headers):
-            raise ValueError(f"predict_step: must return the same columns on every rank, but returned {headers}")
+            raise ValueError(
+                f"predict_step must return the same columns on every rank, got {headers}: return all columns."
+            )
         key = headers[0].index(KEY) if KEY in headers[0] else None
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
@@ -197,7 +203,7 @@ def _merged(parts: Sequence[Path]) -> str | None:
 
 
 def _in_turn(readers: Sequence[Iterator[list[str]]]) -> Iterator[tuple[str, list[str]]]:
-    """One row of every rank, again and again, one dataloader after the other; each with its dataloader."""
+    """Yield one row of each rank in turn, one dataloader after the other, each row with the index of its dataloader."""
     waiting: list[list[str] | None] = [next(reader, None) for reader in readers]
     while any(row is not None for row in waiting):
         current = str(min(int(row[0]) for row in waiting if row is not None))

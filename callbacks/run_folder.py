@@ -1,4 +1,4 @@
-"""Where a run keeps its results."""
+"""The folder in which a run keeps its results."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lightning.pytorch import Trainer
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The folder of this run: ``trainer.default_root_dir``, created when it is missing.
+    """Return the folder of this run, ``trainer.default_root_dir``, and create it if it is missing.
 
     Args:
-        trainer: The trainer of the run. Under the ``saccade`` command its root is ``runs/<name>/<time>``.
+        trainer: The trainer of the run. The ``saccade`` command sets its root folder to ``runs/<name>/<time>``.
 
     Returns:
-        An existing folder that can be written to.
+        The folder, which exists and can be written to.
 
     Raises:
         ValueError: The folder cannot be created or written to.
@@ -25,8 +25,8 @@ def run_folder(trainer: Trainer) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(
-            f"run folder {folder} cannot be created ({error.strerror}): choose another with --runs_folder."
+            f"cannot create the run folder {folder} ({error.strerror}): choose another folder with --runs_folder."
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"run folder {folder} is not writable: choose another with --runs_folder.")
+        raise ValueError(f"cannot write to the run folder {folder}: choose another folder with --runs_folder.")
     return folder

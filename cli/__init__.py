@@ -1,1 +1,1 @@
-"""The ``saccade`` command."""
+"""Code of the ``saccade`` command."""

@@ -1,4 +1,4 @@
-"""``--config lm/demo.yaml``: a file of the user's, else one of those that come with saccade."""
+"""Find the file of ``--config lm/demo.yaml``: the user's own file, or one that is part of saccade."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,35 +9,36 @@ from saccade.cli.suggestions import hint
 
 
 def packaged_configs() -> dict[str, Path]:
-    """The settings that come with saccade: names such as ``lm/demo.yaml``, and where each of them lies."""
+    """Return the configuration files that are part of saccade: names such as ``lm/demo.yaml``, and their paths."""
     root = Path(str(saccade.configs.__file__)).parent
     return {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*.yaml"))}
 
 
 def find_config(name: str) -> str:
-    """Find a file of settings.
+    """Find a configuration file.
 
     Args:
-        name: A path, or the name of a packaged file; a file that exists wins over a packaged one.
+        name: A path, or the name of a packaged file; an existing file takes precedence.
 
     Returns:
         The path as given, or that of the packaged file.
 
     Raises:
-        UsageError: If there is neither, or the file is no mapping of settings.
+        UsageError: There is no such file, or it does not contain a mapping of settings.
     """
     if Path(name).is_file():
-        from saccade.cli.config_check import check_config  # help needs no YAML
+        from saccade.cli.config_check import check_config  # not needed for --help
 
         check_config(Path(name))
         return name
     if Path(name).is_dir():
-        raise UsageError(f"--config {name}: this is a folder; name a YAML file in it")
+        raise UsageError(f"--config must be a YAML file, got the folder {name}: name a file in it.")
     packaged = packaged_configs()
     if name in packaged:
         return str(packaged[name])
     raise UsageError(
-        f"--config {name}: no such file, and none of the packaged ones ({', '.join(packaged)}){hint(name, packaged)}"
+        f"--config must be a file or the name of a packaged one, got {name}"
+        f"{hint(name, packaged) or ': use one of ' + ', '.join(packaged) + ', or check the path.'}"
     )
 
 
@@ -48,10 +49,10 @@ def resolve_config_arguments(arguments: Sequence[str]) -> list[str]:
         arguments: Command line without the program's name.
 
     Returns:
-        The same command line, ready for the parser.
+        The same command line with paths.
 
     Raises:
-        UsageError: If a named file does not exist.
+        UsageError: A file does not exist.
     """
     resolved: list[str] = []
     expects_file = False

@@ -1,4 +1,4 @@
-"""``saccade doctor``: what is here, what is missing, and how to get it."""
+"""``saccade doctor``: print versions, devices, and packages that are missing for a feature."""
 
 import importlib.util
 import os
@@ -18,10 +18,10 @@ from saccade.common.provenance import device_names, git_state, versions
 
 @dataclass(frozen=True)
 class Feature:
-    """Something that needs a package that is not always installed.
+    """A feature that needs packages that are not always installed.
 
     Attributes:
-        name: What a user gets.
+        name: Name of the feature.
         modules: Import names of the packages; all are needed.
         remedy: How to install them.
     """
@@ -31,7 +31,7 @@ class Feature:
     remedy: str
 
     def missing(self) -> list[str]:
-        """Import names that are not installed."""
+        """Return the import names of packages that are not installed."""
         return [module for module in self.modules if importlib.util.find_spec(module) is None]
 
 
@@ -46,7 +46,7 @@ FEATURES = (
         "make install EXTRAS=dev,retrieval (with a GPU retrieval-gpu instead, never both)",
     ),
     Feature("video files", ("av",), "make install EXTRAS=dev,video"),
-    Feature("GPU kernels", ("triton",), "comes with the CUDA builds of torch; not needed without a GPU"),
+    Feature("GPU kernels", ("triton",), "part of the CUDA builds of torch; not needed without a GPU"),
     Feature("tests and checks", ("pytest", "ruff", "mypy"), "make install"),
 )
 
@@ -54,7 +54,7 @@ _BYTES_PER_GIB = 2**30
 
 
 def _memory_in_gib() -> float | None:
-    """Main memory of this machine, where the system tells it."""
+    """Return the main memory of this machine; None if the system does not provide it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _BYTES_PER_GIB
     except (AttributeError, OSError, ValueError):
@@ -62,7 +62,7 @@ def _memory_in_gib() -> float | None:
 
 
 def _devices() -> list[str]:
-    """One line per accelerator and one for the processor."""
+    """Return one line for the processor and one for each accelerator."""
     memory = _memory_in_gib()
     size = "" if memory is None else f", {memory:.0f} GiB memory"
     if not torch.cuda.is_available():
@@ -80,17 +80,17 @@ def run(arguments: Sequence[str]) -> None:
     """Print versions, devices and features.
 
     Args:
-        arguments: None are known but ``--help``.
+        arguments: Empty, or ``--help``.
 
     Raises:
-        UsageError: If there is another one.
+        UsageError: There is another argument.
     """
     if list(arguments) in (["--help"], ["-h"]):
-        print("usage: saccade doctor\n\nPrint versions, devices, and what is missing for which feature.")
+        print("usage: saccade doctor\n\nPrint versions, devices, and packages that are missing for a feature.")
         return
     if arguments:
-        raise UsageError(f"doctor takes no arguments, but got {' '.join(arguments)}")
-    # a pipe has no width of its own, and a broken line cannot be searched
+        raise UsageError(f"doctor must have no arguments, got {' '.join(arguments)}: run `saccade doctor`.")
+    # a pipe has no width; long lines are kept whole so that they can be searched
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     commit, dirty = git_state()
     table = Table("package", "version", title="versions", title_justify="left")

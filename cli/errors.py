@@ -1,4 +1,4 @@
-"""How mistakes are told: one line for what a user can mend, the whole trace for everything else."""
+"""Error messages of the command: one line for errors in settings, a traceback for all others."""
 
 import re
 import traceback
@@ -9,10 +9,10 @@ from saccade.cli.suggestions import with_suggestions
 
 
 class UsageError(Exception):
-    """A mistake that the user can mend; its text is one line that says what is wrong."""
+    """An error that the user can fix, as one line that says what is wrong and what to do."""
 
 
-# the parser's explanations that say nothing: what types there are, and the whole value that was given
+# parts of the parser's messages that do not help: lists of types, and the whole value that was given
 _NOISE = re.compile(
     r"(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*"
     r"|Given value: .*(Namespace|NestedArg)\(.*|Problem with given class_path '[^']*':|See stack trace.*"
@@ -23,19 +23,19 @@ _NEW_REASON = re.compile(r"\s*- |\s*Given value|\s*Parser key")
 _MAX_LENGTH = 600
 
 WRONG_WEIGHTS = "Error(s) in loading state_dict for"
-"""How torch begins to say that a checkpoint is another model's."""
+"""Start of torch's message for a checkpoint of another model."""
 
 
 def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
-    """Say in one line what went wrong.
+    """Describe an error in one line.
 
     Args:
-        error: What was raised.
-        options: Of the command, without their dashes; a misspelt one is compared with them.
+        error: The exception.
+        options: Options of the command without dashes; the nearest one is suggested for an unknown option.
 
     Returns:
-        The message without line breaks and without the parser's repetitions; the error's type where it has no
-        message, or where the message alone says too little (a KeyError, a TypeError).
+        The message without line breaks and without the parser's repetitions. If there is no message, it is the type of
+        the error; for a KeyError, an IndexError or an AttributeError, the type precedes the message.
     """
     text = str(error)
     if text.startswith(WRONG_WEIGHTS):
@@ -51,23 +51,23 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
 
 
 def _wrong_weights(text: str) -> str:
-    """How many weights do not fit, with one of each kind, where torch lists them all."""
+    """Count the weights that do not fit, with one example of each kind; torch lists them all."""
     module = text.removeprefix(WRONG_WEIGHTS).split(":", 1)[0].strip()
-    told = []
-    for kind, words in (("Missing", "are not in it"), ("Unexpected", "are no part of the model")):
+    counts = []
+    for kind, words in (("Missing", "are missing"), ("Unexpected", "are unknown to the model")):
         if listed := re.search(rf"{kind} key\(s\) in state_dict: (.*)", text):
             names = re.findall(r'"([^"]+)"', listed[1])
-            told.append(f"{len(names)} {words}, such as {names[0]}")
+            counts.append(f"{len(names)} {words}, such as {names[0]}")
     if other := re.findall(r"size mismatch for (\S+):", text):
-        told.append(f"{len(other)} have other shapes, such as {other[0]}")
+        counts.append(f"{len(other)} have other shapes, such as {other[0]}")
     return (
-        f"ckpt_path: its weights do not fit {module}: {'; '.join(told)}. Take a checkpoint of this configuration,"
-        " or give the one that it was trained with."
+        f"--ckpt_path must have the weights of {module}, got others ({'; '.join(counts)}): give a checkpoint of this"
+        " configuration, or the configuration of the checkpoint."
     )
 
 
 def _without_repetitions(text: str) -> str:
-    """Keep the reasons of a parser error, without the alternatives that nobody meant."""
+    """Keep the reasons of a parser error, without the alternatives that were not meant."""
     reasons: list[str] = []
     for line in text.splitlines():
         words = re.sub(r"^\s*- ", "", line).strip()
@@ -82,7 +82,7 @@ def _without_repetitions(text: str) -> str:
     joined = ""
     for reason in reasons:
         joined += ("" if not joined else " " if joined.endswith(":") else "; ") + reason
-    # keys inside each other: `model` then `lora` are `model.lora`
+    # nested keys: `model` then `lora` are `model.lora`
     joined = joined.replace('": Parser', ": Parser")
     while (shorter := re.sub(r'(Parser key "[^":]*): Parser key "', r"\1.", joined)) != joined:
         joined = shorter
@@ -90,12 +90,12 @@ def _without_repetitions(text: str) -> str:
 
 
 def raised_by_us(error: BaseException) -> bool:
-    """Whether the statement that raised the error checks settings: saccade's own, or Lightning's of its trainer.
+    """Return whether an error was raised by saccade, or by the checks of Lightning's trainer.
 
-    What a library below them raised may be anybody's mistake, and keeps its trace.
+    Errors of other libraries may have any cause, so the command prints their traceback.
 
     Args:
-        error: An exception that was caught.
+        error: A caught exception.
     """
     frames = list(traceback.walk_tb(error.__traceback__))
     where = str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""

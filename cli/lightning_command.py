@@ -1,4 +1,4 @@
-"""``saccade fit | validate | test | predict``: LightningCLI, without its four traps."""
+"""``saccade fit | validate | test | predict``: LightningCLI with run folders and errors in one line."""
 
 import logging
 import os
@@ -37,19 +37,19 @@ from saccade.cli.run_folders import (
 from saccade.common.files import write_json, write_text
 from saccade.common.provenance import provenance
 
-# ranks that Lightning starts run the same command again and learn from these what the first one decided
+# ranks that Lightning starts run the same command again; these variables pass on what the first rank decided
 _RUN_FOLDER = "SACCADE_RUN_FOLDER"
 _CHECKPOINT = "SACCADE_CKPT_PATH"
 
-_TERMINATED = 143  # as a shell says it of a process that SIGTERM ended
+_TERMINATED = 143  # exit status of a process that SIGTERM ended
 
-# arguments of one subcommand's method; without them a saved config serves the other subcommands too
+# arguments of single subcommands; without them a saved configuration can be used with the others too
 _OF_ONE_CALL = ("ckpt_path", "verbose", "weights_only", "return_predictions", "config")
 
-# what a misspelt option is compared with; what stands behind a dot is a setting and has its own suggestion
+# candidates for the suggestion after a misspelt option; settings after a dot have their own suggestions
 _OPTIONS = ("config", "print_config", "ckpt_path", "seed_everything", "name", "runs_folder", "model", "data", "trainer")
 
-# what constructors raise over their arguments
+# errors that constructors raise for wrong arguments
 _REFUSALS = (
     ArgumentError,
     ArithmeticError,
@@ -64,14 +64,14 @@ _REFUSALS = (
 )
 
 _EPILOG = """\
-A second --config replaces a list of the first one. To add to trainer.callbacks instead of replacing it, write
-`--trainer.callbacks+=ClassName` (its settings after it, as `--trainer.callbacks.setting=value`), or `callbacks+:` in
-the YAML, as decoding/demo.yaml does. Checkpoints, progress bar and export are always there and need no entry.
+A later --config replaces the lists of an earlier one. To add to trainer.callbacks instead of replacing it, write
+`--trainer.callbacks+=ClassName` (followed by its settings, as `--trainer.callbacks.setting=value`), or `callbacks+:` in
+the YAML file, as decoding/demo.yaml does. Checkpoints, progress bar and export are always on and need no entry.
 """
 
 
 class SaccadeCLI(LightningCLI):
-    """The training commands: every run has its own folder, the command wins over the checkpoint, errors are one line.
+    """The training commands. Every run has its own folder, and the command's settings override the checkpoint's.
 
     Args:
         args: Command line without the program's name.
@@ -80,7 +80,7 @@ class SaccadeCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         self.run_folder: Path | None = None
         self.checkpoint: Path | None = None
-        self._tells_metrics = False
+        self._prints_metrics = False
         super().__init__(
             save_config_callback=None,
             seed_everything_default=0,
@@ -91,22 +91,22 @@ class SaccadeCLI(LightningCLI):
     # the parser
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Make a parser that raises its errors instead of printing pages."""
+        """Make a parser that raises its errors instead of printing its help."""
         return super().init_parser(exit_on_error=False, epilog=_EPILOG, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the two options that say where a run lies."""
+        """Add the two options for the run folder."""
         parser.add_argument(
             "--name",
             type=str | None,
             default=None,
-            help="Name of the run, whose folder is <runs_folder>/<name>/<time>. Default: that of the first --config "
-            "file, else of the model's class.",
+            help="Name of the run; its folder is <runs_folder>/<name>/<time>. The default is the name of the first "
+            "--config file, or of the model's class.",
         )
-        parser.add_argument("--runs_folder", type=str, default="runs", help="Folder in which all runs lie.")
+        parser.add_argument("--runs_folder", type=str, default="runs", help="Folder of all runs.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; an error is one line."""
+        """Parse the command line; raise errors in one line."""
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, TypeError, ValueError, OSError) as error:
@@ -114,17 +114,19 @@ class SaccadeCLI(LightningCLI):
         for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
             value = self._settings().trainer.get(name)
             if isinstance(value, (int, float)) and value <= 0:  # Lightning divides by it later
-                raise UsageError(f"--trainer.{name}: must be above 0, but is {value}")
+                raise UsageError(
+                    f"--trainer.{name} must be above 0, got {value}: give a positive number, for example 1."
+                )
         seed = self._settings().get("seed_everything")
         if isinstance(seed, int) and not 0 <= seed < 2**32:
-            raise UsageError(f"--seed_everything: must lie between 0 and {2**32 - 1}, but is {seed}")
+            raise UsageError(f"--seed_everything must be between 0 and {2**32 - 1}, got {seed}: choose another seed.")
 
     # before anything is built
 
     def _parse_ckpt_path(self) -> None:
-        """Find the checkpoint that is meant, and show where its settings differ from those that are used.
+        """Find the checkpoint of ``--ckpt_path``, and print settings that differ from those of the command.
 
-        Lightning lets the checkpoint's settings win here, without a word; that is why this is replaced.
+        This replaces Lightning's method, which silently overrides the command's settings with the checkpoint's.
         """
         settings = self._settings()
         settings.name = check_name(settings.name or self._default_name(settings))
@@ -148,7 +150,7 @@ class SaccadeCLI(LightningCLI):
             return
         saved = read_settings(self.checkpoint)
         if saved is None:
-            _say(f"the settings in {self.checkpoint} cannot be read; those of the command are used")
+            _say(f"cannot read the settings in {self.checkpoint}; those of the command are used")
             return
         lines = differences(saved, settings.model.as_dict()) if saved else []
         if lines:
@@ -171,12 +173,15 @@ class SaccadeCLI(LightningCLI):
     # building and running
 
     def before_instantiate_classes(self) -> None:
-        """Make the run folder, with its records in it."""
+        """Create the run folder, and write the configuration and the provenance into it."""
         settings = self._settings()
         if settings.trainer.default_root_dir is not None:
-            raise UsageError("--trainer.default_root_dir: every run makes its own folder; use --runs_folder and --name")
+            raise UsageError(
+                f"--trainer.default_root_dir must not be set, got {settings.trainer.default_root_dir}: use"
+                " --runs_folder and --name, because every run creates its own folder."
+            )
         if not is_first_rank():
-            # started by something else than Lightning there is no answer yet; RunFolder asks the first rank later
+            # not set if the ranks were not started by Lightning; then RunFolder asks the first rank later
             self.run_folder = Path(os.environ.get(_RUN_FOLDER, settings.runs_folder))
             return
         self.run_folder = create_run_folder(settings.runs_folder, settings.name)
@@ -186,13 +191,13 @@ class SaccadeCLI(LightningCLI):
         except ValueError as error:
             self._fail(error)
         if self.checkpoint is None and self.subcommand != "fit":
-            _say("no --ckpt_path is given: the model is used as its settings build it")
+            _say("no --ckpt_path is given: the model has the weights that its settings give it")
 
     def _write_records(self, settings: Namespace, folder: Path) -> None:
         kept = settings.clone()
         for name in _OF_ONE_CALL:
             kept.pop(name, None)
-        # links between settings are followed again when the file is read
+        # links between settings are applied again when the file is read
         write_text(folder / "config.yaml", self._parser(self.subcommand).dump(kept, skip_unset=False))
         seed = settings.get("seed_everything")
         record = provenance(seed=seed if isinstance(seed, int) and not isinstance(seed, bool) else None)
@@ -204,15 +209,15 @@ class SaccadeCLI(LightningCLI):
         write_json(folder / "provenance.json", record)
 
     def instantiate_classes(self) -> None:
-        """Build model, data and trainer; what a constructor refuses is one line."""
+        """Build model, data and trainer; raise errors of their constructors in one line."""
         try:
             super().instantiate_classes()
             ours = type(self.datamodule).__module__.startswith("saccade.datamodules")
             if ours and self.trainer.overfit_batches:  # type: ignore[attr-defined]
                 raise ValueError(
-                    "--trainer.overfit_batches: Lightning would have to make the loaders of"
-                    f" {type(self.datamodule).__name__} anew, and they make their own batches; give it little data"
-                    " instead, as with --trainer.limit_train_batches or settings of the data"
+                    f"--trainer.overfit_batches must be 0 with {type(self.datamodule).__name__}, got"
+                    f" {self.trainer.overfit_batches}: use less data, for example with --trainer.limit_train_batches,"  # type: ignore[attr-defined]
+                    " because Lightning cannot rebuild loaders that make their own batches."
                 )
         except _REFUSALS as error:
             self._fail(error)
@@ -230,20 +235,21 @@ class SaccadeCLI(LightningCLI):
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         own = run_callbacks(Path(str(self.run_folder)), str(self.subcommand), config, given)
-        # The run folder is agreed on before all else, and a search that fails behind a fit must not cost the export.
+        # RunFolder is first because the others use the folder; layer searches are last, so that the model is already
+        # exported if one of them fails.
         late = [callback for callback in given if isinstance(callback, saccade.callbacks.LayerSkipSearch)]
         given = [callback for callback in given if callback not in late]
         return super()._instantiate_trainer({**config, "callbacks": [own[0], *given, *own[1:], *late]}, callbacks)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        """Keep Lightning's table of every logged number away: DecodingEvaluation logs a hundred, and has its own."""
+        """Switch off Lightning's table of all logged numbers: DecodingEvaluation has its own table."""
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        self._tells_metrics = bool(kwargs.get("verbose", False))
+        self._prints_metrics = bool(kwargs.get("verbose", False))
         if "verbose" in kwargs:
             kwargs["verbose"] = False
         return kwargs
 
-    def _tell_metrics(self) -> None:
+    def _print_metrics(self) -> None:
         found = {name: value for name, value in self.trainer.callback_metrics.items() if "/" not in name}
         if found:
             _say(", ".join(f"{name} {float(value):.6g}" for name, value in found.items()))
@@ -251,14 +257,14 @@ class SaccadeCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         try:
             super()._run_subcommand(subcommand)
-            if self._tells_metrics:
-                self._tell_metrics()
+            if self._prints_metrics:
+                self._print_metrics()
         except SystemExit as stop:
-            # Lightning turns Ctrl-C into an exit of its own
+            # Lightning converts Ctrl-C to SystemExit
             if isinstance(stop.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt(str(self.run_folder)) from stop
             if isinstance(stop, SIGTERMException):
-                _say(f"terminated; what there is lies in {self.run_folder}")
+                _say(f"terminated; partial results are in {self.run_folder}")
                 raise SystemExit(_TERMINATED) from stop
             raise
         except Exception as error:
@@ -271,16 +277,16 @@ class SaccadeCLI(LightningCLI):
         if subcommand == "fit" and (loss := unusable_loss(self.trainer)) is not None:
             raise UsageError(
                 f"the training ended with a train_loss of {loss}: lower the learning rate, or set"
-                f" trainer.gradient_clip_val; what there is lies in {self.run_folder}, and `latest` is as it was"
+                f" trainer.gradient_clip_val. Partial results are in {self.run_folder}; the link `latest` is unchanged."
             )
-        # a trial run and one without a step leave nothing that `latest` could lead to
+        # `latest` is not changed by a fast_dev_run, nor by a run without a step
         learned = self.trainer.global_step > 0 and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
         if subcommand == "fit" and learned and is_first_rank() and self.run_folder is not None:
             point_latest_at(self.run_folder)
         _say(f"results are in {self.run_folder}")
 
     def _fail(self, error: Exception) -> None:
-        """End the run with one line, and leave no folder behind that holds nothing."""
+        """End the run with an error in one line, and remove the run folder if it has no results."""
         self._discard()
         raise UsageError(one_line(error)) from error
 
@@ -290,24 +296,24 @@ class SaccadeCLI(LightningCLI):
 
 
 def is_first_rank() -> bool:
-    """Whether this process is the one that writes; known from the environment, before any process group exists."""
+    """Return whether this process has rank 0; known from the environment, before a process group exists."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _say(text: str) -> None:
-    """Tell the user something beside the results, once for all ranks."""
+    """Print a message to stderr, on the first rank only."""
     if is_first_rank():
         print(f"saccade: {text}", file=sys.stderr, flush=True)
 
 
 def _end(*_: Any) -> None:
-    """What SIGTERM does."""
+    """Handle SIGTERM."""
     _say("terminated")
     sys.exit(_TERMINATED)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Let Lightning's messages pass, except adverts and what it says of itself at every checkpoint."""
+    """Pass Lightning's messages, except adverts and its note on every checkpoint."""
     message = record.getMessage()
     return "Tip: For seamless cloud" not in message and "`weights_only` was not set" not in message
 
@@ -316,23 +322,23 @@ def run(arguments: Sequence[str]) -> None:
     """Run a training command.
 
     Args:
-        arguments: The subcommand and what follows it.
+        arguments: The subcommand and its arguments.
 
     Raises:
-        UsageError: If the user can mend what is wrong.
+        UsageError: A setting is wrong, or saccade or Lightning refused the run.
     """
-    # one process reads tokens that lie ready; more would cost more than they bring
+    # one process is enough to read prepared tokens; more would be slower
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # Lightning 2.6 calls torch as it was; nothing that a user can mend
+    # Lightning 2.6 uses a deprecated function of torch
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    # an averaged model is whole on every rank here, and a test reads averaged weights as they are
+    # every rank has the whole averaged model, and testing uses the averaged weights as they are
     warnings.filterwarnings("ignore", message=".*WeightAveraging callback.*")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.connectors.checkpoint_connector"):
         logging.getLogger(name).addFilter(_is_news)
     if arguments[0] == "fit" or threading.current_thread() is not threading.main_thread():
         SaccadeCLI(arguments)
         return
-    # Lightning notes SIGTERM for training to look at, and lets everything else run on
+    # Lightning handles SIGTERM during training only; other commands would continue
     before = signal.signal(signal.SIGTERM, _end)
     try:
         SaccadeCLI(arguments)

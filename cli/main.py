@@ -1,4 +1,4 @@
-"""The ``saccade`` command: chooses the subcommand, tells errors in one line. Imports nothing heavy by itself."""
+"""The ``saccade`` command: run a subcommand and print errors in one line. Importing this module loads no torch."""
 
 import importlib
 import importlib.metadata
@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 _TRAINING = {
     "fit": "train a model",
-    "validate": "validate a model; with DecodingEvaluation among the callbacks, measure decoders on it",
+    "validate": "validate a model; with the callback DecodingEvaluation, also evaluate decoders",
     "test": "test a model",
     "predict": "predict with a model",
 }
-# name: (what it does, module with a function `run(arguments)`)
+# by name: description, and module with a function `run(arguments)`
 _OTHERS = {
     "search-layers": ("search the sub-layers that a model's own draft skips", "saccade.cli.search_layers"),
-    "doctor": ("print versions, devices, and what is missing for which feature", "saccade.cli.doctor"),
+    "doctor": ("print versions, devices, and packages that are missing for a feature", "saccade.cli.doctor"),
 }
 _COMMANDS = {
     **{name: (text, "saccade.cli.lightning_command") for name, text in _TRAINING.items()},
@@ -26,18 +26,18 @@ _COMMANDS = {
 _HELP = """\
 usage: saccade [--help] [--version] COMMAND [options] [--debug]
 
-Train models that live with missing or scarce data, and decode language and vision-language models fast.
+Train models that are robust to missing or scarce data, and decode language and vision-language models fast.
 
 commands:
 {commands}
 
 `saccade COMMAND --help` lists the options of a command.
-  --config FILE   a YAML file of settings, or the name of one that comes with saccade:
+  --config FILE   a YAML file of settings, or the name of one that is part of saccade:
 {configs}
-  --debug         print the whole trace of an error
+  --debug         print the traceback of an error
 
 A later --config replaces the lists of an earlier one; `--trainer.callbacks+=ClassName` adds a callback, and so does
-`callbacks+:` in a YAML file. Every run has a folder of its own: runs/<name>/<time>.
+`callbacks+:` in a YAML file. Every run has its own folder: runs/<name>/<time>.
 """
 
 
@@ -54,17 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the ``saccade`` command.
 
     Args:
-        argv: Command line without the program's name; None takes that of the process.
+        argv: Command line without the program's name; None is that of the process.
 
     Returns:
-        The exit status: 0, 2 after a mistake that the user can mend, 130 after Ctrl-C, 143 after SIGTERM.
+        The exit status: 0, or 2 after an error in the settings, 130 after Ctrl-C. SIGTERM exits with 143.
     """
     from saccade.cli.errors import UsageError
     from saccade.cli.suggestions import hint
 
-    # Threads that spin for long while they wait fight for a shared machine's cores. With two other jobs on two cores,
+    # Threads that spin while they wait compete for the cores of a shared machine. With two other jobs on two cores,
     # training the demo's model took 2.4 times longer without this; alone on the machine it takes a sixth longer with
-    # it. Must be set before torch is imported; a value that is set already stands.
+    # it. It must be set before torch is imported; a value that is already set is kept.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -78,8 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         if command not in _COMMANDS:
-            near = hint(command, _COMMANDS) or f"; the commands are {', '.join(_COMMANDS)}"
-            raise UsageError(f"unknown command '{command}'{near}")
+            advice = hint(command, _COMMANDS) or f": use one of {', '.join(_COMMANDS)}."
+            raise UsageError(f"unknown command '{command}'{advice}")
         module = importlib.import_module(_COMMANDS[command][1])
         module.run(arguments if command in _TRAINING else arguments[1:])
     except UsageError as error:
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"saccade: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        kept = f"; what there is lies in {stop}" if str(stop) else ""
+        kept = f"; partial results are in {stop}" if str(stop) else ""
         print(f"saccade: interrupted{kept}", file=sys.stderr)
         return 130
     return 0

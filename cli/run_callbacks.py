@@ -1,4 +1,4 @@
-"""The callbacks that every run of the ``saccade`` command has, whatever ``trainer.callbacks`` says."""
+"""Callbacks that every run of the ``saccade`` command has, in addition to ``trainer.callbacks``."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from saccade.cli.run_folders import CHECKPOINTS, MODEL
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keep the weights with the lowest `val_loss` as ``checkpoints/best.ckpt``; nothing where that is not logged."""
+    """Save the weights with the lowest `val_loss` as ``checkpoints/best.ckpt``, if `val_loss` is logged."""
 
     def __init__(self, dirpath: Path) -> None:
         super().__init__(
@@ -23,29 +23,29 @@ class BestCheckpoint(ModelCheckpoint):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after a validation that logged the loss."""
-        if self._is_told(trainer):
+        if self._has_loss(trainer):
             super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after an epoch whose validation logged the loss."""
-        if self._is_told(trainer):
+        if self._has_loss(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
-    def _is_told(self, trainer: Trainer) -> bool:
-        """A loss that is no number is not the best, even where there is no other."""
+    def _has_loss(self, trainer: Trainer) -> bool:
+        """Whether a finite loss was logged: infinity and NaN are never the best, even if there is no other loss."""
         loss = trainer.callback_metrics.get(str(self.monitor))
         return loss is not None and bool(loss.isfinite())
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: a resumed run has a folder of its own, and its best is the best of what lies there."""
+        """Return nothing: a resumed run has its own folder, and its best checkpoint is the best of that folder."""
         return {}
 
 
 class LastCheckpoint(Checkpoint):
-    """Keep the newest state as ``checkpoints/last.ckpt``: after every epoch, every validation, and at the end.
+    """Save the newest state as ``checkpoints/last.ckpt``: after every epoch, after every validation, and at the end.
 
-    Ctrl-C and SIGTERM save too, on one process: on several, a rank that was not interrupted would be waited for without
-    end.
+    Ctrl-C and SIGTERM save too if there is one process. With several, saving would wait forever for a rank that was not
+    interrupted.
     """
 
     def __init__(self) -> None:
@@ -59,64 +59,64 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = trainer.global_step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to count at the step from which the run goes on."""
+        """Note the step at which the run starts or resumes."""
         self._saved_step = trainer.global_step
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save in the middle of an epoch; the one after its last batch is saved when the epoch is complete."""
+        """Save after a validation in the middle of an epoch; at its end, ``on_train_epoch_end`` saves."""
         if not trainer.is_last_batch:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save a complete epoch."""
+        """Save after an epoch."""
         self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what came after the last validation."""
+        """Save the steps after the last validation."""
         self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save what Ctrl-C or SIGTERM would lose."""
+        """Save after Ctrl-C or SIGTERM."""
         if isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.world_size == 1:
             self._save(trainer)
 
 
 class RunProgressBar(RichProgressBar):
-    """Lightning's bar, without what says nothing here."""
+    """Lightning's progress bar without the version number and without an unknown number of epochs."""
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """The logged values to show beside the bar; no `v_num`, every run has its own folder."""
+        """Return the logged values to show beside the bar, without `v_num`: every run has its own folder."""
         metrics = super().get_metrics(trainer, pl_module)
         metrics.pop("v_num", None)
         return metrics
 
     def _get_train_description(self, current_epoch: int) -> str:
-        """Without Lightning's "/-2" where steps end the run and not epochs."""
+        """Remove Lightning's "/-2" if the number of epochs is not limited."""
         text = super()._get_train_description(current_epoch)
         return text.replace("/-2", "").ljust(len(self.validation_description))
 
 
 class RunFolder(Callback):
-    """Give all ranks the run folder of the first one, where the ranks were started by something else than Lightning."""
+    """Give all ranks the run folder of the first rank, if they were not started by Lightning."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take over the first rank's folder before any other callback asks for it."""
+        """Set the first rank's folder before any other callback uses it."""
         folder = trainer.strategy.broadcast(trainer.default_root_dir)
         # Lightning offers no other way to change it once the trainer is built
         trainer._default_root_dir = folder  # type: ignore[attr-defined]
 
 
 def run_callbacks(folder: Path, subcommand: str, trainer_settings: dict[str, Any], given: list[Any]) -> list[Callback]:
-    """Make the callbacks of a run.
+    """Make the callbacks that a run has in addition to the user's.
 
     Args:
-        folder: Of the run.
-        subcommand: fit, validate, test or predict.
-        trainer_settings: The trainer's arguments; its switches for checkpoints, progress bar and logger hold here too.
-        given: The user's own callbacks; of two progress bars or tables theirs is the one.
+        folder: Folder of the run.
+        subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
+        trainer_settings: The trainer's arguments; its switches for checkpoints, progress bar and logger are respected.
+        given: The user's own callbacks; a progress bar or prediction table among them replaces ours.
 
     Returns:
-        New callbacks, to be added to the user's.
+        New callbacks.
     """
     callbacks: list[Callback] = [RunFolder()]
     shows_progress = trainer_settings.get("enable_progress_bar") is not False

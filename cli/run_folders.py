@@ -1,4 +1,4 @@
-"""A folder of its own for every run: ``runs/<name>/<time>``, and how to find an earlier one again."""
+"""Run folders ``runs/<name>/<time>``: create them, and find earlier ones."""
 
 import os
 import re
@@ -13,39 +13,41 @@ MODEL = "model"
 LATEST = "latest"
 
 _TIME = re.compile(r"(\d{8}-\d{6})(?:-(\d+))?")
-# what a run writes before it has any result
+# files that a run writes before it has results
 _RECORDS = {"config.yaml", "provenance.json", "hparams.yaml"}
 
 
 def check_name(name: str) -> str:
-    """Refuse a run name that is not one plain folder name.
+    """Refuse a run name that is not a plain folder name.
 
     Args:
-        name: Of the run.
+        name: Name of the run.
 
     Returns:
         The same name.
 
     Raises:
-        UsageError: If it is empty or has other characters than letters, digits, dot, dash and underscore.
+        UsageError: The name is empty, or contains other characters than letters, digits, dot, dash and underscore.
     """
     if not re.fullmatch(r"\w[\w.-]*", name):
-        raise UsageError(f"--name {name!r}: use letters, digits, '.', '-' and '_' only, it becomes a folder's name")
+        raise UsageError(
+            f"--name must be a plain folder name, got {name!r}: use letters, digits, '.', '-' and '_' only."
+        )
     return name
 
 
 def create_run_folder(runs_folder: str, name: str) -> Path:
-    """Make the folder of a new run; two that start in the same second get different ones.
+    """Create the folder of a new run; two runs that start in the same second get different folders.
 
     Args:
-        runs_folder: Where all runs lie.
-        name: Of the run.
+        runs_folder: Folder of all runs.
+        name: Name of the run.
 
     Returns:
-        A new, empty folder ``<runs_folder>/<name>/<YYYYmmdd-HHMMSS>``, with ``-1``, ``-2``, ... after it when taken.
+        A new, empty folder ``<runs_folder>/<name>/<YYYYmmdd-HHMMSS>``, followed by ``-1``, ``-2``, ... if it exists.
 
     Raises:
-        UsageError: If the folder cannot be made or does not take files. Nothing is left behind then.
+        UsageError: The folder cannot be created.
     """
     parent = Path(runs_folder) / name
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
@@ -62,18 +64,18 @@ def create_run_folder(runs_folder: str, name: str) -> Path:
             return folder
     except OSError as error:
         raise UsageError(
-            f"run folder {parent} cannot be made: {error.strerror}; choose another place with --runs_folder"
+            f"cannot create the run folder {parent} ({error.strerror}): choose another folder with --runs_folder."
         ) from error
 
 
 def discard_if_without_results(folder: Path) -> bool:
-    """Remove the folder of a run that failed before it had any result.
+    """Remove the folder of a run that failed before it had results.
 
     Args:
-        folder: Of the run.
+        folder: Folder of the run.
 
     Returns:
-        Whether it was removed: only when nothing but the records of the start lies in it.
+        Whether it was removed. It is kept if it contains more than the files that are written at the start.
     """
     if any(path.is_file() and path.name not in _RECORDS for path in folder.rglob("*")):
         return False
@@ -85,11 +87,11 @@ def discard_if_without_results(folder: Path) -> bool:
 
 
 def earlier_runs(runs_folder: str, name: str) -> list[Path]:
-    """Folders of the runs of one name, the newest first.
+    """Return the folders of the runs with a name, the newest first.
 
     Args:
-        runs_folder: Where all runs lie.
-        name: Of the runs.
+        runs_folder: Folder of all runs.
+        name: Name of the runs.
     """
     parent = Path(runs_folder) / name
     found: list[tuple[str, int, Path]] = []
@@ -101,36 +103,36 @@ def earlier_runs(runs_folder: str, name: str) -> list[Path]:
 
 
 def find_checkpoint(runs_folder: str, name: str, which: str) -> Path:
-    """Find the checkpoint that ``--ckpt_path last`` or ``--ckpt_path best`` means.
+    """Find the checkpoint for ``--ckpt_path last`` or ``--ckpt_path best``.
 
     Args:
-        runs_folder: Where all runs lie.
-        name: Of the run.
+        runs_folder: Folder of all runs.
+        name: Name of the run.
         which: ``last`` or ``best``.
 
     Returns:
-        The checkpoint of the newest run of this name that has one; a folder when DeepSpeed wrote it.
+        The checkpoint of the newest run with this name that has one; a folder if DeepSpeed wrote it.
 
     Raises:
-        UsageError: If no run of this name has one.
+        UsageError: No run with this name has one.
     """
     for folder in earlier_runs(runs_folder, name):
         checkpoint = folder / CHECKPOINTS / f"{which}.ckpt"
         if checkpoint.exists():
             return checkpoint
     raise UsageError(
-        f"--ckpt_path {which}: no run in {Path(runs_folder) / name} has a checkpoint '{which}'; "
-        "run `saccade fit` first, or name the run with --name"
+        f"--ckpt_path {which} needs a run with {which}.ckpt, got none in {Path(runs_folder) / name}: run `saccade fit`"
+        " first, or name the run with --name."
     )
 
 
 def point_latest_at(folder: Path) -> None:
-    """Let ``runs/<name>/latest`` lead to this run, so that other settings can name its exported model.
+    """Make ``runs/<name>/latest`` a link to this run, so that settings can name its exported model.
 
-    Where the file system knows no links there is no such name; nothing else depends on it.
+    If the file system does not support links, there is no such link; nothing else depends on it.
 
     Args:
-        folder: Of a finished fit.
+        folder: Folder of a finished fit.
     """
     link = folder.parent / LATEST
     temporary = folder.parent / f".{LATEST}.{os.getpid()}"

@@ -1,23 +1,23 @@
-"""``saccade search-layers``: find the sub-layers that a model's own draft skips."""
+"""``saccade search-layers``: the arguments and the output of the layer search."""
 
 from collections.abc import Sequence
 from inspect import signature
 
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
-from saccade.callbacks import search_layers_of
+from saccade.callbacks.layer_skip.saved_model import search_layers_of
 from saccade.cli.config_lookup import resolve_config_arguments
 from saccade.cli.errors import UsageError, one_line, raised_by_us
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Run the search with the settings of the command line.
+    """Run the layer search with the settings of the command line.
 
     Args:
-        arguments: What follows the subcommand.
+        arguments: Arguments after the subcommand.
 
     Raises:
-        UsageError: If the user can mend what is wrong.
+        UsageError: An argument is wrong, or the model or the text cannot be used.
     """
     parser = ArgumentParser(
         prog="saccade search-layers",
@@ -38,9 +38,9 @@ def run(arguments: Sequence[str]) -> None:
         if raised_by_us(error):
             raise UsageError(one_line(error)) from error
         raise
-    print(f"skipped in the draft: attention of layers {list(result.skip.attention)}, MLP of {list(result.skip.mlp)}")
+    print(f"the draft skips the attention of layers {list(result.skip.attention)}, the MLP of {list(result.skip.mlp)}")
     print(
-        f"{result.speedup:.2f} times as fast as decoding one token at a time "
+        f"{result.speedup:.2f}x speed-up over autoregressive decoding "
         f"({result.seconds_per_token * 1000:.2f} instead of {result.baseline_seconds_per_token * 1000:.2f} ms a token)"
     )
-    print(f"written to {settings.output}; use it with SelfSpeculative(skip='{settings.output}')")
+    print(f"written to {settings.output}: use it with SelfSpeculative(skip='{settings.output}')")

@@ -1,4 +1,4 @@
-"""What a misspelt class or setting probably was meant to be."""
+"""Suggest the nearest known name for a misspelt class, setting or option."""
 
 import difflib
 import inspect
@@ -17,45 +17,51 @@ _CLASS = re.compile(
 
 
 def with_suggestions(text: str, options: Iterable[str] = ()) -> str:
-    """Add to a parser's message what a misspelt word of it is near to.
+    """Add suggestions for misspelt names to a parser's message.
 
     Args:
         text: The message in one line.
-        options: Of the command, without their dashes.
+        options: Options of the command, without dashes.
 
     Returns:
-        The message with "did you mean ...?" behind a setting that no class has or an option that there is not, and
-        with a plain sentence in place of the parser's three about a class that does not exist.
+        The message with "did you mean ...?" after an unknown setting or option, and with one plain sentence instead of
+        the parser's three about a class that does not exist.
     """
     text = _ARGUMENT.sub(lambda found: found[1] + hint(found[2], options, "--"), text)
     text = _SETTING.sub(lambda found: found[1] + hint(found[2], _settings()), text)
-    return _CLASS.sub(lambda found: f"there is no class {found[1]}" + hint(found[1], dict(_exported())), text)
+    return _CLASS.sub(lambda found: f"there is no class {found[1]}" + _class_hint(found[1]), text)
+
+
+def _class_hint(name: str) -> str:
+    return (
+        hint(name, dict(_exported())) or ": give the name of an existing class, with its module if it is not saccade's."
+    )
 
 
 def hint(word: str, known: Iterable[str], before: str = "") -> str:
-    """Ask whether the nearest of all known words was meant.
+    """Suggest the nearest of the known words.
 
     Args:
-        word: What was given.
-        known: What there is.
-        before: What is written in front of such words.
+        word: The word that was given.
+        known: The known words.
+        before: Text before the suggestion, such as dashes.
 
     Returns:
-        "; did you mean ...?", or nothing where no word is near.
+        ": did you mean ...?", or an empty text if no word is near.
     """
     near = difflib.get_close_matches(word, sorted(set(known)), 1)
-    return f"; did you mean {before}{near[0]}?" if near else ""
+    return f": did you mean {before}{near[0]}?" if near else ""
 
 
 def _exported() -> Iterator[tuple[str, Any]]:
-    """Names that a configuration can use without their module, and what they name."""
+    """Yield the names that a configuration can use without their module, and their objects."""
     for package in _PACKAGES:
         module = import_module(f"saccade.{package}")
         yield from ((name, getattr(module, name)) for name in module.__all__)
 
 
 def _settings() -> Iterator[str]:
-    """Arguments of every class that a configuration can name, and of the trainer."""
+    """Yield the arguments of the trainer and of every class that a configuration can name."""
     from lightning.pytorch import Trainer
 
     yield from inspect.signature(Trainer).parameters

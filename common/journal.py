@@ -1,29 +1,32 @@
-"""The trial log of a search: a file of JSON lines from which an interrupted search resumes."""
+"""A journal of a search: a file of JSON lines from which an interrupted search resumes."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 
-class TrialLog:
+class Journal:
     """An append-only file of JSON lines. The first line describes the search; an incomplete last line is removed.
 
     Args:
         path: The file; it is created with the first entry.
-        header: What the entries depend on: model, texts, settings, seed. A file with another header is refused.
+        header: What the entries depend on, for example model, texts, settings and seed. A file with another header is
+            refused.
+        preliminary: Kinds of entries that precede the first trial. A file with nothing else may have another header; it
+            is then started again.
 
     Raises:
-        ValueError: The file belongs to another search, or is not a trial log.
+        ValueError: The file belongs to another search, or is not a journal.
     """
 
-    def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, header: Mapping[str, Any], preliminary: Collection[str] = ()) -> None:
         self.path = Path(path)
         self.header = json.loads(json.dumps({"kind": "search", **header}))
-        self.entries = self._read()
+        self.entries = self._read(preliminary)
 
     def find(self, kind: str) -> list[dict[str, Any]]:
         """Return the entries of one kind, oldest first."""
@@ -54,7 +57,7 @@ class TrialLog:
             ) from error
         self.entries.append(json.loads(json.dumps(lines[-1])))
 
-    def _read(self) -> list[dict[str, Any]]:
+    def _read(self, preliminary: Collection[str]) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
         content = self.path.read_bytes()
@@ -66,9 +69,11 @@ class TrialLog:
             except ValueError:
                 entry = None
             if not isinstance(entry, dict) or "kind" not in entry:
-                raise ValueError(f"line {number} of {self.path} is not a trial: move the file to start a new search.")
+                raise ValueError(
+                    f"line {number} of {self.path} is not an entry of a journal: move the file to start a new search."
+                )
             entries.append(entry)
-        if all(entry["kind"] in ("search", "costs") for entry in entries) and entries[:1] != [self.header]:
+        if all(entry["kind"] in ("search", *preliminary) for entry in entries) and entries[:1] != [self.header]:
             entries = []  # a search that failed before its first trial may be repeated with other settings
         if entries and entries[0] != self.header:
             theirs, ours = entries[0], self.header

@@ -32,7 +32,7 @@ from benchmarks.rows import model_place, positive, replace, row
 from benchmarks.video.rounds import play
 from saccade.callbacks import search_layers
 from saccade.callbacks.decoding.report import DEGENERATE_BELOW
-from saccade.cli.layer_search import held_out_files, prompts_of
+from saccade.callbacks.layer_skip.saved_model import held_out_files, prompts_of
 from saccade.common.timing import medians_in_turn
 from saccade.inference import Autoregressive, Decoder, Sampling, SelfSpeculative, Session
 from saccade.inference.request import Request
@@ -170,7 +170,7 @@ def main() -> None:
         )
     parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
     real_distinct = distinct_4([real[start : start + new] for start in range(0, len(real), new)])
-    facts = {"skip": skip, "search_trials": found.trials, "matchness": found.matchness}
+    facts = {"skip": skip, "search_trials": found.trials, "match_rate": found.match_rate}
     for temperature in chosen.temperatures:
         case = (
             f"{model.config.model_type} {model.config.num_hidden_layers} layers {parameters:.0f}M "

@@ -25,9 +25,9 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.rows import positive, replace, row
-from saccade.callbacks.trait.events import Best, Request
+from saccade.callbacks.trait.events import Best, TrainingRequest
 from saccade.callbacks.trait.search import search
-from saccade.callbacks.trait.selectors import Candidate, Observation, RandomSelector, Selector, TraitSelector
+from saccade.callbacks.trait.selectors import Candidate, RandomSelector, ScoredState, Selector, TraitSelector
 
 NOISE, DECAY, CHUNKS = 0.004, 0.7, 20
 GAIN_MEAN, GAIN_DEVIATION = 0.0, 0.01
@@ -52,9 +52,9 @@ class World:
         """True gain over the base model: diminishing returns within a source, additive over sources."""
         return float(self.gains @ ((1 - DECAY ** np.asarray(state, dtype=float)) / (1 - DECAY)))
 
-    def measure(self, request: Request) -> float:
+    def measure(self, request: TrainingRequest) -> float:
         """A noisy measurement; the same request always gets the same answer."""
-        state = list(request.father_state)
+        state = list(request.parent_state)
         if request.source is not None:
             state[request.source] += 1
         chunk = 0 if request.chunk is None else request.chunk
@@ -74,7 +74,7 @@ class Timed(Selector):
     seconds: list[float] = field(default_factory=list)
 
     def __call__(
-        self, candidates: Sequence[Candidate], observations: Sequence[Observation], history: Sequence[int]
+        self, candidates: Sequence[Candidate], observations: Sequence[ScoredState], history: Sequence[int]
     ) -> int | None:
         """The selector's choice."""
         start = time.perf_counter()

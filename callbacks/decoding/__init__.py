@@ -1,1 +1,1 @@
-"""Decoders measured during validation: evaluation, totals over ranks, report."""
+"""Evaluation of decoders during validation: prompts, totals over ranks, report and figure."""

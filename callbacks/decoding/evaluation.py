@@ -1,4 +1,4 @@
-"""Decoders measured inside Lightning's validation, on any number of ranks."""
+"""DecodingEvaluation: evaluate decoders during Lightning's validation, on any number of ranks."""
 
 from __future__ import annotations
 
@@ -25,44 +25,46 @@ from saccade.inference.huggingface.visual_prompts import read_visual_prompts
 from saccade.inference.request import Request
 
 BASELINE = "autoregressive"
-"""Name of the row that the others are compared with."""
+"""Name of the baseline's row, which the others are compared with."""
 
-# below this gap between the target's two best logits, a forward of another width may round to the other token
+# if the target's two best logits differ by less, a forward of another width may choose the other token by rounding
 _NEAR_TIE = {torch.float64: 0.0, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 
 class DecodingEvaluation(PromptCollector):
-    """Runs decoders on the prompts of the validation data, beside validation's own loss.
+    """Evaluate decoders on prompts from the validation data, in addition to the validation loss.
 
     Up to ``max_prompts`` rows of the validation data, a fixed pseudo-random choice, are decoded by the autoregressive
-    baseline and by every decoder, each rank taking those its sampler gave it. Totals do not depend on the number of
-    ranks: equal rows count once, and decoders that can carry state from call to call (``carry``) begin every prompt
-    afresh. (With ``batch_size`` above 1, ``target_forwards`` does: it counts a forward that serves several rows once.)
-    Logged as ``decoding/<name>/<statistic>``, so that a checkpoint or early stopping can watch them; written to
-    ``decoding.json`` and ``decoding.png`` in the run folder, and printed as a table. Training is not disturbed: the
-    model's modes and all random states are restored. The sanity check before ``fit`` decodes nothing, but refuses
-    limits that the model has no room for.
+    baseline and by every decoder. Each rank decodes rows that its sampler gave it. Totals do not depend on the number
+    of ranks: equal rows count once, and decoders that can carry state from call to call (``carry``) start without it at
+    every prompt. (The exception is ``target_forwards`` with a ``batch_size`` above 1: a forward for several rows counts
+    once.)
 
-    Where the datamodule can score an answer (``VideoCaptions`` on its own world), rows also say which share of the
-    facts is right, and which share of the baseline's is kept.
+    Results are logged as ``decoding/<name>/<statistic>``, so that a checkpoint or early stopping can monitor them;
+    written to ``decoding.json`` and ``decoding.png`` in the run folder; and printed as a table. The training is not
+    changed: the modes of the model's parts and all random states are restored. The sanity check before ``fit`` decodes
+    nothing, but refuses limits that exceed the model's context.
 
-    Speeds are those of one device: tokens of all ranks over the decoding seconds of all ranks.
+    If the datamodule can score an answer (``VideoCaptions`` with its embedded scenes), the rows also contain the share
+    of correct facts, and that share relative to the baseline's.
+
+    Speeds are those of one device: tokens of all ranks divided by the decoding seconds of all ranks.
 
     Args:
-        decoders: Decoders by the name of their row. Names may hold letters, digits and ``_ . + -``.
-        prompt_length: Tokens taken from the start of each validation row. Batches that say where an answer begins, as
-            those of ``VideoCaptions`` do, give whole prompts with their videos.
-        max_new_tokens: Most tokens generated for each prompt.
-        max_prompts: Most prompts in one validation, over all ranks.
-        sampling: How to draw tokens; ``None`` is greedy. Every prompt gets a seed of its own, ``seed`` (0 if there is
-            none) plus its index.
-        baseline: Also decode autoregressively, which speed-ups and agreement are measured against.
+        decoders: Decoders by the name of their row. Names may contain letters, digits and ``_ . + -``.
+        prompt_length: Tokens taken from the start of each validation row. Batches that contain the position at which an
+            answer begins, as those of ``VideoCaptions`` do, give whole prompts with their videos instead.
+        max_new_tokens: Largest number of tokens generated for each prompt.
+        max_prompts: Largest number of prompts in one validation, over all ranks.
+        sampling: How to draw tokens; ``None`` is greedy. Every prompt gets its own seed: ``seed`` (0 if it is not set)
+            plus the index of the prompt.
+        baseline: Also decode autoregressively; speed-ups and agreement are relative to this.
         every_n_validations: During ``fit``, run in every n-th validation; ``validate`` always runs.
-        batch_size: Prompts decoded together.
+        batch_size: Number of prompts decoded together.
 
     Raises:
-        ValueError: A setting outside its range, a name that cannot be logged, or a batch without prompts. A decoder
-            that fails is named in one line.
+        ValueError: A setting is outside its range, a name cannot be logged, a batch has no prompts, or a decoder
+            failed.
     """
 
     def __init__(
@@ -87,13 +89,23 @@ class DecodingEvaluation(PromptCollector):
             check_count(name, value)
         for name, decoder in decoders.items():
             if not re.fullmatch(r"[A-Za-z0-9_.+-]+", name):
-                raise ValueError(f"decoder name {name!r} cannot be logged: use letters, digits and _ . + - only.")
+                raise ValueError(
+                    f"decoders must have names that can be logged, got {name!r}: use letters, digits and _.+-."
+                )
             if not isinstance(decoder, Decoder):
-                raise ValueError(f"decoder {name!r} must be a saccade.inference.Decoder, got {type(decoder).__name__}.")
+                raise ValueError(
+                    f"decoders.{name} must be a saccade.inference.Decoder, got {type(decoder).__name__}: name one by"
+                    " its class_path."
+                )
         if baseline and not isinstance(decoders.get(BASELINE, Autoregressive()), Autoregressive):
-            raise ValueError(f"the name {BASELINE!r} is the baseline's: give that decoder another, or baseline=false.")
+            raise ValueError(
+                f"decoders.{BASELINE} must be Autoregressive, got {type(decoders[BASELINE]).__name__}: choose another"
+                " name, or set baseline to false."
+            )
         if not decoders and not baseline:
-            raise ValueError("decoders is empty and baseline is false: nothing would be decoded.")
+            raise ValueError(
+                "decoders must name a decoder if baseline is false, got none: add one, or set baseline to true."
+            )
         first = {BASELINE: Autoregressive()} if baseline else {}
         self.decoders: dict[str, Decoder] = first | {name: _independent(item) for name, item in decoders.items()}
         self.max_new_tokens = max_new_tokens
@@ -102,28 +114,28 @@ class DecodingEvaluation(PromptCollector):
         self.every_n_validations = every_n_validations
         self.batch_size = batch_size
         self.rows: list[dict[str, Any]] = []
-        """Rows of the latest ``decoding.json``, the same on every rank."""
+        """The rows of the latest ``decoding.json``, the same on every rank."""
         self._validations = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a second one, whose results would replace those of the first."""
+        """Refuse a second DecodingEvaluation, which would overwrite the results of the first, and missing paths."""
         super().setup(trainer, pl_module, stage)
         others = [item for item in trainer.callbacks if isinstance(item, DecodingEvaluation)]  # type: ignore[attr-defined]
         if len(others) > 1:
             named = " and ".join(", ".join(name for name in item.decoders if name != BASELINE) for item in others)
             raise ValueError(
-                f"callbacks: there are {len(others)} DecodingEvaluations ({named}), and each writes decoding.json; name"
-                " all decoders in one, as decoding/demo.yaml does"
+                f"trainer.callbacks must contain one DecodingEvaluation, got {len(others)} ({named}): name all decoders"
+                " in one, as decoding/demo.yaml does."
             )
         for name, decoder in self.decoders.items():
-            for setting in ("draft_model", "skip"):  # now, and not after the training up to the first validation
+            for setting in ("draft_model", "skip"):  # before the training, not in its first validation
                 if isinstance(place := getattr(decoder, setting, None), str):
                     check_place(f"decoders.{name}.{setting}", place)
         if stage not in ("fit", "validate"):
             rank_zero_warn(f"DecodingEvaluation decodes in fit and validate; in {stage} it does nothing.")
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Decodes, logs and reports."""
+        """Decode, log and report."""
         if trainer.sanity_checking:
             self._check_limits(pl_module)
             return
@@ -133,23 +145,23 @@ class DecodingEvaluation(PromptCollector):
         model = getattr(pl_module, "model", None)
         if not isinstance(model, nn.Module):
             raise ValueError(
-                f"{type(pl_module).__name__} has no .model to decode with: keep the Hugging Face causal language model "
-                "there, like saccade.modules.LanguageModel does."
+                f"{type(pl_module).__name__} has no attribute model to decode with: keep the Hugging Face causal"
+                " language model there, as saccade.modules.LanguageModel does."
             )
         share, selected = self._pool.share(pl_module.device)
         self._pool.clear()
         if selected == 0:
-            rank_zero_warn("DecodingEvaluation: the validation data holds no prompt, nothing was decoded.")
+            rank_zero_warn("DecodingEvaluation: the validation data contains no prompt, so nothing was decoded.")
             return
         lengths = torch.tensor([max((prompt.length for prompt in share), default=0)], dtype=torch.float64)
         longest = int(reduce_max(lengths, pl_module.device)[0])
-        folder = run_folder(trainer)  # before the work: a folder that cannot be written to is known now
+        folder = run_folder(trainer)  # before decoding: an error if the folder cannot be written to
         synced = shards_parameters(trainer) and trainer.world_size > 1
         datamodule = getattr(trainer, "datamodule", None)
-        run = _Evaluation(self, model, share, pl_module.device, synced, datamodule)
-        steps = len(self.decoders) * (len(run.groups) + 1)
+        evaluation = _Evaluation(self, model, share, pl_module.device, synced, datamodule)
+        steps = len(self.decoders) * (len(evaluation.groups) + 1)
         with undisturbed(pl_module), progress_bar(steps, "decoding", trainer) as bar:
-            totals = {name: run.measure(name, decoder, bar) for name, decoder in self.decoders.items()}
+            totals = {name: evaluation.evaluate(name, decoder, bar) for name, decoder in self.decoders.items()}
         self.rows = decoding_report.rows(
             self.decoders,
             totals,
@@ -171,14 +183,14 @@ class DecodingEvaluation(PromptCollector):
         )
         for row in self.rows:
             for statistic, value in decoding_report.logged(row).items():
-                # equal on every rank already: nothing to synchronise
+                # already equal on every rank: no synchronisation is needed
                 pl_module.log(f"decoding/{row['name']}/{statistic}", value, rank_zero_only=False, sync_dist=False)
         if trainer.is_global_zero:
             decoding_report.write(self.rows, folder)
             decoding_report.show(self.rows, trainer)
 
     def _check_limits(self, pl_module: LightningModule) -> None:
-        """Refuses limits that the model does not have room for, before the training and not in its first validation."""
+        """Refuse limits that exceed the model's context, before the training instead of in its first validation."""
         model = getattr(pl_module, "model", None)
         if isinstance(model, nn.Module) and (own := self._pool.own()):
             longest = max(own, key=lambda prompt: prompt.length)
@@ -190,14 +202,14 @@ class DecodingEvaluation(PromptCollector):
 
 
 def _independent(decoder: Decoder) -> Decoder:
-    """The decoder with calls that leave nothing to the next one: totals must not depend on who decodes what before."""
+    """Return the decoder without state that is carried between calls: totals must not depend on the order of calls."""
     if is_dataclass(decoder) and any(item.name == "carry" for item in fields(decoder)):
         return replace(decoder, carry=False)
     return decoder
 
 
 class _Evaluation:
-    """One pass of all decoders over this rank's prompts; every rank runs the same decoders in the same order."""
+    """One pass of all decoders over the prompts of this rank; every rank runs the same decoders in the same order."""
 
     def __init__(
         self,
@@ -212,12 +224,12 @@ class _Evaluation:
         self.settings, self.model, self.device, self.synced = settings, model, device, synced
         size = settings.batch_size
         self.groups = [share[start : start + size] for start in range(0, len(share), size)]
-        # a rank that has fewer prompts than another joins its forwards when the weights are sharded
+        # if the weights are sharded, a rank with fewer prompts joins the forwards of the others
         self.rounds = int(reduce_max(torch.tensor([len(self.groups)], dtype=torch.float64), device)[0])
         self.reference: list[list[list[int]]] | None = None
 
-    def measure(self, name: str, decoder: Decoder, bar: Bar) -> DecodingTotals:
-        """Totals of one decoder over all ranks.
+    def evaluate(self, name: str, decoder: Decoder, bar: Bar) -> DecodingTotals:
+        """Run one decoder and return its totals over all ranks.
 
         Raises:
             ValueError: The decoder failed, here or on another rank.
@@ -229,19 +241,19 @@ class _Evaluation:
             if self.settings.baseline and name == BASELINE:
                 self.reference = outputs
             self._compare(decoder, outputs, totals)
-        except Exception as error:  # whatever it is, the other ranks must hear of it before they wait
+        except Exception as error:  # of any kind: the other ranks must learn of it before they wait
             failure = error
         failed = reduce_max(torch.tensor([float(failure is not None)], dtype=torch.float64), self.device)
         if failure is not None:
             reason = " ".join(str(failure).split()) or type(failure).__name__
-            raise ValueError(f"decoder {name!r} ({type(decoder).__name__}) failed: {reason}") from failure
+            raise ValueError(f"decoders.{name} ({type(decoder).__name__}) failed: {reason}") from failure
         if failed[0]:
-            raise ValueError(f"decoder {name!r} ({type(decoder).__name__}) failed on another rank: see its message.")
+            raise ValueError(f"decoders.{name} ({type(decoder).__name__}) failed on another rank: see its message.")
         return totals.reduced(self.device)
 
     def _decode(self, decoder: Decoder, totals: DecodingTotals, bar: Bar) -> list[list[list[int]]]:
         outputs: list[list[list[int]]] = []
-        # the first call pays for allocations and kernels that are compiled on first use: not counted
+        # the first call is not counted: it includes allocations and the compilation of kernels
         for step in range(-1, self.rounds):
             if step < len(self.groups) and self.groups:
                 out = self._generate(decoder, self.groups[max(step, 0)])
@@ -260,7 +272,7 @@ class _Evaluation:
         for row, prompt in enumerate(group):
             ids[row, : prompt.length], mask[row, : prompt.length] = prompt.tokens, 1
         sampling = self.settings.sampling
-        if sampling is not None:  # by the prompt, not by the rank: the draws must not depend on who decodes it
+        if sampling is not None:  # seeded by the prompt: the draws must not depend on the rank that decodes it
             sampling = replace(sampling, seed=(sampling.seed or 0) + group[0].index)
         visual: Any = joined_visual(group, self.device)
         return decoder.generate(
@@ -289,7 +301,7 @@ class _Evaluation:
                     totals.count(near_tie_rows=int(self._near_tie(prompt, tokens, wanted)))
 
     def _facts(self, tokens: Sequence[int], prompt: Prompt) -> dict[str, int]:
-        """Right and asked facts of an answer, where the data knows them."""
+        """Count the correct and the asked facts of an answer, if the datamodule knows them."""
         if self.datamodule is None or prompt.item < 0:
             return {}
         text = self.datamodule.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -297,10 +309,10 @@ class _Evaluation:
         return {} if score is None else {"facts_right": score.right, "facts_asked": score.asked}
 
     def _near_tie(self, prompt: Prompt, tokens: Sequence[int], wanted: Sequence[int]) -> bool:
-        """Whether the target itself can hardly tell its two best tokens apart where two rows part."""
+        """Whether the target's two best logits nearly tie at the first token in which two rows differ."""
         pairs = list(zip(tokens, wanted, strict=False))
         same = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
-        if same is None:  # one row is the beginning of the other: no rounding does that
+        if same is None:  # one row is the beginning of the other, which rounding does not explain
             return False
         text = [*prompt.tokens.tolist(), *wanted[:same]]
         visual = joined_visual([prompt], self.device)

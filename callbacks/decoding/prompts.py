@@ -1,4 +1,4 @@
-"""Prompts of a validation: each decoded once, whatever the number of ranks."""
+"""Collect prompts from validation batches and distribute them over ranks, each prompt once."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Prompt:
 
     Args:
         text: ``[length]`` token ids of the whole row, on the CPU.
-        length: Tokens at the start of ``text`` that are the prompt.
-        index: Place among the selected prompts, the same for every number of ranks; -1 before the selection.
-        visual: The row's images or videos, as the processor made them; empty for text.
-        item: The row's index in its part of the data, where batches say it; -1 elsewhere.
+        length: Number of tokens at the start of ``text`` that are the prompt.
+        index: Index among the selected prompts, the same for any number of ranks; -1 before the selection.
+        visual: The row's images or videos as the processor returned them; empty for text.
+        item: The row's index in its part of the data; -1 if batches do not contain it.
     """
 
     text: Tensor
@@ -40,7 +40,7 @@ class Prompt:
 
     @property
     def key(self) -> int:
-        """64 bits that identify the whole row, its videos included; not negative."""
+        """A non-negative hash of 63 bits that identifies the whole row, including its images or videos."""
         content = hashlib.blake2b(self.text.to(torch.int64).numpy().tobytes(), digest_size=8)
         for name in sorted(self.visual):
             content.update(self.visual[name].contiguous().view(torch.uint8).numpy().tobytes())
@@ -48,16 +48,17 @@ class Prompt:
 
 
 class PromptPool:
-    """Collects the prompts of validation batches and settles which rank decodes which.
+    """Collect the prompts of validation batches and decide which rank decodes which prompt.
 
     A distributed sampler may repeat rows to give every rank the same number; decoding them twice would make totals
-    depend on the number of ranks. So rows are identified by a hash of their tokens, equal rows count once, and the
-    ``max_prompts`` smallest hashes are selected: a fixed, pseudo-random choice from all of the data that depends on
-    neither the order nor the number of ranks. A selected row belongs to the first of the ranks that have seen it.
+    depend on the number of ranks. So rows are identified by a hash of their content, equal rows count once, and the
+    ``max_prompts`` smallest hashes are selected. This is a fixed, pseudo-random choice from all of the data that
+    depends neither on the order nor on the number of ranks. If several ranks have seen a selected row, the first of
+    them decodes it.
 
     Args:
-        prompt_length: Tokens taken from the start of each row, unless batches say themselves where an answer begins.
-        max_prompts: Most prompts over all ranks.
+        prompt_length: Tokens taken from the start of each row, unless batches contain the length of each prompt.
+        max_prompts: Largest number of prompts over all ranks.
     """
 
     def __init__(self, prompt_length: int, max_prompts: int) -> None:
@@ -65,25 +66,25 @@ class PromptPool:
         self._seen: dict[int, Prompt] = {}
 
     def clear(self) -> None:
-        """Forgets everything collected."""
+        """Remove all collected prompts."""
         self._seen.clear()
 
     def add(self, batch: Any) -> None:
-        """Takes the rows of one batch of this rank.
+        """Add the rows of one batch of this rank.
 
         Args:
-            batch: A mapping with ``input_ids`` ``[rows, length]`` and maybe ``attention_mask`` (0 at padding on
-                either side). Rows without a token are left out. With ``prompt_length`` ``[rows]`` a row's prompt ends
-                there, whatever the pool's; ``item`` ``[rows]`` is kept; images and videos are, one for each row.
+            batch: A mapping with ``input_ids`` ``[rows, length]`` and optionally ``attention_mask`` (0 at padding, on
+                either side). Rows without tokens are left out. Optional are also ``prompt_length`` ``[rows]``, which
+                replaces the pool's; ``item`` ``[rows]``; and images or videos, one for each row.
 
         Raises:
-            ValueError: The batch has no ``input_ids`` of that shape, or not a video for each row.
+            ValueError: The batch has no ``input_ids`` of that shape, or not one image or video for each row.
         """
         ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
         if not isinstance(ids, Tensor) or ids.dim() != 2:
             raise ValueError(
-                "decoding prompts come from batch['input_ids'] of shape [rows, length], and the validation batch has "
-                "none: let the datamodule yield dictionaries like saccade.datamodules.TextCorpus does."
+                "validation batches must have input_ids of shape [rows, length] to take prompts from, got none: let "
+                "the datamodule yield dictionaries, as saccade.datamodules.TextCorpus does."
             )
         mask = batch.get("attention_mask")
         mask = None if mask is None else mask.bool().cpu()
@@ -96,21 +97,22 @@ class PromptPool:
                 item = -1 if items is None else int(items[row])
                 prompt = Prompt(kept.clone(), min(length, len(kept)), -1, visual[row], item)
                 self._seen[prompt.key] = prompt
-        if len(self._seen) > self.max_prompts:  # what is not among this rank's smallest is not among all ranks' either
+        # what is not among this rank's smallest hashes is not among those of all ranks
+        if len(self._seen) > self.max_prompts:
             self._seen = {key: self._seen[key] for key in sorted(self._seen)[: self.max_prompts]}
 
     def own(self) -> list[Prompt]:
-        """What this rank has collected, at most ``max_prompts``, in the order of the selection."""
+        """Return the prompts that this rank has collected, at most ``max_prompts``, in the order of the selection."""
         return [replace(self._seen[key], index=place) for place, key in enumerate(sorted(self._seen))]
 
     def share(self, device: torch.device) -> tuple[list[Prompt], int]:
-        """Settles the selection. Every rank must call it.
+        """Select the prompts of all ranks. Every rank must call this.
 
         Args:
             device: Device of this rank, for the exchange.
 
         Returns:
-            The prompts this rank decodes (maybe none), in order, and the number selected over all ranks.
+            The prompts that this rank decodes, in order (possibly none), and the number selected over all ranks.
         """
         ranks, own = gather_integers(sorted(self._seen), self.max_prompts, device)
         owner: dict[int, int] = {}
@@ -123,14 +125,14 @@ class PromptPool:
 
 
 def rows_of_visual(batch: Mapping[str, Any], rows: int) -> list[dict[str, Tensor]]:
-    """The images or videos of every row of a batch, on the CPU.
+    """Split the images or videos of a batch by row, on the CPU.
 
     Args:
-        batch: With one image or one video for each row, or none at all.
-        rows: Its rows.
+        batch: A batch with one image or one video for each row, or without any.
+        rows: Number of rows.
 
     Raises:
-        ValueError: Another number of videos than rows.
+        ValueError: The number of images or videos is not the number of rows.
     """
     parts: list[dict[str, Tensor]] = [{} for _ in range(rows)]
     for name in VISUAL_INPUTS:
@@ -138,10 +140,13 @@ def rows_of_visual(batch: Mapping[str, Any], rows: int) -> list[dict[str, Tensor
         if value is None:
             continue
         grid = batch.get({"pixel_values_videos": "video_grid_thw", "pixel_values": "image_grid_thw"}.get(name, ""))
-        sizes = [1] * len(value) if grid is None else grid.prod(-1).tolist()  # patches of all videos lie in one row
+        sizes = (
+            [1] * len(value) if grid is None else grid.prod(-1).tolist()
+        )  # the patches of all videos are concatenated
         if len(sizes) != rows:
             raise ValueError(
-                f"{name} holds {len(sizes)} images or videos for {rows} prompts: decoding takes one for each."
+                f"{name} must contain one image or video for each of the {rows} prompts, got {len(sizes)}: let the "
+                "datamodule yield one for each row."
             )
         for part, piece in zip(parts, value.detach().cpu().split(sizes), strict=True):
             part[name] = piece.clone()
@@ -149,16 +154,16 @@ def rows_of_visual(batch: Mapping[str, Any], rows: int) -> list[dict[str, Tensor
 
 
 def joined_visual(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Tensor]:
-    """The images or videos of several prompts as one batch on a device."""
+    """Concatenate the images or videos of several prompts into one batch on a device."""
     return {name: torch.cat([prompt.visual[name] for prompt in prompts]).to(device) for name in prompts[0].visual}
 
 
 class PromptCollector(Callback):
-    """A callback that has collected prompts when a validation is over; what it does with them, a subclass says.
+    """Base of callbacks that collect prompts during a validation and use them afterwards.
 
     Args:
         prompt_length: Tokens taken from the start of each validation row.
-        max_prompts: Most prompts of a validation, over all ranks.
+        max_prompts: Largest number of prompts in one validation, over all ranks.
     """
 
     def __init__(self, prompt_length: int, max_prompts: int) -> None:
@@ -166,7 +171,7 @@ class PromptCollector(Callback):
         self._pool = PromptPool(prompt_length, max_prompts)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts collecting prompts."""
+        """Start to collect prompts."""
         self._pool.clear()
 
     def on_validation_batch_end(
@@ -178,9 +183,9 @@ class PromptCollector(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Collects the prompts of a batch."""
+        """Collect the prompts of a batch."""
         self._pool.add(batch)
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forgets prompts that were there for a look only."""
+        """Remove the prompts of the sanity check."""
         self._pool.clear()

@@ -1,4 +1,4 @@
-"""Rows, table and figure of a decoding evaluation."""
+"""Rows and table of a decoding evaluation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
-from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from saccade.callbacks.decoding.figures import figure
 from saccade.callbacks.decoding.totals import DecodingTotals
 from saccade.common.files import replacing, write_json
 from saccade.common.progress import console
@@ -22,13 +22,8 @@ from saccade.common.records import plain
 from saccade.inference import Decoder
 
 DEGENERATE_BELOW = 0.7
-
-
-"""Generated text with less than this share of the real text's distinct 4-grams repeats itself: its acceptance is
-flattered, and its row supports no claim."""
-
-
-_COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb")
+"""Generated text is degenerate if its share of distinct 4-grams is below this times the real text's. Repetitive text is
+easy to draft, so the acceptance rates of such a row are too high."""
 
 
 def rows(
@@ -38,19 +33,19 @@ def rows(
     baseline: str | None,
     context: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """One self-contained record for each decoder.
+    """Make one self-contained record for each decoder.
 
     Args:
         decoders: Decoders by name.
         totals: Their totals over all ranks.
-        baseline: Name of the row that speed-ups are measured against; ``None`` when there is none.
-        context: What is the same for all rows: prompts, limits, ranks; ``greedy`` says whether rows can be compared
-            token for token.
+        baseline: Name of the decoder that speed-ups are relative to; ``None`` if there is none.
+        context: Entries that all rows share: prompts, limits, ranks. With ``greedy``, texts are compared token by
+            token.
 
     Returns:
         The rows of ``decoding.json``, in the order of ``decoders``.
     """
-    seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
+    seed = os.environ.get("PL_GLOBAL_SEED")  # set by Lightning's seed_everything
     origin = provenance(None if seed is None else int(seed))
     reference = totals[baseline].stats.tokens_per_second if baseline is not None else 0.0
     records = []
@@ -64,7 +59,7 @@ def rows(
                 "identical_rows": total.counts["identical_rows"],
                 "differing_rows": differing,
                 "differing_tokens": total.counts["differing_tokens"],
-                # of the differing rows of a lossless decoder, those that part where the target's top two nearly tie
+                # of the differing rows of a lossless decoder: those that differ first where the target nearly ties
                 "near_tie_rows": total.counts["near_tie_rows"] if decoder.lossless else None,
             }
         real, generated = total.real_distinct_4, total.distinct_4
@@ -95,19 +90,19 @@ def rows(
 
 
 def settings(decoder: Decoder) -> dict[str, Any]:
-    """The settings of a decoder as plain values; a model is named by where it came from."""
+    """Return the settings of a decoder as values that JSON can represent; a model is represented by its path or id."""
     return plain(decoder) if is_dataclass(decoder) else {}
 
 
 def logged(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a row that go to the logger, by their last name; what is not known is left out."""
+    """Return the numbers of a row that are logged, by the last part of their name; unknown numbers are left out."""
     values = {key: value for key, value in row["statistics"].items() if not isinstance(value, Mapping)}
     values |= {"speedup": row["speedup"], **row["quality"], **(row["agreement"] or {})}
     return {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
 
 
 def write(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
-    """Writes ``decoding.json`` and ``decoding.png``, each whole or not at all.
+    """Write ``decoding.json`` and ``decoding.png``, each completely or not at all.
 
     Args:
         records: The rows.
@@ -119,7 +114,7 @@ def write(records: Sequence[Mapping[str, Any]], folder: Path) -> None:
 
 
 def show(records: Sequence[Mapping[str, Any]], trainer: Trainer | None = None) -> None:
-    """Prints the table, and below it what a reader must know before believing it."""
+    """Print the table, and below it notes on rows that need care."""
     screen = console(trainer)
     screen.print(table(records))
     for note in notes(records):
@@ -127,7 +122,7 @@ def show(records: Sequence[Mapping[str, Any]], trainer: Trainer | None = None) -
 
 
 def table(records: Sequence[Mapping[str, Any]]) -> Table:
-    """The rows as a table for people."""
+    """Make the table that is printed."""
     first = records[0]
     greedy = "greedy" if first["greedy"] else "sampling"
     grid = Table(
@@ -144,11 +139,11 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
         "tokens/\nsecond",
         "target\nforwards",
         "tokens/\nforward",
-        "drafts\nkept",
-        "same as\nbase",
+        "drafts\naccepted",
+        "same as\nbaseline",
     ]
     scored = first["quality"]["slot_accuracy"] is not None
-    headings += ["distinct\n4-grams", *["facts\nright"] * scored]
+    headings += ["distinct\n4-grams", *["facts\ncorrect"] * scored]
     for heading in headings:
         grid.add_column(heading, justify="right", no_wrap=True)
     for row in records:
@@ -169,7 +164,7 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One sentence for every row that must not be taken at face value."""
+    """Write one sentence for each result that needs care in its interpretation."""
     found = []
     for row in records:
         agreement = row["agreement"]
@@ -177,24 +172,24 @@ def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
             ties = agreement["near_tie_rows"]
             found.append(
                 f"{row['name']}: {agreement['differing_rows']} of {row['statistics']['requests']} rows differ from the "
-                f"baseline, in {agreement['differing_tokens']} tokens; {ties} of them part where the target's two best "
-                f"logits tie within the rounding of {row['dtype']}."
+                f"baseline, in {agreement['differing_tokens']} tokens; in {ties} of them the target's two best logits "
+                f"are equal within the rounding of {row['dtype']} at the first difference."
             )
     for row in records:
         if row["statistics"]["relaxed"]:
             share = f"{row['statistics']['relaxed_share']:.1%}"
-            found.append(f"{row['name']}: {share} of its tokens are not the target's own choice where they stand.")
+            found.append(f"{row['name']}: {share} of its tokens are not those that the target itself would choose.")
     repeating = [row["name"] for row in records if row["quality"]["degenerate"]]
     if repeating:
         found.append(
-            f"* degenerate: {', '.join(repeating)} repeat themselves (under {DEGENERATE_BELOW:.0%} of the real text's "
-            "distinct 4-grams), which flatters every draft. Train longer, or sample."
+            f"* degenerate: the texts of {', '.join(repeating)} are repetitive (under {DEGENERATE_BELOW:.0%} of the "
+            "real text's distinct 4-grams), which makes acceptance rates too high. Train longer, or sample."
         )
     return found
 
 
 def _loss(row: Mapping[str, Any]) -> str:
-    """What a decoder that is not lossless has changed, beside its speed-up."""
+    """Label a decoder that is not lossless, with its share of relaxed tokens."""
     if row["lossless"]:
         return ""
     stats = row["statistics"]
@@ -213,78 +208,3 @@ def _ratio(value: float | None, reference: float | None) -> float | None:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
-
-
-def figure(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Speed beside its cause: tokens per second against the baseline, and how many drafts a round had accepted.
-
-    Args:
-        records: The rows.
-
-    Returns:
-        A figure of two panels. Lossy decoders are hatched and marked.
-    """
-    height = max(3.4, 1.4 + 0.55 * len(records))
-    canvas = Figure(figsize=(11.5, height), layout="constrained")
-    left, right = canvas.subplots(1, 2, width_ratios=(1.25, 1.0))
-    colours = {row["name"]: _COLOURS[place % len(_COLOURS)] for place, row in enumerate(records)}
-    _speed_panel(left, records, colours)
-    _acceptance_panel(right, records, colours)
-    first = records[0]
-    canvas.suptitle(
-        f"{first['prompts']} prompts, up to {first['max_new_tokens']} new tokens, "
-        f"{'greedy' if first['greedy'] else 'sampling'}, {first['dtype']}, {first['ranks']} process(es)",
-        fontsize=10,
-        color="#444444",
-    )
-    return canvas
-
-
-def _speed_panel(axes: Any, records: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
-    relative = all(row["speedup"] is not None for row in records)
-    values = [row["speedup"] if relative else row["statistics"]["tokens_per_second"] for row in records]
-    background = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-    for place, (row, value) in enumerate(zip(records, values, strict=True)):
-        hatch = None if row["lossless"] else "///"
-        axes.barh(place, value, color=colours[row["name"]], hatch=hatch, edgecolor="white", height=0.66)
-        speed = f"{row['statistics']['tokens_per_second']:.0f} tokens/s"
-        label = f"{value:.2f}x, {speed}" if relative else speed
-        axes.text(value + 0.015 * max(values), place, label, va="center", fontsize=9, bbox=background)
-    names = [row["name"] + ("" if row["lossless"] else " (lossy)") for row in records]
-    axes.set_yticks(range(len(records)), names)
-    axes.invert_yaxis()
-    axes.set_xlim(0, max([*values, 1e-9]) * 1.42)
-    axes.set_xlabel("speed-up over autoregressive" if relative else "tokens per second")
-    if relative:
-        axes.axvline(1.0, color="#444444", linewidth=0.8, linestyle="--", zorder=0)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _acceptance_panel(axes: Any, records: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
-    drafting = [row for row in records if row["statistics"]["drafted"]]
-    longest = 1
-    for row in drafting:
-        histogram = {int(key): count for key, count in row["statistics"]["acceptance_histogram"].items()}
-        rounds = sum(histogram.values())
-        longest = max(longest, *histogram)
-        accepted = range(max(histogram) + 1)
-        axes.plot(
-            accepted,
-            [100 * histogram.get(count, 0) / rounds for count in accepted],
-            marker="o",
-            markersize=3.5,
-            linewidth=1.4,
-            linestyle="-" if row["lossless"] else ":",
-            color=colours[row["name"]],
-            label=f"{row['name']}: {row['statistics']['tokens_per_target_forward']:.2f} tokens per target forward",
-        )
-    if drafting:
-        axes.legend(frameon=False, fontsize=8)
-        axes.set_xlim(-0.3, longest + 0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_ylim(0)
-    else:
-        axes.text(0.5, 0.5, "no decoder drafted", ha="center", va="center", transform=axes.transAxes)
-    axes.set_xlabel("drafted tokens accepted in a round")
-    axes.set_ylabel("share of rounds (%)")
-    axes.spines[["top", "right"]].set_visible(False)

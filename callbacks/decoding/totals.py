@@ -1,4 +1,4 @@
-"""Exact totals of one decoder over all ranks, as one tensor of fixed size."""
+"""Exact totals of one decoder over all ranks, exchanged as one tensor of fixed size."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PER_REQUEST = (
     "time_to_first_token",
     "time_per_output_token",
 )
-"""Figures that are also reported as the mean over requests."""
+"""Statistics that are also reported as the mean over requests."""
 
 COUNTS = (
     "identical_rows",
@@ -36,18 +36,18 @@ COUNTS = (
     "facts_right",
     "facts_asked",
 )
-"""Further counts: agreement with the baseline, 4-grams of the generated and of the real text, and facts that the
-datamodule knows of a row and finds in its answer."""
+"""Further counts: agreement with the baseline, 4-grams of the generated and of the real text, and the facts that the
+datamodule asks for and those that it finds in the answer."""
 
 
 class DecodingTotals:
-    """Sums over requests, none of which depends on how the requests were spread over ranks.
+    """Sums over requests that do not depend on how the requests were distributed over ranks.
 
-    Integers travel in float64 and stay exact up to 2**53. A round cannot accept more drafts than a row may have new
-    tokens, so a histogram of ``max_new_tokens + 1`` bins loses nothing.
+    Integers are exchanged as float64, which is exact up to 2**53. A round cannot accept more draft tokens than a row
+    may have new tokens, so a histogram of ``max_new_tokens + 1`` bins has room for every round.
 
     Args:
-        max_new_tokens: Most new tokens of a row.
+        max_new_tokens: Largest number of new tokens of a row.
     """
 
     def __init__(self, max_new_tokens: int) -> None:
@@ -57,7 +57,7 @@ class DecodingTotals:
         self.counts = dict.fromkeys(COUNTS, 0)
 
     def add(self, pooled: DecodingStats, per_request: Sequence[DecodingStats]) -> None:
-        """Adds one ``generate`` call.
+        """Add the statistics of one ``generate`` call.
 
         Args:
             pooled: Statistics of the call.
@@ -69,12 +69,12 @@ class DecodingTotals:
                 self.requests[name] += getattr(stats, name)
 
     def count(self, **amounts: int) -> None:
-        """Adds to the further counts, by their names in :data:`COUNTS`."""
+        """Add to further counts, given by their names in :data:`COUNTS`."""
         for name, amount in amounts.items():
             self.counts[name] += amount
 
     def reduced(self, device: torch.device) -> DecodingTotals:
-        """The totals over all ranks. Every rank must call it, also one that decoded nothing.
+        """Return the totals over all ranks. Every rank must call this, also one that decoded nothing.
 
         Args:
             device: Device of this rank, for the exchange.
@@ -101,12 +101,12 @@ class DecodingTotals:
         return total
 
     def request_means(self) -> dict[str, float]:
-        """The means over requests, for comparison with the pooled values."""
+        """Return the means over requests, which may differ from the pooled values."""
         return {name: value / max(self.stats.requests, 1) for name, value in self.requests.items()}
 
     @property
     def distinct_4(self) -> float | None:
-        """Share of the generated 4-grams that are different from each other within their row; ``None`` without any."""
+        """Distinct 4-grams of each row over all 4-grams, pooled over rows of generated text; ``None`` without any."""
         return _share(self.counts["generated_distinct"], self.counts["generated_grams"])
 
     @property
@@ -116,7 +116,7 @@ class DecodingTotals:
 
     @property
     def slot_accuracy(self) -> float | None:
-        """Share of the known facts that the answers tell; ``None`` where nobody knows them."""
+        """Share of the asked facts that the answers state; ``None`` if the datamodule asks for none."""
         return _share(self.counts["facts_right"], self.counts["facts_asked"])
 
 
@@ -125,7 +125,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def distinct_grams(tokens: Sequence[int], n: int = 4) -> tuple[int, int]:
-    """How repetitive a text is.
+    """Count the n-grams of a text, to see how repetitive it is.
 
     Args:
         tokens: Token ids.
@@ -139,14 +139,14 @@ def distinct_grams(tokens: Sequence[int], n: int = 4) -> tuple[int, int]:
 
 
 def repetition_counts(generated: Sequence[int], text: Sequence[int], prompt_length: int) -> dict[str, int]:
-    """4-gram counts of a generated row and of real text of the same length.
+    """Count the 4-grams of a generated row and of real text of the same length.
 
-    The real text is what follows the prompt. Where the row is too short for that, the window moves to the left; where
-    it is shorter than the generated text, both are cut to its length, because short texts repeat less.
+    The real text is what follows the prompt. If the row is too short for that, the window moves to the left. If the row
+    is shorter than the generated text, both are cut to its length, because short texts are less repetitive.
 
     Args:
         generated: New tokens of a row.
-        text: The whole real row.
+        text: The whole row of the data.
         prompt_length: Tokens of ``text`` that were the prompt.
     """
     length = min(len(generated), len(text))
@@ -162,5 +162,5 @@ def repetition_counts(generated: Sequence[int], text: Sequence[int], prompt_leng
 
 
 def differing_tokens(tokens: Sequence[int], reference: Sequence[int]) -> int:
-    """Positions at which two rows differ; the part by which one is longer counts whole."""
+    """Count the positions at which two rows differ; every token by which one is longer counts as different."""
     return sum(a != b for a, b in zip(tokens, reference, strict=False)) + abs(len(tokens) - len(reference))

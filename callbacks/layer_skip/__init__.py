@@ -1,1 +1,1 @@
-"""The search for the sub-layers that a draft can skip."""
+"""Search for the sub-layers that a self-speculative draft skips."""

@@ -1,19 +1,15 @@
-"""Which skip set to try next: Bayesian optimisation over pools of candidates that are worth asking about."""
+"""Propose the next skip set: Bayesian optimisation over pools of candidates."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from skopt import Optimizer
 from skopt.acquisition import gaussian_ei
-from skopt.learning import GaussianProcessRegressor
 from skopt.learning.gaussian_process.kernels import ConstantKernel, Matern
-from skopt.space import Integer
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from saccade.callbacks.gaussian_process import fit_process, single_thread
 from saccade.inference.drafting.skip_sets import spread_skip_set
 
 Bits = tuple[int, ...]
@@ -26,26 +22,26 @@ _MOST_OBSERVATIONS = 256
 
 
 def propose(trials: Sequence[tuple[Bits, float]], switches: int, seed: int) -> Bits:
-    """The next skip set.
+    """Propose the next skip set.
 
-    A Gaussian process (scikit-optimize) over the switches learns the logarithm of the objective; the candidate with
-    the largest expected improvement is next. Its candidates are random subsets over a range of skip ratios, and the
-    best sets so far with one to four switches flipped or two swapped: uniform points of a space of 2 to the power of
-    2L all skip about half of the sub-layers, and none of them lies near a good set.
+    A Gaussian process (scikit-optimize) over the switches predicts the logarithm of the objective; the candidate with
+    the largest expected improvement is proposed. The candidates are random subsets with a range of skip ratios, and the
+    best sets so far with one to four switches flipped or two swapped. Uniform samples of the 2 to the power of 2L sets
+    would all skip about half of the sub-layers, and hardly any would be close to a good set.
 
-    Tried on a trained model of 12 layers with costs as in a memory-bound forward, 100 sets, mean of three seeds: the
-    best set was estimated 1.32 times as fast as autoregressive decoding; with random subsets alone 1.19, with flips of
-    the best and no process 1.22.
+    On a trained model of 12 layers with the costs of a memory-bound forward (100 sets, mean of three seeds), the best
+    set was estimated 1.32 times as fast as autoregressive decoding; with random subsets alone 1.19 times, with flips of
+    the best sets and no process 1.22 times.
 
-    What is proposed depends on the arguments alone, so that a search that is resumed goes on as if it had not stopped.
+    The proposal depends on the arguments alone, so that a resumed search continues as if it had not stopped.
 
     Args:
         trials: Skip sets tried so far with their objective (above 0, lower is better), in order.
-        switches: Number of switches, twice the layers.
-        seed: Of all choices.
+        switches: Number of switches, twice the number of layers.
+        seed: Seed of all random choices.
 
     Returns:
-        A skip set that has not been tried, as long as there is one.
+        A skip set that has not been tried, as long as one is found.
     """
     rng = np.random.default_rng([seed, len(trials)])
     tried = {bits for bits, _ in trials}
@@ -56,14 +52,14 @@ def propose(trials: Sequence[tuple[Bits, float]], switches: int, seed: int) -> B
         pool = [candidate for candidate in _random_sets(switches, 50, rng) if candidate not in tried]
         return pool[0] if pool else _random_sets(switches, 1, rng)[0]
     pool = [candidate for candidate in _pool(trials, switches, rng) if candidate not in tried]
-    if not pool:  # a small model, of which everything in reach has been tried
+    if not pool:  # a small model: all candidates have been tried
         return _random_sets(switches, 1, rng)[0]
     improvement = _expected_improvement(trials, pool, switches, seed)
     return pool[int(np.argmax(improvement))]
 
 
 def _first_sets(switches: int) -> list[Bits]:
-    """Nothing skipped, as the anchor of the scale, and the spread that is used without a search."""
+    """The first two sets: nothing skipped, and the even spread that is used without a search."""
     layers = switches // 2
     spread = spread_skip_set(layers)
     chosen = [int(layer in spread[kind]) for kind in ("attention", "mlp") for layer in range(layers)]
@@ -96,33 +92,17 @@ def _expected_improvement(
     trials: Sequence[tuple[Bits, float]], pool: Sequence[Bits], switches: int, seed: int
 ) -> np.ndarray:
     known = list(trials)
-    if len(known) > _MOST_OBSERVATIONS:  # a process costs the cube of its observations: the best and the latest stay
+    if len(known) > _MOST_OBSERVATIONS:  # the cost of a fit is cubic: keep the best and the latest
         half = _MOST_OBSERVATIONS // 2
         best = sorted(known, key=lambda trial: trial[1])[:half]
         known = list(dict.fromkeys(best + known[-half:]))
-    optimizer = Optimizer(
-        [Integer(0, 1) for _ in range(switches)],
-        # one length scale: sets are alike when they differ in few switches, whichever these are
-        base_estimator=GaussianProcessRegressor(
-            kernel=ConstantKernel(1.0, (1e-2, 1e2))
-            * Matern(length_scale=math.sqrt(switches) / 2, length_scale_bounds=(0.5, 10 * math.sqrt(switches)), nu=2.5),
-            normalize_y=True,
-            noise="gaussian",
-            n_restarts_optimizer=0,
-            random_state=seed,
-        ),
-        n_initial_points=1,
-        acq_func="EI",
-        acq_optimizer="sampling",
-        acq_optimizer_kwargs={"n_points": 1},  # its own uniform candidates are not used
-        random_state=seed,
+    # one length scale for all switches: sets are similar if they differ in few of them, whichever these are
+    kernel = ConstantKernel(1.0, (1e-2, 1e2)) * Matern(
+        length_scale=math.sqrt(switches) / 2, length_scale_bounds=(0.5, 10 * math.sqrt(switches)), nu=2.5
     )
-    objectives = [math.log(objective) for _, objective in known]
-    # matrices this small gain nothing from several threads, and on a busy machine lose a factor of ten by them
-    with warnings.catch_warnings(), threadpool_limits(1):
-        # a length scale at its bound is an answer too
-        warnings.simplefilter("ignore")
-        optimizer.tell([list(bits) for bits, _ in known], objectives)
-        points = optimizer.space.transform([list(bits) for bits in pool])
-        improvement: np.ndarray = gaussian_ei(points, optimizer.models[-1], y_opt=min(objectives))
+    points = np.array([bits for bits, _ in known], dtype=float)
+    objectives = np.log([objective for _, objective in known])
+    process = fit_process(kernel, points, objectives, seed=seed)
+    with single_thread():
+        improvement: np.ndarray = gaussian_ei(np.array(pool, dtype=float), process, y_opt=objectives.min())
     return improvement

@@ -1,4 +1,4 @@
-"""What a skip set is worth, estimated from one parallel pass and a few timed forwards."""
+"""Estimate the speed of a skip set from one parallel pass and a few timed forwards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from saccade.inference.huggingface.sublayer_skip import SublayerSkip, decoder_la
 
 @dataclass(frozen=True)
 class SkipSet:
-    """Sub-layers that a draft leaves out.
+    """Sub-layers that a draft skips.
 
     Args:
         attention: Layers whose attention is skipped, counted from 0.
@@ -28,7 +28,7 @@ class SkipSet:
 
     @classmethod
     def from_bits(cls, bits: Sequence[int]) -> SkipSet:
-        """Reads ``2 * layers`` switches, the attention's first; 1 is skipped."""
+        """Make a skip set from ``2 * layers`` switches, those of the attention first; 1 means skipped."""
         layers = len(bits) // 2
         return cls(
             tuple(layer for layer in range(layers) if bits[layer]),
@@ -36,7 +36,7 @@ class SkipSet:
         )
 
     def bits(self, layers: int) -> tuple[int, ...]:
-        """The switches of a model of that many layers."""
+        """Return the switches for a model with this number of layers."""
         attention = [int(layer in self.attention) for layer in range(layers)]
         return tuple(attention + [int(layer in self.mlp) for layer in range(layers)])
 
@@ -46,15 +46,15 @@ class SkipSet:
 
 @dataclass(frozen=True)
 class ForwardCosts:
-    """Seconds of a model's forwards behind a prefix, one text at a time.
+    """Seconds of a model's forwards after a prefix, for a batch of one text.
 
     Args:
-        attention: One attention sub-layer with its norm, for one token.
-        mlp: One MLP sub-layer with its norm, for one token.
-        rest: Everything that is never skipped, for one token.
+        attention: Seconds of one attention sub-layer with its norm, for one token.
+        mlp: Seconds of one MLP sub-layer with its norm, for one token.
+        rest: Seconds of everything that is never skipped, for one token.
         layers: Number of decoder layers.
-        width: Tokens of the widest verification.
-        wide: A full forward of ``width`` tokens.
+        width: Number of tokens of the widest verification.
+        wide: Seconds of a full forward of ``width`` tokens.
     """
 
     attention: float
@@ -66,36 +66,36 @@ class ForwardCosts:
 
     @property
     def full(self) -> float:
-        """A full forward of one token, which is what autoregressive decoding pays for a token."""
+        """Seconds of a full forward of one token, the cost of a token in autoregressive decoding."""
         return self.draft(SkipSet())
 
     def draft(self, skip: SkipSet) -> float:
-        """A forward of one token with a skip set."""
+        """Return the seconds of a forward of one token with a skip set."""
         kept = self.attention * (self.layers - len(skip.attention)) + self.mlp * (self.layers - len(skip.mlp))
         return self.rest + kept
 
     def verify(self, tokens: int) -> float:
-        """A full forward of ``tokens`` tokens, on the line between one and ``width``."""
+        """Return the seconds of a full forward of ``tokens`` tokens, interpolated between 1 and ``width`` tokens."""
         if self.width <= 1:
             return self.full
         return self.full + (self.wide - self.full) * (tokens - 1) / (self.width - 1)
 
     def to_dict(self) -> dict[str, float]:
-        """The fields as plain values."""
+        """Return the fields as a dictionary."""
         return asdict(self)
 
 
 def measure_costs(model: nn.Module, prompt: Sequence[int], draft_length: int, repeats: int = 15) -> ForwardCosts:
-    """Times a model's forwards with all, no attention, no MLP and no sub-layers at all.
+    """Time a model's forwards: complete, without attention and without MLPs.
 
-    The layers of a decoder are alike, so the mean over layers is the cost of each, and a difference of whole forwards
-    shows it better than timers around single sub-layers, which would forbid the device to run ahead.
+    The layers of a decoder have the same shapes, so the mean over layers is the cost of each. It is computed from the
+    difference of whole forwards, because timers around single sub-layers would make the device wait.
 
     Args:
         model: The model, in evaluation mode.
         prompt: Tokens of the prefix.
-        draft_length: Most drafted tokens in a round; a verification is one token wider.
-        repeats: Timed calls of each kind, of which the median is taken.
+        draft_length: Largest number of draft tokens in a round; a verification is one token wider.
+        repeats: Number of timed calls of each kind; the median is used.
 
     Returns:
         The costs in seconds.
@@ -121,35 +121,35 @@ def measure_costs(model: nn.Module, prompt: Sequence[int], draft_length: int, re
 
 @dataclass(frozen=True)
 class DraftTrace:
-    """What a draft would have said at every place of texts that the full model wrote.
+    """Predictions of a draft at every position of texts that the full model generated.
 
     Args:
-        matches: For each text, ``[new tokens]`` booleans: the draft's best token is the text's.
-        confidences: For each text, ``[new tokens]``: the probability of the draft's best token.
+        matches: For each text, ``[new tokens]`` booleans: whether the draft's best token is that of the text.
+        confidences: For each text, ``[new tokens]`` probabilities of the draft's best token.
     """
 
     matches: list[np.ndarray]
     confidences: list[np.ndarray]
 
     @property
-    def matchness(self) -> float:
-        """Share of the text's tokens that the draft says too."""
+    def match_rate(self) -> float:
+        """Share of the tokens that the draft predicts correctly."""
         return float(np.concatenate(self.matches).mean())
 
 
 def draft_trace(model: nn.Module, texts: Sequence[tuple[Tensor, int]], skip: SkipSet) -> DraftTrace:
-    """Runs the draft once over texts, all places in parallel, as SWIFT (arXiv 2410.06916) scores its skip sets.
+    """Run the draft once over texts, all positions in parallel, as SWIFT (arXiv 2410.06916) scores its skip sets.
 
-    The draft reads its own keys and values here, while in decoding those of the committed text are the full model's;
-    the estimate errs on the low side.
+    Here the draft reads its own keys and values. In decoding, it reads the full model's for the committed text, so this
+    underestimates the match rate.
 
     Args:
         model: The model, in evaluation mode.
-        texts: Pairs of token ids ``[length]`` and the number of tokens at their end that the model generated.
+        texts: Pairs of token ids ``[length]`` and the number of tokens at the end that the model generated.
         skip: The skip set.
 
     Returns:
-        Matches and confidences, text by text.
+        Matches and confidences of each text.
     """
     device = next(model.parameters()).device
     matches: list[np.ndarray] = [np.empty(0)] * len(texts)
@@ -174,44 +174,45 @@ def _same_shape(texts: Sequence[tuple[Tensor, int]]) -> Iterable[tuple[tuple[int
 
 @dataclass(frozen=True)
 class ProxyScore:
-    """What the proxy says about a skip set.
+    """The estimate for a skip set.
 
     Args:
-        seconds_per_token: Estimated time for each verified token.
-        matchness: Share of the text's tokens that the draft says too.
-        tokens_per_round: Estimated tokens of a round, the bonus token counted.
-        drafted_per_round: Estimated drafted tokens of a round.
+        seconds_per_token: Estimated time for each emitted token.
+        match_rate: Share of the tokens that the draft predicts correctly.
+        tokens_per_round: Estimated number of tokens in a round, including the bonus or recovered token.
+        drafted_per_round: Estimated number of draft tokens in a round.
     """
 
     seconds_per_token: float
-    matchness: float
+    match_rate: float
     tokens_per_round: float
     drafted_per_round: float
 
 
 def score(trace: DraftTrace, costs: ForwardCosts, skip: SkipSet, draft_length: int, gamma: float) -> ProxyScore:
-    """Plays draft and verification over the traces and adds up what the forwards cost.
+    """Simulate drafting and verification on the traces and add up the costs of the forwards.
 
-    This is ``E / (K c + 1)`` of the method with nothing assumed about independence: runs of matches come from the
-    text, drafting stops behind a token below the threshold, and a wider verification costs more.
+    This estimates the same as ``E / (K c + 1)`` of the method without assuming that tokens are accepted independently:
+    the traces tell which tokens match, drafting stops after a token below the threshold, and a wider verification costs
+    more.
 
     Args:
-        trace: Of the skip set.
-        costs: Of the model.
+        trace: Trace of the skip set.
+        costs: Costs of the model's forwards.
         skip: The skip set.
-        draft_length: Most drafted tokens in a round.
+        draft_length: Largest number of draft tokens in a round.
         gamma: Confidence below which drafting stops.
 
     Returns:
-        The estimate; a round at the end of a text is charged for the tokens that are left.
+        The estimate. A round at the end of a text drafts only the tokens that are left.
 
     Raises:
-        ValueError: No text has two tokens, so that nothing could have been drafted.
+        ValueError: No text has two generated tokens, so that nothing could be drafted.
     """
     draft = costs.draft(skip)
     seconds, tokens, rounds, drafted_sum = 0.0, 0, 0, 0
     for matched, confident in zip(trace.matches, trace.confidences, strict=True):
-        place = 1  # the first token comes with the prompt
+        place = 1  # the first token comes from the prefill
         while place < len(matched):
             drafted = 0
             while drafted < min(draft_length, len(matched) - place - 1):
@@ -227,5 +228,7 @@ def score(trace: DraftTrace, costs: ForwardCosts, skip: SkipSet, draft_length: i
             rounds += 1
             drafted_sum += drafted
     if tokens == 0:
-        raise ValueError("no text has two new tokens: raise max_new_tokens, or give prompts that do not end at once.")
-    return ProxyScore(seconds / tokens, trace.matchness, tokens / rounds, drafted_sum / rounds)
+        raise ValueError(
+            "no text has two generated tokens: raise max_new_tokens, or give prompts that the model continues."
+        )
+    return ProxyScore(seconds / tokens, trace.match_rate, tokens / rounds, drafted_sum / rounds)

@@ -1,4 +1,4 @@
-"""The search for the sub-layers that a self-speculative draft skips."""
+"""Search the sub-layers that a self-speculative draft skips: for a model in memory, and as a callback."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from saccade.callbacks.isolation import undisturbed, where_it_trained
 from saccade.callbacks.layer_skip.proposals import propose
 from saccade.callbacks.layer_skip.proxy import ForwardCosts, SkipSet, draft_trace, measure_costs, score
 from saccade.callbacks.run_folder import run_folder
-from saccade.common.checks import check_count
+from saccade.common.checks import check_choice, check_count
 from saccade.common.distributed import shards_parameters
-from saccade.common.journal import TrialLog
+from saccade.common.journal import Journal
 from saccade.common.progress import Bar, progress_bar
 from saccade.common.provenance import provenance
 from saccade.inference import Autoregressive, Decoder, SelfSpeculative
@@ -31,25 +31,25 @@ from saccade.inference.huggingface.sublayer_skip import decoder_layers
 
 @dataclass(frozen=True)
 class LayerSkipResult:
-    """What a search found.
+    """Result of a layer search.
 
     Args:
-        skip: The skip set with the shortest wall-clock time for each token, of those timed.
+        skip: The skip set with the shortest wall-clock time for each token among those timed.
         seconds_per_token: Its time for each token, the median of the repeats.
-        baseline_seconds_per_token: The autoregressive decoder's time on the same prompts.
-        matchness: Share of the full model's tokens that the draft says too, in one parallel pass.
-        trials: Skip sets that were estimated.
+        baseline_seconds_per_token: Time for each token of autoregressive decoding on the same prompts.
+        match_rate: Share of the full model's tokens that the draft predicts correctly, in one parallel pass.
+        trials: Number of skip sets that were estimated.
     """
 
     skip: SkipSet
     seconds_per_token: float
     baseline_seconds_per_token: float
-    matchness: float
+    match_rate: float
     trials: int
 
     @property
     def speedup(self) -> float:
-        """Times faster than autoregressive decoding; below 1 the model is its own bad draft."""
+        """Speed relative to autoregressive decoding; below 1, drafting with skipped layers is slower."""
         return self.baseline_seconds_per_token / self.seconds_per_token
 
 
@@ -70,35 +70,37 @@ def search_layers(
     trainer: Trainer | None = None,
     progress: bool = True,
 ) -> LayerSkipResult:
-    """Searches the skip set with the least wall-clock time for each verified token (arXiv 2309.08168, section 3.2).
+    """Search the skip set with the least wall-clock time for each emitted token (arXiv 2309.08168, section 3.2).
 
-    Acceptance alone would choose to skip nothing. So each of ``trials`` skip sets is first estimated: one parallel pass
-    of the draft over text that the model has written says what it would have got right, and the measured cost of
-    sub-layers says what drafting would have cost. Bayesian optimisation proposes the sets. The best ``finalists`` are
-    then decoded for real and timed, and the fastest is written.
+    The highest acceptance rate is that of skipping nothing, so time is minimised instead. Each of ``trials`` skip sets
+    is first estimated: one parallel pass of the draft over text that the model generated gives the tokens that would
+    have been accepted, and the measured costs of sub-layers give the time. Bayesian optimisation proposes the sets. The
+    ``finalists`` with the best estimates are then decoded with and timed, and the fastest is written.
 
     Args:
         model: A Llama-, Qwen2- or Qwen3-shaped causal language model on its device, not sharded.
-        prompts: Token ids ``[length]`` of each prompt; lengths may differ. Held-out text like the text of later use.
+        prompts: Token ids ``[length]`` of each prompt; lengths may differ. Use held-out text similar to that of later
+            use.
         output: The skip file to write, for ``SelfSpeculative(skip=...)``.
-        log: The trial log, one JSON object a line; ``None`` puts ``layer_search.jsonl`` beside ``output``. A search
-            with the same model, prompts and settings goes on from it.
-        trials: Skip sets to estimate.
-        finalists: Estimated best sets to time for real.
-        repeats: Timings of each finalist, of which the median counts, after one that does not.
-        max_new_tokens: Tokens generated for each prompt.
-        draft_length: Most drafted tokens in a round.
-        gamma: Confidence below which drafting stops; adaptive when finalists are timed.
-        seed: Of the proposals. With the same ``costs``, the same seed tries the same sets.
-        costs: Costs of forwards; ``None`` measures them (once: the log keeps them).
+        log: The journal of the search, one JSON object in each line; ``None`` is ``layer_search.jsonl`` in the folder
+            of ``output``. A search with the same model, prompts and settings resumes from it.
+        trials: Number of skip sets to estimate.
+        finalists: Number of sets with the best estimates to time.
+        repeats: Timings of each finalist, of which the median is used, after one that is not counted.
+        max_new_tokens: Number of tokens generated for each prompt; at least 2.
+        draft_length: Largest number of draft tokens in a round.
+        gamma: Confidence below which drafting stops; it adapts while finalists are timed.
+        seed: Seed of the proposals. With the same ``costs``, the same seed proposes the same sets.
+        costs: Costs of forwards; ``None`` measures them and keeps them in the journal.
         trainer: A trainer whose progress bar is on screen.
         progress: Show a progress bar.
 
     Returns:
-        The skip set and what it costs; the same is in ``output``, with the model's fingerprint.
+        The skip set and its costs. They are also written to ``output``, with the model's fingerprint.
 
     Raises:
-        ValueError: No prompts, an impossible setting, a model of another form, or a log of another search.
+        ValueError: There are no prompts, a setting is outside its range, the model has another structure, or the
+            journal belongs to another search.
     """
     for name, value, least in (
         ("trials", trials, 1),
@@ -109,8 +111,8 @@ def search_layers(
     ):
         check_count(name, value, least)
     if not prompts:
-        raise ValueError("prompts is empty: give at least one prompt to search with.")
-    refuse_other_file(output)  # before the work, not behind it
+        raise ValueError("prompts must contain at least one prompt, got none: give held-out text.")
+    refuse_other_file(output)  # before the work
     prompts = [prompt.detach().cpu() for prompt in prompts]
     weight = next(model.parameters())
     settings = {
@@ -124,7 +126,8 @@ def search_layers(
         "dtype": str(weight.dtype),
     }
     decoder = SelfSpeculative(draft_length=draft_length, gamma=gamma, carry=False)
-    journal = TrialLog(Path(output).parent / "layer_search.jsonl" if log is None else log, settings)
+    path = Path(output).parent / "layer_search.jsonl" if log is None else log
+    journal = Journal(path, settings, preliminary=("costs",))
     timer = _Timer(model, prompts, max_new_tokens)
     steps = trials + (min(finalists, trials) + 1) * (repeats + 1)
     with undisturbed(model), progress_bar(steps, "estimating", trainer, progress) as bar:
@@ -138,7 +141,7 @@ def search_layers(
         journal.append("timing", {**_sets(skip), "seconds_per_token": taken, "baseline": baseline})
     winner = seconds.index(min(seconds))
     skip = skips[winner]
-    result = LayerSkipResult(skip, seconds[winner], baseline, best[winner]["matchness"], len(known))
+    result = LayerSkipResult(skip, seconds[winner], baseline, best[winner]["match_rate"], len(known))
     found = {key: value for key, value in asdict(result).items() if key != "skip"} | {"speedup": result.speedup}
     write_skip_file(output, model, skip.attention, skip.mlp, {"search": settings | found, **provenance(seed)})
     return result
@@ -147,14 +150,14 @@ def search_layers(
 def _estimate(
     model: nn.Module,
     timer: _Timer,
-    journal: TrialLog,
+    journal: Journal,
     trials: int,
     decoder: SelfSpeculative,
     seed: int,
     costs: ForwardCosts | None,
     bar: Bar,
 ) -> list[dict[str, Any]]:
-    """Fills the log up to ``trials`` estimated skip sets and returns them."""
+    """Estimate skip sets until the journal has ``trials`` of them, and return them."""
     layers = len(decoder_layers(model))
     if costs is None:
         measured = journal.find("costs")
@@ -184,14 +187,14 @@ def _estimate(
 
 
 class _Timer:
-    """Decodes the same prompts with whatever is to be timed."""
+    """Decodes the same prompts with every decoder that is timed."""
 
     def __init__(self, model: nn.Module, prompts: Sequence[Tensor], max_new_tokens: int) -> None:
         self.model, self.prompts, self.max_new_tokens = model, prompts, max_new_tokens
         self.device = next(model.parameters()).device
 
     def texts(self) -> list[tuple[Tensor, int]]:
-        """The prompts with what the full model writes behind them, and the number of tokens written."""
+        """Return each prompt followed by the full model's text, and the number of generated tokens."""
         found = []
         for prompt in self.prompts:
             tokens = self._run(Autoregressive(), prompt).tokens[0]
@@ -199,9 +202,9 @@ class _Timer:
         return found
 
     def measure(self, decoders: Sequence[Decoder], repeats: int, bar: Bar) -> list[float]:
-        """Seconds for each new token, the median over repeats; one run before them is not counted.
+        """Time decoders: seconds for each new token, the median over repeats, after a run that is not counted.
 
-        The decoders take turns, so that a machine that becomes slower meanwhile is slower for all of them.
+        The decoders run in turn, so that a machine that becomes slower meanwhile is slower for all of them.
         """
         rates: list[list[float]] = [[] for _ in decoders]
         for attempt in range(repeats + 1):
@@ -228,28 +231,28 @@ def _digest(prompts: Sequence[Tensor]) -> str:
 
 
 class LayerSkipSearch(PromptCollector):
-    """Searches the sub-layers to skip when training or validation ends, and writes ``skip_layers.json``.
+    """Search the sub-layers to skip when training or validation ends, and write ``skip_layers.json``.
 
     See :func:`search_layers`. Prompts are rows of the validation data, a fixed pseudo-random choice. Rank 0 searches
-    with the prompts it was given, the other ranks wait (keep the search shorter than the process group's timeout,
-    30 minutes by default), and all of them know the result. Training is not disturbed.
+    with its own prompts while the other ranks wait, and all ranks get the result. Keep the search shorter than the
+    timeout of the process group, which is 30 minutes by default. The training is not changed.
 
     Args:
         when: ``"fit_end"``: once, when ``fit`` ends (``validate`` always searches when it ends);
             ``"validation_end"``: also after every validation of ``fit``, which starts a new search for the new weights.
-        output: Name of the skip file in the run folder. The trial log lies beside it.
-        trials: Skip sets to estimate.
-        finalists: Estimated best sets to time for real.
+        output: Name of the skip file in the run folder. The journal ``layer_search.jsonl`` is in the same folder.
+        trials: Number of skip sets to estimate.
+        finalists: Number of sets with the best estimates to time.
         repeats: Timings of each finalist.
         prompt_length: Tokens taken from the start of each validation row.
-        max_new_tokens: Tokens generated for each prompt.
+        max_new_tokens: Number of tokens generated for each prompt; at least 2.
         max_prompts: Number of prompts.
-        draft_length: Most drafted tokens in a round.
+        draft_length: Largest number of draft tokens in a round.
         gamma: Confidence below which drafting stops.
-        seed: Of the proposals.
+        seed: Seed of the proposals.
 
     Raises:
-        ValueError: A setting outside its range, sharded weights, or no prompts.
+        ValueError: A setting is outside its range, weights are sharded, or there are no prompts.
     """
 
     def __init__(
@@ -267,12 +270,11 @@ class LayerSkipSearch(PromptCollector):
         seed: int = 0,
     ) -> None:
         super().__init__(prompt_length, max_prompts)
-        if when not in ("fit_end", "validation_end"):
-            raise ValueError(f"when must be fit_end or validation_end, got {when!r}.")
+        check_choice("when", when, ("fit_end", "validation_end"))
         for name, value in (("prompt_length", prompt_length), ("max_prompts", max_prompts), ("trials", trials)):
             check_count(name, value)
         if Path(output).name != output:
-            raise ValueError(f"output must be a file name without a folder, got {output!r}: it lies in the run folder.")
+            raise ValueError(f"output must be a file name without a folder, got {output!r}: leave out the folder.")
         self.when, self.output = when, output
         self.settings: dict[str, Any] = {
             "trials": trials,
@@ -284,23 +286,23 @@ class LayerSkipSearch(PromptCollector):
             "seed": seed,
         }
         self.result: LayerSkipResult | None = None
-        """What the latest search found, on every rank."""
+        """Result of the latest search, on every rank."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses what would fail after hours of training."""
+        """Refuse a strategy with which the search would fail at the end of the training."""
         if shards_parameters(trainer) and trainer.world_size > 1:
             raise ValueError(
-                "LayerSkipSearch needs the whole model on rank 0, but the strategy shards its weights: search the "
-                "exported model with 'saccade search-layers'."
+                f"LayerSkipSearch needs the whole model on rank 0, and {type(trainer.strategy).__name__} shards its"
+                " weights: search the exported model with 'saccade search-layers'."
             )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Searches, if it is time."""
+        """Search, depending on ``when``."""
         if not trainer.sanity_checking and (trainer.state.fn == "validate" or self.when == "validation_end"):
             self._search(trainer, pl_module)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Searches, if it is time."""
+        """Search, depending on ``when``."""
         if self.when == "fit_end":
             with where_it_trained(trainer, pl_module):
                 self._search(trainer, pl_module)
@@ -311,7 +313,7 @@ class LayerSkipSearch(PromptCollector):
         if trainer.is_global_zero:
             try:
                 answer = self._search_here(trainer, pl_module)
-            except Exception as error:  # the other ranks wait for the broadcast: they must hear of it
+            except Exception as error:  # the other ranks wait for the broadcast and must learn of it
                 failure, answer = error, " ".join(str(error).split())
         answer = trainer.strategy.broadcast(answer)
         if isinstance(answer, str):
@@ -322,17 +324,19 @@ class LayerSkipSearch(PromptCollector):
         model = getattr(pl_module, "model", None)
         if not isinstance(model, nn.Module):
             raise ValueError(
-                f"{type(pl_module).__name__} has no .model to search: keep the causal language model there."
+                f"{type(pl_module).__name__} has no attribute model to search: keep the causal language model there."
             )
         folder = run_folder(trainer)
         log = folder / "layer_search.jsonl"
-        log.unlink(missing_ok=True)  # of other weights: a callback's search begins anew
+        log.unlink(missing_ok=True)  # it belongs to earlier weights: the callback always starts a new search
         prompts = [prompt.tokens for prompt in self._pool.own()]
         if not prompts:
-            raise ValueError("the validation data gave no prompts: fit needs a validation to search after.")
+            raise ValueError(
+                "the validation data contains no prompts: run a validation during fit, or search with validate."
+            )
         result = search_layers(model, prompts, folder / self.output, log=log, trainer=trainer, **self.settings)
         rank_zero_info(
-            f"LayerSkipSearch: {result.speedup:.2f}x over autoregressive with attention {list(result.skip.attention)} "
-            f"and MLP {list(result.skip.mlp)} skipped, written to {folder / self.output}"
+            f"LayerSkipSearch: {result.speedup:.2f}x speed-up over autoregressive decoding when skipping attention "
+            f"{list(result.skip.attention)} and MLP {list(result.skip.mlp)}; written to {folder / self.output}"
         )
         return result

@@ -1,1 +1,1 @@
-"""Robustness to missing data: evaluation, totals over ranks, report."""
+"""Evaluation of robustness to missing data: predictions of all ranks, metrics, report and figures."""

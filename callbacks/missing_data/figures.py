@@ -11,7 +11,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from saccade.datamodules.multimodal.batch import MODALITIES
 
 NAMES = ("missing_rates", "missing_patterns", "missing_weights")
-"""Names of the figures, without ending."""
+"""Names of the figures, without file ending."""
 
 Row = Mapping[str, Any]
 
@@ -29,13 +29,13 @@ _PANELS = (
 
 
 def figures(records: Sequence[Row]) -> dict[str, Figure]:
-    """The figures that these rows have something to show in, by name.
+    """Draw the figures for which the rows contain data.
 
     Args:
         records: Rows of ``missing.json``.
 
     Returns:
-        Up to three figures, of the names in `NAMES`.
+        Up to three figures, by their names in `NAMES`.
     """
     made = {
         "missing_rates": rates_figure(records),
@@ -46,16 +46,16 @@ def figures(records: Sequence[Row]) -> dict[str, Figure]:
 
 
 def rates_figure(records: Sequence[Row]) -> Figure | None:
-    """Metrics over the missing rate, with a band of one standard deviation over mask seeds.
+    """Draw metrics over the missing rate, with a band of one standard deviation over mask seeds.
 
-    Groups that are one curve share the first row of panels; a group with a curve for each pattern has a row of its own,
-    with the complete pattern's curve for comparison. The dashed line is the best constant prediction.
+    Groups that are one curve share the first row of panels; a group with a curve for each pattern has its own row, with
+    the complete pattern's curve for comparison. The dashed line is the best constant prediction.
 
     Args:
         records: The rows.
 
     Returns:
-        The figure, None when no group is a curve.
+        The figure; None if no group is a curve.
     """
     single, several = [], {}
     for name, members in _groups(records).items():
@@ -64,7 +64,7 @@ def rates_figure(records: Sequence[Row]) -> Figure | None:
             single += curves
         elif curves:
             several[name] = curves
-    # what all rows can be compared with is the longest curve that begins with the complete data
+    # the reference for all rows is the longest curve that begins with the complete data
     reference = max((curve for curve in single if curve[1][0]["x"] == 0), key=lambda curve: len(curve[1]), default=None)
     panels = ([("", single)] if single else []) + list(several.items())
     if not panels:
@@ -84,8 +84,8 @@ def rates_figure(records: Sequence[Row]) -> Figure | None:
             axes.set_ylabel(label)
             axes.spines[["top", "right"]].set_visible(False)
         if title:
-            grid[place][0].set_title(f"{title}: by the modalities that are there", loc="left", fontsize=10)
-        # the first panel's, beside the last: it has every line, the last may have no constant
+            grid[place][0].set_title(f"{title}: by available modalities", loc="left", fontsize=10)
+        # the first panel's legend, beside the last panel: only the first certainly has every line
         handles = grid[place][0].get_legend_handles_labels()
         place_right = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
         grid[place][-1].legend(*handles, frameon=False, fontsize=8, **place_right)
@@ -94,13 +94,13 @@ def rates_figure(records: Sequence[Row]) -> Figure | None:
 
 
 def patterns_figure(records: Sequence[Row]) -> Figure | None:
-    """Bars of every condition of the groups that are no curve, such as patterns of modalities.
+    """Draw bars for every condition of the groups that are not curves, such as patterns of modalities.
 
     Args:
         records: The rows.
 
     Returns:
-        The figure, None when all groups are curves.
+        The figure; None if all groups are curves.
     """
     groups = {name: members for name, members in _groups(records).items() if not _curves(name, members)}
     if not groups:
@@ -143,13 +143,13 @@ def patterns_figure(records: Sequence[Row]) -> Figure | None:
 
 
 def weights_figure(records: Sequence[Row]) -> Figure | None:
-    """Mean weight of each modality over the missing rate and for each pattern, and the learned floors beside them.
+    """Draw the mean weight of each modality over the missing rate and for each pattern, and the learned floors.
 
     Args:
         records: The rows.
 
     Returns:
-        The figure, None for a model without weights and floors.
+        The figure; None for a model without weights and floors.
     """
     groups = {name: rows for name, rows in _groups(records).items() if all(row["weights"] for row in rows)}
     curve = next((curves[0] for name, rows in groups.items() if len(curves := _curves(name, rows)) == 1), None)
@@ -216,7 +216,7 @@ def _floors(axes: Any, floors: Mapping[str, Sequence[float]]) -> None:
 
 
 def _groups(records: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of conditions, by group."""
+    """Group the rows of conditions."""
     found: dict[str, list[Row]] = {}
     for row in records:
         if row["kind"] == "condition":
@@ -225,7 +225,7 @@ def _groups(records: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _curves(name: str, members: Sequence[Row]) -> list[tuple[str, list[Row]]]:
-    """A group as curves over the rate: one of its name, or one for each pattern of modalities, or none."""
+    """Return a group as curves over the rate: one with its name, or one for each pattern of modalities, or none."""
     if _distinct(members):
         return [(name, sorted(members, key=lambda row: row["x"]))]
     patterns: dict[str, list[Row]] = {}
@@ -276,8 +276,8 @@ def _text(row: Row, metric: str, scale: float) -> str:
 def _title(canvas: Figure, first: Row) -> None:
     dataset = f" of {first['dataset']}" if first["dataset"] else ""
     canvas.suptitle(
-        f"{first['module']}, {first['samples']} samples{dataset}, mean and sd over {first['mask_seeds']} mask seed(s), "
-        f"masks {first['masks']}",
+        f"{first['module']}, {first['samples']} samples{dataset}, mean and standard deviation over "
+        f"{first['mask_seeds']} mask seed(s), masks {first['masks']}",
         fontsize=10,
         color="#444444",
     )

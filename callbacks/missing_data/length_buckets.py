@@ -1,4 +1,4 @@
-"""A batch of sequences forwarded in parts of similar length, so that little time goes into padding."""
+"""Divide a batch of sequences into parts of similar length, to save the time of padding."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from saccade.datamodules.multimodal.batch import Modality, MultimodalBatch
 
-# on an accelerator small forwards wait for their launches: only padding that all samples share is cut
+# samples of a part on the CPU. On an accelerator small forwards only wait for kernel launches: there, one part is used
 _PART = 64
 
 
 @dataclass
 class Parts:
-    """How a batch is cut: which samples go together, and how many positions of each modality they need.
+    """How a batch is divided: which samples go together, and how many positions of each modality they need.
 
     Args:
-        rows: Samples of each part, long.
-        lengths: Positions that each part keeps, by modality.
+        rows: Indices of the samples of each part, long.
+        lengths: Number of positions that each part keeps, by modality.
     """
 
     rows: list[Tensor]
@@ -28,10 +28,10 @@ class Parts:
 
     @classmethod
     def of(cls, batch: MultimodalBatch) -> Parts:
-        """Sorts the samples of a batch by length.
+        """Sort the samples of a batch by length and divide them.
 
         Args:
-            batch: The batch; what is erased from it later changes no length.
+            batch: The batch; erasing values later does not change the lengths.
         """
         needed = {name: modality.lengths for name, modality in batch.modalities.items()}
         order = torch.stack(list(needed.values())).sum(0).argsort(stable=True)
@@ -40,11 +40,11 @@ class Parts:
         return cls(rows, lengths)
 
     def map(self, function: Callable[[MultimodalBatch], Tensor], batch: MultimodalBatch) -> Tensor:
-        """Applies a function to every part.
+        """Apply a function to every part.
 
         Args:
-            function: Gives one row for each sample.
-            batch: The batch that the parts were made for, or one with other values.
+            function: Returns one row for each sample.
+            batch: The batch that was divided, or a copy with other values.
 
         Returns:
             The rows in the order of the batch.

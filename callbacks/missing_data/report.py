@@ -23,7 +23,7 @@ from saccade.datamodules.multimodal.batch import MODALITIES
 
 Row = Mapping[str, Any]
 
-# headings of the field's tables, and the metrics below each: N0 leaves neutral samples out, H0 counts them as positive
+# headings of the usual tables, and the metrics below each: N0 leaves neutral samples out, H0 counts them as positive
 _COLUMNS = (
     ("Acc-7", ("acc_7",)),
     ("Acc-5", ("acc_5",)),
@@ -36,21 +36,21 @@ _COLUMNS = (
     ("MAE", ("mae",)),
     ("Corr", ("corr",)),
 )
-_HURTS = 0.01  # share of the single modality's error or accuracy by which all modalities must be worse to be noted
+_HURTS = 0.01  # relative margin by which all modalities must be worse than a single one to be noted
 
 
 def rows(conditions: Sequence[Summary], groups: Sequence[Summary], context: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One self-contained record for each condition, then one for each group.
+    """Make one self-contained record for each condition, then one for each group.
 
     Args:
         conditions: One summary for each condition.
         groups: Means over the conditions of each group.
-        context: What is the same for all rows: model, data, protocol, checkpoint.
+        context: Entries that all rows share: model, data, protocol, checkpoint.
 
     Returns:
-        The rows of ``missing.json``. Numbers that are none (NaN) are None.
+        The rows of ``missing.json``. NaN becomes None.
     """
-    seed = os.environ.get("PL_GLOBAL_SEED")  # where Lightning's seed_everything leaves it
+    seed = os.environ.get("PL_GLOBAL_SEED")  # set by Lightning's seed_everything
     shared = {**context, **provenance(None if seed is None else int(seed))}
     return [_row("condition", item) | shared for item in conditions] + [_row("group", item) | shared for item in groups]
 
@@ -73,17 +73,17 @@ def _row(kind: str, summary: Summary) -> dict[str, Any]:
 
 
 def write(records: Sequence[Row], folder: Path) -> None:
-    """Writes ``missing.json``, ``missing.md`` and the figures, each whole or not at all.
+    """Write ``missing.json``, ``missing.md`` and the figures, each completely or not at all.
 
     Args:
         records: The rows.
         folder: An existing folder.
 
     Raises:
-        ValueError: The folder does not take a file.
+        ValueError: A file cannot be written.
     """
     drawn = {name: _png(figure) for name, figure in missing_data_figures.figures(records).items()}
-    text = markdown(records)  # all of it exists before the first file does
+    text = markdown(records)  # everything is made before the first file is written
     write_json(folder / "missing.json", list(records))
     write_text(folder / "missing.md", text)
     for name in missing_data_figures.NAMES:
@@ -92,7 +92,7 @@ def write(records: Sequence[Row], folder: Path) -> None:
             with replacing(path) as partial:
                 partial.write_bytes(drawn[name])
         else:
-            path.unlink(missing_ok=True)  # of an earlier evaluation: it would not belong to these rows
+            path.unlink(missing_ok=True)  # it belongs to an earlier evaluation
 
 
 def _png(figure: Any) -> bytes:
@@ -102,7 +102,7 @@ def _png(figure: Any) -> bytes:
 
 
 def markdown(records: Sequence[Row]) -> str:
-    """The rows in the layout of the field's tables: accuracies and F1 in percent, MAE and correlation as they are."""
+    """Make the usual tables of the field: accuracies and F1 in percent, MAE and correlation as they are."""
     first = records[0]
     columns = _columns(first)
     lines = ["# Missing data", "", "; ".join(_description(first)) + ".", ""]
@@ -134,17 +134,17 @@ def markdown(records: Sequence[Row]) -> str:
 
 _EXPLANATIONS = (
     "Accuracies and F1 in percent. N0: negative or positive, without neutral samples; H0: negative or not.",
-    "± is the standard deviation over mask seeds. It says nothing about another training: compare trainings by seed.",
+    "± is the standard deviation over mask seeds. It does not include differences between trainings with other seeds.",
     "AUILC is the area under the metric over the missing rate, not divided by the width of the rates; in the unit of "
     "the metric (accuracies in percent).",
-    "best constant: the best that a prediction without any input could reach, chosen for each metric on these labels.",
+    "best constant: the best result of a constant prediction, chosen for each metric on these labels.",
 )
 
 
 def _description(first: Row) -> tuple[str, str]:
-    """What was evaluated, and how."""
+    """Describe what was evaluated, and how."""
     dataset = f" of {first['dataset']}" if first["dataset"] else ""
-    weights = "weights of no known epoch" if first["epoch"] is None else f"epoch {first['epoch']}"
+    weights = "weights of an unknown epoch" if first["epoch"] is None else f"epoch {first['epoch']}"
     return (
         f"{first['module']}, {weights}, {first['stage']} on {first['samples']} samples{dataset}",
         f"{first['protocol']}, {first['mask_seeds']} mask seed(s), masks {first['masks']}",
@@ -157,7 +157,7 @@ def _of(records: Sequence[Row], kind: str) -> list[Row]:
 
 def _columns(first: Row) -> list[tuple[str, tuple[str, ...]]]:
     known = first["metrics"]
-    # three classes are printed where there are no seven, as the field does for CH-SIMS
+    # three classes are shown if there are no seven, as usual for CH-SIMS
     hidden = {"Acc-3"} if "acc_7" in known else set()
     return [(heading, names) for heading, names in _COLUMNS if names[0] in known and heading not in hidden]
 
@@ -167,7 +167,7 @@ def _line(name: str, cells: Sequence[str]) -> str:
 
 
 def _cell(row: Row, names: Sequence[str], spread: bool = False, area: bool = False) -> str:
-    """The metrics of one heading, "72.55/70.94" or "72.55 ± 0.40/70.94 ± 0.38"."""
+    """Format the metrics of one heading, as "72.55/70.94" or "72.55 ± 0.40/70.94 ± 0.38"."""
     if area and not any(name in row["metrics"] for name in names):
         return ""
     return "/".join(_value(name, row["metrics"].get(name), spread) for name in names)
@@ -189,7 +189,7 @@ def _number(value: float | None) -> str:
 
 
 def show(records: Sequence[Row], trainer: Trainer | None = None) -> None:
-    """Prints the groups as a table, and below it what a reader must know before believing it."""
+    """Print the groups as a table, and below it notes on results that need care."""
     screen = console(trainer)
     screen.print(table(records))
     for note in notes(records):
@@ -197,7 +197,7 @@ def show(records: Sequence[Row], trainer: Trainer | None = None) -> None:
 
 
 def table(records: Sequence[Row]) -> Table:
-    """The groups as a table for people: means, and standard deviations over mask seeds."""
+    """Make the table that is printed: means of the groups, and standard deviations over mask seeds."""
     first = records[0]
     grid = Table(title="\n".join(_description(first)), box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=0)
     grid.add_column("mean", no_wrap=True)
@@ -219,7 +219,7 @@ def table(records: Sequence[Row]) -> Table:
 
 
 def _short(name: str, spread: Mapping[str, float | None] | None) -> str:
-    """Like "72.5±0.4" and ".527±.004": seven columns of these fit in 80 characters."""
+    """Format as "72.5±0.4" or ".527±.004"; seven such columns fit in 80 characters."""
     if spread is None or spread["mean"] is None:
         return "-"
     percent = name not in ("mae", "corr")
@@ -230,13 +230,13 @@ def _short(name: str, spread: Mapping[str, float | None] | None) -> str:
 
 
 def notes(records: Sequence[Row]) -> list[str]:
-    """One sentence for everything that must not be taken at face value."""
+    """Write one sentence for each result that needs care in its interpretation."""
     found = []
     first = records[0]
     if first["masks"] == "oracle":
         found.append(
-            "masks oracle: the model was told what is missing. Models of the field find out themselves: compare "
-            "with masks derived."
+            "masks oracle: the model knows what is missing. Published models derive that from the values: compare "
+            "them with masks derived."
         )
     for group in _of(records, "group"):
         members = [row for row in _of(records, "condition") if row["group"] == group["name"]]
@@ -244,15 +244,12 @@ def notes(records: Sequence[Row]) -> list[str]:
         complete = kept.get(MODALITIES)
         for present, row in kept.items():
             if complete is not None and len(present) == 1 and _worse(complete, row):
-                found.append(
-                    f"{group['name']}: all modalities together are worse than {present[0]} alone; adding a modality "
-                    "hurts this model."
-                )
+                found.append(f"{group['name']}: all modalities together give worse results than {present[0]} alone.")
     return found
 
 
 def _worse(one: Row, other: Row) -> bool:
-    """Whether one row is clearly worse than another by MAE, or by accuracy where there is none."""
+    """Whether one row is clearly worse than another by MAE, or by accuracy if there is no MAE."""
     name = "mae" if "mae" in one["metrics"] else "accuracy"
     a, b = one["metrics"][name]["mean"], other["metrics"][name]["mean"]
     if a is None or b is None:

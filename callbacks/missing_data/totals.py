@@ -1,4 +1,4 @@
-"""What a model predicted under every missing-data condition, and the numbers that follow from it."""
+"""Predictions of a model under every missing-data condition, and metrics computed from them."""
 
 from __future__ import annotations
 
@@ -18,63 +18,67 @@ from saccade.datamodules.multimodal.missing.base import Condition
 from saccade.modules.metrics import auilc
 
 Scores = dict[str, dict[str, float]]
-"""Numbers of one run by kind and name: ``metrics``, ``weights`` (of CAS, by modality), ``observed`` (by modality)."""
+"""Numbers of one pass by kind and name: ``metrics``, ``weights`` (of CAS, by modality), ``observed`` (by modality)."""
 
 
 @dataclass(frozen=True)
-class Run:
+class EvaluationPass:
     """One pass over the data.
 
     Args:
-        condition: What is taken away.
-        seed: Of the masks.
+        condition: What is missing.
+        seed: Seed of the masks.
     """
 
     condition: Condition
     seed: int
 
 
-def runs_of(conditions: Sequence[Condition], mask_seeds: int) -> list[Run]:
-    """Every condition under every mask seed; a condition that is not random once."""
-    return [Run(condition, seed) for condition in conditions for seed in range(mask_seeds if condition.random else 1)]
+def passes_of(conditions: Sequence[Condition], mask_seeds: int) -> list[EvaluationPass]:
+    """List every condition with every mask seed, and conditions that are not random once."""
+    return [
+        EvaluationPass(condition, seed)
+        for condition in conditions
+        for seed in range(mask_seeds if condition.random else 1)
+    ]
 
 
 class PredictionPool:
-    """Predictions of this rank's samples under every run, 4 bytes for each number.
+    """Predictions for this rank's samples in every pass, 4 bytes for each number.
 
-    They are kept by sample, not added up, because a distributed sampler hands out some samples twice to make the shares
-    equal; which ones is only known when all ranks have named theirs.
+    Predictions are kept for each sample instead of being summed, because a distributed sampler repeats some samples to
+    give every rank the same number. Which ones is known only after the keys of all ranks are gathered.
 
     Args:
-        runs: Number of runs.
-        columns: Numbers of one prediction: 1, or one for each class.
+        passes: Number of passes.
+        columns: Number of values in one prediction: 1, or one for each class.
     """
 
-    def __init__(self, runs: int, columns: int) -> None:
+    def __init__(self, passes: int, columns: int) -> None:
         self.columns = columns
         self._keys = [torch.empty(0, dtype=torch.int64)]
         self._labels = [torch.empty(0)]
-        self._outcomes = [torch.empty(0, runs, columns + 2 * len(MODALITIES))]
+        self._outcomes = [torch.empty(0, passes, columns + 2 * len(MODALITIES))]
 
     def add(self, keys: Tensor, labels: Tensor, outcomes: Tensor) -> None:
-        """Adds a batch.
+        """Add a batch.
 
         Args:
-            keys: Of the samples, long [B].
+            keys: Keys of the samples, long [B].
             labels: Their labels [B].
-            outcomes: Of every run: prediction, weights of the modalities (NaN where there are none), and observed
-                shares of the modalities, [B, runs, columns + 6].
+            outcomes: For every pass, the prediction, the weights of the modalities (NaN if the model has none), and the
+                observed shares of the modalities, [B, passes, columns + 6].
         """
         self._keys.append(keys.cpu())
         self._labels.append(labels.float().cpu())
         self._outcomes.append(outcomes.float().cpu())
 
     def gathered(self, device: torch.device) -> Predictions:
-        """The samples of all ranks, each once, ordered by key; every rank must call it, also one without samples."""
+        """Gather the samples of all ranks, each once, ordered by key. Every rank must call this."""
         keys = gather_rows(torch.cat(self._keys), device)
         labels = gather_rows(torch.cat(self._labels), device)
         outcomes = gather_rows(torch.cat(self._outcomes), device)
-        # by key, so that sums do not depend on who had which sample
+        # ordered by key, so that sums do not depend on the distribution of samples over ranks
         _, first = np.unique(keys.numpy(), return_index=True)
         chosen = torch.from_numpy(first)
         values, weights, observed = outcomes[chosen].split([self.columns, len(MODALITIES), len(MODALITIES)], 2)
@@ -87,10 +91,10 @@ class Predictions:
 
     Args:
         labels: float [N].
-        values: Predictions [N, runs, columns].
-        weights: Of the modalities, [N, runs, 3], NaN where the model has none.
-        observed: Observed share of each modality as the model saw it, [N, runs, 3].
-        repeated: How many samples were left out because another has the same key.
+        values: Predictions [N, passes, columns].
+        weights: Weights of the modalities [N, passes, 3], NaN if the model has none.
+        observed: Share of each modality that the model observed, [N, passes, 3].
+        repeated: Number of samples that were left out because another has the same key.
     """
 
     labels: Tensor
@@ -104,32 +108,32 @@ class Predictions:
         return len(self.labels)
 
     def scores(self, metrics: MetricCollection, classification: bool) -> list[Scores]:
-        """The numbers of every run.
+        """Compute the metrics of every pass, and its mean weights and observed shares.
 
         Args:
-            metrics: A collection of `metrics_for`; it is reset.
+            metrics: A collection made by `metrics_for`; it is reset.
             classification: Whether labels are class numbers.
         """
         weights, observed = self.weights.double().mean(0), self.observed.double().mean(0)
         found = []
-        for run in range(self.values.shape[1]):
-            numbers: Scores = {"metrics": self._measured(metrics, self.values[:, run], classification)}
-            if not bool(weights[run].isnan().any()):
-                numbers["weights"] = dict(zip(MODALITIES, weights[run].tolist(), strict=True))
-            numbers["observed"] = dict(zip(MODALITIES, observed[run].tolist(), strict=True))
+        for place in range(self.values.shape[1]):
+            numbers: Scores = {"metrics": self._compute(metrics, self.values[:, place], classification)}
+            if not bool(weights[place].isnan().any()):
+                numbers["weights"] = dict(zip(MODALITIES, weights[place].tolist(), strict=True))
+            numbers["observed"] = dict(zip(MODALITIES, observed[place].tolist(), strict=True))
             found.append(numbers)
         return found
 
     def constants(self, metrics: MetricCollection, classification: bool, label_range: float) -> dict[str, float]:
-        """What the best constant prediction would reach, metric by metric, chosen on these very labels.
+        """Compute the best result of a constant prediction for each metric, chosen on these labels.
 
         Args:
-            metrics: A collection of `metrics_for`; it is reset.
+            metrics: A collection made by `metrics_for`; it is reset.
             classification: Whether labels are class numbers.
             label_range: Largest label of a regression.
 
         Returns:
-            The smallest MAE and the largest of all others; no correlation, which constants do not have.
+            The smallest MAE and the largest value of all other metrics, without the correlation, which is undefined.
         """
         count = self.values.shape[2]
         if classification:
@@ -137,14 +141,14 @@ class Predictions:
         else:
             grid = torch.linspace(-label_range, label_range, 25)
             candidates = [*grid[:, None], self.labels.median()[None]]
-        levels = [self._measured(metrics, one.expand(len(self), count), classification) for one in candidates]
+        levels = [self._compute(metrics, one.expand(len(self), count), classification) for one in candidates]
         names = [name for name in levels[0] if name != "corr"]
         return {name: (min if name == "mae" else max)(level[name] for level in levels) for name in names}
 
-    def _measured(self, metrics: MetricCollection, values: Tensor, classification: bool) -> dict[str, float]:
-        # the samples of all ranks are here already: nothing to synchronise
+    def _compute(self, metrics: MetricCollection, values: Tensor, classification: bool) -> dict[str, float]:
+        # the samples of all ranks are gathered already: no synchronisation is needed
         for metric in metrics.values():
-            metric.distributed_available_fn = _nobody_else
+            metric.distributed_available_fn = _not_distributed
         metrics.update(
             values if classification else values[:, 0], self.labels.long() if classification else self.labels
         )
@@ -153,18 +157,18 @@ class Predictions:
         return result
 
 
-def _nobody_else() -> bool:
+def _not_distributed() -> bool:
     return False
 
 
 @dataclass
 class Summary:
-    """Numbers of one condition, or means over the conditions of a group.
+    """Metrics of one condition, or means over the conditions of a group.
 
     Args:
-        name: Of the condition or of the group.
-        members: The conditions it stands for.
-        numbers: By kind and name, one number for each mask seed; a single one where no seed makes a difference.
+        name: Name of the condition or of the group.
+        members: The conditions.
+        numbers: By kind and name, one number for each mask seed; a single one if the condition is not random.
     """
 
     name: str
@@ -177,22 +181,22 @@ class Summary:
         return self.members[0].group
 
     def spread(self, kind: str) -> dict[str, dict[str, float | None]]:
-        """Mean and sample standard deviation over mask seeds; None for what is not a number."""
+        """Return mean and sample standard deviation over mask seeds; None instead of NaN or infinity."""
         return {name: mean_and_sd(values) for name, values in self.numbers.get(kind, {}).items()}
 
 
 def mean_and_sd(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean of some numbers and their sample standard deviation; None where it is not a number."""
+    """Return the mean of numbers and their sample standard deviation; None instead of NaN or infinity."""
     if not all(math.isfinite(value) for value in values):
         return {"mean": None, "sd": None}
     return {"mean": fmean(values), "sd": stdev(values) if len(values) > 1 else None}
 
 
-def by_condition(runs: Sequence[Run], scores: Sequence[Scores]) -> list[Summary]:
-    """One summary for each condition, in the order of the runs."""
+def by_condition(passes: Sequence[EvaluationPass], scores: Sequence[Scores]) -> list[Summary]:
+    """Make one summary for each condition, in the order of the passes."""
     found: dict[Condition, Summary] = {}
-    for run, numbers in zip(runs, scores, strict=True):
-        summary = found.setdefault(run.condition, Summary(run.condition.name, [run.condition]))
+    for one, numbers in zip(passes, scores, strict=True):
+        summary = found.setdefault(one.condition, Summary(one.condition.name, [one.condition]))
         for kind, values in numbers.items():
             for name, value in values.items():
                 summary.numbers.setdefault(kind, {}).setdefault(name, []).append(value)
@@ -200,11 +204,11 @@ def by_condition(runs: Sequence[Run], scores: Sequence[Scores]) -> list[Summary]
 
 
 def by_group(conditions: Sequence[Summary]) -> list[Summary]:
-    """Means over the conditions of each group, mask seed by mask seed.
+    """Compute means over the conditions of each group, for each mask seed.
 
-    The complete data is one of the rates of a curve and counts there; among patterns of modalities it is the bar that
-    the others are held against, and does not. A curve that begins at 0 also gets its AUILC, the area under each metric
-    over its rates.
+    The mean of a curve includes the complete data, which is its rate 0. The mean of patterns of modalities does not
+    include it, because the complete data is the reference there. A curve that begins at 0 also gets its AUILC, the area
+    under each metric over its rates.
 
     Args:
         conditions: One summary for each condition.
@@ -219,12 +223,12 @@ def by_group(conditions: Sequence[Summary]) -> list[Summary]:
 
 
 def is_complete(condition: Condition) -> bool:
-    """Whether a condition takes nothing away."""
+    """Whether nothing is missing under a condition."""
     return set(condition.present) == set(MODALITIES) and not any((*condition.rates, *condition.absent))
 
 
 def is_curve(conditions: Sequence[Condition]) -> bool:
-    """Whether conditions can be drawn over their rate: three or more, all at different rates."""
+    """Whether conditions form a curve over their rate: three or more, all at different rates."""
     return len(conditions) >= 3 and len({condition.x for condition in conditions}) == len(conditions)
 
 
@@ -255,7 +259,7 @@ _AREAS = ("mae", "acc_2", "acc_2_has0", "acc_2_non0", "accuracy")
 
 
 def logged(groups: Sequence[Summary]) -> dict[str, float]:
-    """What goes to the logger: the mean over mask seeds of every metric of every group."""
+    """Return what is logged: the mean over mask seeds of every metric of every group."""
     return {
         f"missing/{group.name.replace(' ', '_')}/{name}": fmean(values)
         for group in groups

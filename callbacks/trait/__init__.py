@@ -1,1 +1,1 @@
-"""Trait: training data selected by Bayesian optimisation."""
+"""Trait: select training data for a ranker by Bayesian optimisation."""

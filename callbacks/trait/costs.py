@@ -1,4 +1,4 @@
-"""What a search for training data has cost: the pairs that were trained on, against all that could have been."""
+"""The cost of a search for training data: pairs that were trained on, as a share of all pairs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from saccade.callbacks.trait.events import Event, Trial, Warmup
 
 @dataclass(frozen=True)
 class Costs:
-    """Pairs of a search.
+    """Number of pairs that a search trained on.
 
     Args:
-        chunks: Chunks that a model was trained on, each counted as often as that happened.
-        evaluated: Pairs of those chunks; passes over a chunk do not count.
-        pool: Pairs of all sources.
+        chunks: Number of chunks that a model was trained on; a chunk counts each time.
+        evaluated: Number of pairs of those chunks; several passes over a chunk count once.
+        pool: Number of pairs of all sources.
     """
 
     chunks: int
@@ -24,7 +24,7 @@ class Costs:
 
     @property
     def share(self) -> float:
-        """Evaluated pairs over those of the pool."""
+        """Evaluated pairs divided by the pairs of the pool."""
         return self.evaluated / self.pool
 
     def __str__(self) -> str:
@@ -32,15 +32,15 @@ class Costs:
 
 
 def costs(events: Iterable[Event], pairs: Callable[[int, int], int], pool: int) -> Costs:
-    """Counts what a search was charged.
+    """Count the pairs that a search trained on.
 
-    The warm-up trains on the first chunk of each source, a trial on its chunk; a trial that the warm-up answered
-    trained on nothing, and the root and backtracking cost nothing.
+    The warm-up trains on the first chunk of each source, and a trial on its chunk. A trial that reuses a result of the
+    warm-up, the root and backtracking train on nothing.
 
     Args:
-        events: Of the search.
-        pairs: Number of pairs of a chunk, by source and chunk.
-        pool: Pairs of all sources, at least 1.
+        events: Events of the search.
+        pairs: Returns the number of pairs of a chunk, given source and chunk.
+        pool: Number of pairs of all sources, at least 1.
 
     Returns:
         The costs.

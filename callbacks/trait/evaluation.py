@@ -1,4 +1,4 @@
-"""How a selection measures a ranker: nDCG@10 of the first stage's candidates, ranked anew."""
+"""Evaluation of a ranker during a selection: nDCG@10 after reranking the candidates of BM25."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from saccade.common.checks import check_count
 from saccade.common.distributed import reduce_sum
 from saccade.datamodules.retrieval.files import RetrievalTask
 from saccade.modules.retrieval.ranker import Ranker
@@ -16,33 +17,32 @@ from saccade.retrieval.measures import measure
 METRIC = "ndcg_cut_10"
 
 
-class Measurement:
-    """Ranks the BM25 candidates of judged queries with a ranker; each rank of a group takes its share of the queries.
+class RankingEvaluation:
+    """Evaluates a ranker on the BM25 candidates of judged queries; each rank evaluates its share of the queries.
 
     Args:
-        tasks: Judged collections; the score is the mean of their means.
-        candidates: Documents of each query that the ranker sees, at least 1.
+        tasks: Judged collections; the score is the mean over them of the mean over their queries.
+        candidates: Number of documents that are reranked for each query, at least 1.
 
     Raises:
         ValueError: `candidates` is below 1, or a task has no queries.
     """
 
     def __init__(self, tasks: Sequence[RetrievalTask], candidates: int) -> None:
-        if candidates < 1:
-            raise ValueError(f"candidates: must be at least 1, but is {candidates}; 100 is usual")
+        check_count("candidates", candidates, advice="100 is usual")
         self.tasks = list(tasks)
         for task in self.tasks:
             if not task.queries:
-                raise ValueError(f"target: {task.name} has no queries to measure on; raise dev_fraction")
+                raise ValueError(f"target {task.name} has no queries to evaluate on: raise dev_fraction.")
         self.first_stage = [BM25(task.corpus).search(task.queries, candidates) for task in self.tasks]
 
     @property
     def pairs(self) -> int:
-        """Pairs of a query and a document that a ranker scores in one measuring, on all ranks together."""
+        """Pairs of a query and a document that a ranker scores in one evaluation, on all ranks together."""
         return sum(len(found) for run in self.first_stage for found in run.values())
 
     def baseline(self) -> dict[str, float]:
-        """The first stage's own nDCG@10 of each query, by task and query id."""
+        """Return nDCG@10 of BM25 for each query, by task and query id."""
         found = {}
         for task, run in zip(self.tasks, self.first_stage, strict=True):
             values = measure(run, task.qrels, [METRIC], task.queries).per_query[METRIC]
@@ -50,12 +50,12 @@ class Measurement:
         return found
 
     def per_query(self, ranker: Ranker, rank: int = 0, world_size: int = 1) -> dict[str, float]:
-        """The ranker's nDCG@10 of each query, by task and query id; the same on every rank.
+        """Return nDCG@10 of a ranker for each query, by task and query id; the same on every rank.
 
         Args:
-            ranker: To be measured.
-            rank: This rank.
-            world_size: Number of ranks, all of which call this.
+            ranker: The ranker.
+            rank: Index of this rank.
+            world_size: Number of ranks. All of them must call this.
         """
         found = {}
         for task, run in zip(self.tasks, self.first_stage, strict=True):
@@ -72,6 +72,6 @@ class Measurement:
         return found
 
     def score(self, per_query: dict[str, float]) -> float:
-        """The mean over tasks of the mean over their queries."""
+        """Return the mean over tasks of the mean over their queries."""
         means = [statistics.fmean(per_query[f"{task.name}/{query}"] for query in task.queries) for task in self.tasks]
         return statistics.fmean(means)

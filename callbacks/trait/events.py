@@ -1,7 +1,8 @@
-"""Rules, requests and events of the search of Trait: what goes into it and what comes out.
+"""Rules, training requests and events of the search of Trait.
 
-Weights have ids: 0 is the base model, ``n`` that of trial ``n``, ``-1 - k`` that of the warm-up on source ``k``. An
-event names in ``drop`` the ids that nobody needs any more; the root's and the best's are never among them.
+Weights have ids: 0 is the base model, ``n`` the model of trial ``n``, ``-1 - k`` the model of the warm-up on source
+``k``. The field ``drop`` of an event lists ids that are no longer needed; those of the root and of the best model are
+never among them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 from saccade.callbacks.trait.selectors import State
+from saccade.common.checks import check_choice
 
 
 @dataclass(frozen=True)
@@ -19,20 +21,23 @@ class Preset:
     """The rules of a search.
 
     Args:
-        root: ``measured`` asks for the base model's score; ``zero`` takes 0, so that the first trial is accepted
-            whatever it does (the predecessor).
-        warmup: Measure one model for each source, trained on its first chunk, before the first trial.
-        reuse_warmup: The first chunk of a source, tried from the root, is answered by the warm-up.
-        initial_pruning: Share of the sources, worst in the warm-up, that are left out from the start.
-        prune: Leave out the sources of the worst quarter of a father's children when it is exhausted.
-        strict_floor: Never fewer live sources than a quarter, or one. ``False`` looks only before a batch is pruned.
-        prune_scope: Pruned for good, or while the father of the exhausted node is on the path (ours).
-        margin: What a child must exceed its father by, in units of the score.
-        accept: ``better`` accepts a child above its father and margin, ``always`` every one (training without choice).
-        backtrack: ``False`` ends the search at the first exhausted father.
+        root: ``measured`` evaluates the base model; ``zero`` sets its score to 0, so that the first trial is always
+            accepted (as in the predecessor).
+        warmup: Evaluate one model for each source, trained on its first chunk, before the first trial.
+        reuse_warmup: Use the warm-up's result if the first chunk of a source is tried from the root.
+        initial_pruning: Share of the sources, the worst in the warm-up, that are pruned from the start.
+        prune: When a parent is exhausted, prune the sources of the worst quarter of its children.
+        strict_floor: Always keep a quarter of the sources, and at least one. ``False`` checks this only before several
+            sources are pruned together.
+        prune_scope: ``global`` prunes for the rest of the search, ``subtree`` while the parent of the exhausted node is
+            on the path (ours).
+        margin: Amount by which a child must exceed its parent, in units of the score.
+        accept: ``better`` accepts a child that exceeds its parent by more than ``margin``, ``always`` every child
+            (training without selection).
+        backtrack: ``False`` ends the search at the first exhausted parent.
 
     Raises:
-        ValueError: An impossible setting.
+        ValueError: A setting is outside its range.
     """
 
     root: Literal["measured", "zero"] = "measured"
@@ -52,74 +57,77 @@ class Preset:
             ("prune_scope", ("global", "subtree")),
             ("accept", ("better", "always")),
         ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}.")
+            check_choice(name, getattr(self, name), known)
         if not 0 <= self.margin < math.inf:
-            raise ValueError(f"margin must be at least 0 and finite, got {self.margin}.")
+            raise ValueError(f"margin must be at least 0 and finite, got {self.margin}: 0 accepts every improvement.")
         if not 0 <= self.initial_pruning < 1:
-            raise ValueError(f"initial_pruning must be at least 0 and below 1, got {self.initial_pruning}.")
+            raise ValueError(
+                f"initial_pruning must be at least 0 and below 1, got {self.initial_pruning}: give a share."
+            )
         if self.initial_pruning and not self.warmup:
-            raise ValueError(f"initial_pruning={self.initial_pruning} needs the warm-up's scores: set warmup to true.")
+            raise ValueError(
+                f"initial_pruning must be 0 without a warm-up, got {self.initial_pruning}: set warmup to true."
+            )
 
 
 PRESETS = {"corrected": Preset(), "released": Preset(root="zero", reuse_warmup=False, strict_floor=False)}
 
 
 @dataclass(frozen=True)
-class Request:
-    """A model that is to be made and measured; for the root nothing is trained.
+class TrainingRequest:
+    """A model to train and evaluate; the root is only evaluated.
 
     Args:
-        node: Id that its weights get.
-        father: Id of the weights to go on from; ``None`` for the root.
-        father_state: Chunks of each source that the father was trained on.
+        node: Id of the model's weights.
+        parent: Id of the weights to start from; ``None`` for the root.
+        parent_state: Number of chunks of each source that the parent was trained on.
         source: The source to train on; ``None`` for the root.
         chunk: Index of the chunk in that source; ``None`` for the root.
-        father_node: The father's node; another id than ``father`` where its weights are those of a warm-up.
+        parent_node: The parent's node; it differs from ``parent`` if the parent's weights are from the warm-up.
     """
 
     node: int
-    father: int | None
-    father_state: State
+    parent: int | None
+    parent_state: State
     source: int | None = None
     chunk: int | None = None
-    father_node: int | None = None
+    parent_node: int | None = None
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened in a search; one line of its journal.
+    """An event of a search; one line of its journal.
 
     Args:
-        drop: Ids of weights that are needed no more.
+        drop: Ids of weights that are no longer needed.
     """
 
     kind: ClassVar[str] = ""
     drop: tuple[int, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """The event as JSON knows it, with its kind."""
+        """Return the event as a dictionary for JSON, with its kind."""
         entry = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
         return {"kind": self.kind, **entry}
 
     @staticmethod
     def from_dict(entry: dict[str, Any]) -> Event:
-        """The event that :meth:`to_dict` wrote.
+        """Restore an event from the result of :meth:`to_dict`.
 
         Raises:
-            ValueError: The entry is none of a search.
+            ValueError: The entry is not an event.
         """
         kind = _KINDS.get(str(entry.get("kind")))
         fields = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items() if name != "kind"}
         try:
             return kind(**fields)  # type: ignore[misc]
         except TypeError:
-            raise ValueError(f"not an event of a Trait search: {entry!r}; start with an empty journal.") from None
+            raise ValueError(f"{entry!r} is not an event of a Trait search: start with an empty journal.") from None
 
 
 @dataclass(frozen=True)
 class Warmup(Event):
-    """One model trained on the first chunk of one source; its weights have the id ``node``, below 0."""
+    """A model of the warm-up, trained on the first chunk of one source; its weights have the id ``node``, below 0."""
 
     kind: ClassVar[str] = "warmup"
     node: int
@@ -129,16 +137,16 @@ class Warmup(Event):
 
 @dataclass(frozen=True)
 class Trial(Event):
-    """One chunk spent. ``weights`` is ``node``, or the id of the warm-up that answered when it was ``reused``."""
+    """A trial of one chunk. ``weights`` is ``node``, or the id of the warm-up's model if its result was ``reused``."""
 
     kind: ClassVar[str] = "trial"
     node: int
-    father: int
+    parent: int
     source: int
     chunk: int
     state: State
     score: float
-    father_score: float
+    parent_score: float
     accepted: bool
     reused: bool
     weights: int
@@ -146,7 +154,7 @@ class Trial(Event):
 
 @dataclass(frozen=True)
 class Backtrack(Event):
-    """A father without admissible successors was left for the one before it; ``to`` is ``None`` behind the root."""
+    """The search returned from a parent without candidates to the one before it; ``to`` is ``None`` after the root."""
 
     kind: ClassVar[str] = "backtrack"
     node: int
@@ -155,9 +163,9 @@ class Backtrack(Event):
 
 @dataclass(frozen=True)
 class Prune(Event):
-    """Sources of an exhausted father's worst children, worst first, some perhaps pruned before.
+    """Sources were pruned: those of an exhausted parent's worst children, worst first; some may be pruned already.
 
-    ``node`` is that father, or ``None`` when the warm-up decided.
+    ``node`` is that parent, or ``None`` if the warm-up decided.
     """
 
     kind: ClassVar[str] = "prune"
@@ -167,7 +175,7 @@ class Prune(Event):
 
 @dataclass(frozen=True)
 class Best(Event):
-    """The best node so far; the first event of every search names the root."""
+    """A new best node; the first event of every search is the root."""
 
     kind: ClassVar[str] = "best"
     node: int
@@ -180,7 +188,7 @@ _KINDS: dict[str, type[Event]] = {kind.kind: kind for kind in (Warmup, Trial, Ba
 
 
 def needed(events: Iterable[Event]) -> set[int]:
-    """Ids of the weights that must exist after these events, so that the search can go on and its best be returned."""
+    """Return the ids of the weights that a search still needs after these events, those of the best model included."""
     kept = {0}
     for event in events:
         if isinstance(event, Warmup):

@@ -1,11 +1,11 @@
-"""The search of Trait: depth-first hill climbing over chunks of training data, without input, output or model.
+"""The search of Trait: depth-first hill climbing over chunks of training data, independent of models and files.
 
 Source: "Transfer-Aware Data Selection for Domain Adaptation in Text Retrieval" (Trait, Findings of EMNLP 2025), of
 which only the abstract is public. Preset ``released`` follows the first author's public predecessor code; ``corrected``
-(ours) mends what is known to be wrong in it: the root is measured, the warm-up is not paid for twice, the floor of
-pruning holds.
+(ours) fixes its known errors: the root is evaluated, results of the warm-up are reused, and pruning always leaves a
+quarter of the sources.
 
-What it yields, and how weights are numbered, is in :mod:`saccade.callbacks.trait.events`.
+The events that a search yields, and the ids of weights, are described in :mod:`saccade.callbacks.trait.events`.
 """
 
 from __future__ import annotations
@@ -21,55 +21,56 @@ from saccade.callbacks.trait.events import (
     Event,
     Preset,
     Prune,
-    Request,
+    TrainingRequest,
     Trial,
     Warmup,
 )
-from saccade.callbacks.trait.selectors import Candidate, Observation, State
+from saccade.callbacks.trait.selectors import Candidate, ScoredState, State
+from saccade.common.checks import check_choice
 
-Select = Callable[[Sequence[Candidate], Sequence[Observation], Sequence[int]], int | None]
-Steps = Generator[Request | Event, float | None, None]
+Select = Callable[[Sequence[Candidate], Sequence[ScoredState], Sequence[int]], int | None]
+Steps = Generator[TrainingRequest | Event, float | None, None]
 
 
 def search(
     chunks_per_source: Sequence[int],
-    evaluate: Callable[[Request], float],
+    evaluate: Callable[[TrainingRequest], float],
     select: Select,
     budget: int | None,
     preset: str | Preset = "corrected",
     *,
     journal: Iterable[Event] = (),
 ) -> Iterator[Event]:
-    """Searches the chunks that are worth training on, event by event.
+    """Search the chunks that are worth training on, event by event.
 
     Args:
         chunks_per_source: Number of chunks of each source.
-        evaluate: Trains the father's weights on the requested chunk and returns the score, larger is better.
+        evaluate: Trains the parent's weights on the requested chunk and returns the score; larger is better.
         select: Chooses a source, see :mod:`saccade.callbacks.trait.selectors`.
-        budget: Most trials; ``None`` goes on until nothing is left.
-        preset: ``corrected``, ``released`` or rules of one's own.
-        journal: Events of a search that stopped, with the same arguments; with a larger budget it goes on from its
-            end. They are replayed without a call of ``evaluate`` or ``select`` and are not yielded again: journal and
-            yielded events together are what the search would have yielded without the stop.
+        budget: Largest number of trials; ``None`` continues until nothing is left.
+        preset: ``corrected``, ``released`` or your own rules.
+        journal: Events of an interrupted search with the same arguments (the budget may be larger). They are replayed
+            without calling ``evaluate`` or ``select``, and they are not yielded again: the journal and the yielded
+            events together are those of an uninterrupted search.
 
     Returns:
-        An iterator of what happened, when it has happened. Nothing is evaluated before the next event is asked for.
+        An iterator of events. Nothing is evaluated before the next event is requested.
 
     Raises:
-        ValueError: An impossible setting; later a score that is no number, a source that is no candidate, or a journal
-            of another search.
+        ValueError: A setting is outside its range; during the search, a score is not finite, a selected source is not
+            a candidate, or the journal belongs to another search.
     """
     return _driven(search_steps(chunks_per_source, select, budget, preset, journal=journal), evaluate)
 
 
-def _driven(steps: Steps, evaluate: Callable[[Request], float]) -> Iterator[Event]:
+def _driven(steps: Steps, evaluate: Callable[[TrainingRequest], float]) -> Iterator[Event]:
     answer: float | None = None
     while True:
         try:
             step = steps.send(answer)
         except StopIteration:
             return
-        answer = evaluate(step) if isinstance(step, Request) else None
+        answer = evaluate(step) if isinstance(step, TrainingRequest) else None
         if isinstance(step, Event):
             yield step
 
@@ -82,38 +83,39 @@ def search_steps(
     *,
     journal: Iterable[Event] = (),
 ) -> Steps:
-    """The same search for a caller that has its own loop: it yields a request where :func:`search` calls ``evaluate``.
+    """The same search for a caller with its own loop: it yields a request where :func:`search` calls ``evaluate``.
 
     Args:
         chunks_per_source: Number of chunks of each source.
         select: Chooses a source.
-        budget: Most trials; ``None`` goes on until nothing is left.
-        preset: ``corrected``, ``released`` or rules of one's own.
-        journal: Events of a search that stopped.
+        budget: Largest number of trials; ``None`` continues until nothing is left.
+        preset: ``corrected``, ``released`` or your own rules.
+        journal: Events of an interrupted search.
 
     Returns:
-        A generator of events and requests; the score of a request is sent into it with ``send``.
+        A generator of events and requests. The caller sends the score of a request with ``send``.
 
     Raises:
-        ValueError: An impossible setting; the rest as in :func:`search`, when it happens.
+        ValueError: A setting is outside its range; during the search, the same errors as in :func:`search`.
     """
     chunks = list(chunks_per_source)
     if not chunks:
-        raise ValueError("chunks_per_source is empty: give at least one source.")
+        raise ValueError("chunks_per_source must have an entry for each source, got none: give at least one source.")
     for source, count in enumerate(chunks):
         if count < 1:
-            raise ValueError(f"chunks_per_source must be at least 1 for every source, got {count} for source {source}.")
+            raise ValueError(
+                f"chunks_per_source must be at least 1 for every source, got {count} for source {source}: leave it out."
+            )
     if budget is not None and budget < 1:
-        raise ValueError(f"budget must be at least 1 trial, or null for no limit, got {budget}.")
+        raise ValueError(f"budget must be at least 1, got {budget}: give a number of trials, or null for no limit.")
     if isinstance(preset, str):
-        if preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
+        check_choice("preset", preset, PRESETS)
         preset = PRESETS[preset]
     return _Search(chunks, select, math.inf if budget is None else budget, preset, journal).run()
 
 
 class _Search:
-    """One search: its tree, its stack and what of the journal is still to be replayed."""
+    """The state of one search: its tree, its stack, and the events of the journal that are not replayed yet."""
 
     def __init__(
         self, chunks: list[int], select: Select, budget: float, rules: Preset, journal: Iterable[Event]
@@ -121,26 +123,26 @@ class _Search:
         self.chunks, self.select, self.budget, self.rules = chunks, select, budget, rules
         self.recorded, self.replayed = deque(journal), 0
         self.stack, self.best = [0], 0
-        # node to what is known of it
+        # by node
         self.states: dict[int, State] = {0: (0,) * len(chunks)}
         self.scores: dict[int, float] = {}
         self.weights = {0: 0}
         self.children: dict[int, list[Trial]] = {0: []}
-        # node on the stack to the sources that are pruned as long as it is there
+        # by node on the stack: the sources that are pruned while it is there
         self.pruned: dict[int, set[int]] = {0: set()}
         self.used = [0] * len(chunks)
         self.seen: set[State] = set()
-        self.observations: list[Observation] = []
+        self.observations: list[ScoredState] = []
         self.history: list[int] = []
-        # scores of the warm-up that a trial may still be answered with
+        # scores of the warm-up that a trial may reuse
         self.warm: dict[int, float] = {}
 
     def run(self) -> Steps:
-        """The whole search."""
+        """Run the whole search."""
         root = self.states[0]
         if self.rules.root == "measured":
-            self.scores[0] = yield from self._score(Request(0, None, root))
-            self.observations.append(Observation(root, self.scores[0]))
+            self.scores[0] = yield from self._score(TrainingRequest(0, None, root))
+            self.observations.append(ScoredState(root, self.scores[0]))
         else:
             self.scores[0] = 0.0
         yield from self._emit(Best((), 0, root, self.scores[0], 0))
@@ -157,17 +159,17 @@ class _Search:
                 break
         if self.recorded:
             raise ValueError(
-                f"journal goes on for {len(self.recorded)} events behind the end of this search: raise budget "
-                f"(now {self.budget}) or start with an empty journal."
+                f"journal has {len(self.recorded)} events after the end of this search: raise budget (now "
+                f"{self.budget}), or start with an empty journal."
             )
 
     def _warm_up(self) -> Steps:
         root, scores = self.states[0], []
         for source in range(len(self.chunks)):
             node = -1 - source
-            score = yield from self._score(Request(node, 0, root, source, 0, 0))
+            score = yield from self._score(TrainingRequest(node, 0, root, source, 0, 0))
             scores.append(score)
-            self.observations.append(Observation(_plus(root, source), score, warmup=True))
+            self.observations.append(ScoredState(_plus(root, source), score, warmup=True))
             if self.rules.reuse_warmup:
                 self.warm[source] = score
             yield from self._emit(Warmup(() if self.rules.reuse_warmup else (node,), node, source, score))
@@ -186,7 +188,7 @@ class _Search:
     def _choose(self, candidates: list[Candidate]) -> int | None:
         admissible = [item.source for item in candidates]
         if self.recorded:
-            # where the journal has no trial, the selector wanted none of them
+            # if the next event is not a trial, the selector chose none
             source = self.recorded[0].source if isinstance(self.recorded[0], Trial) else None
         else:
             source = self.select(candidates, tuple(self.observations), tuple(self.history))
@@ -196,23 +198,25 @@ class _Search:
             raise (
                 self._foreign()
                 if self.recorded
-                else ValueError(f"select must return one of the candidates {admissible} or None, got {source}.")
+                else ValueError(
+                    f"select must return one of {admissible} or None, got {source}: return a candidate's source."
+                )
             )
         return int(source)
 
     def _try(self, candidate: Candidate) -> Steps:
-        father, source, chunk = self.stack[-1], candidate.source, candidate.chunk
+        parent, source, chunk = self.stack[-1], candidate.source, candidate.chunk
         node, spare = len(self.history) + 1, -1 - source
-        reused = father == 0 and chunk == 0 and source in self.warm
+        reused = parent == 0 and chunk == 0 and source in self.warm
         if reused:
             score, weights = self.warm[source], spare
         else:
-            origin, state = self.weights[father], self.states[father]
-            score = yield from self._score(Request(node, origin, state, source, chunk, father))
+            origin, state = self.weights[parent], self.states[parent]
+            score = yield from self._score(TrainingRequest(node, origin, state, source, chunk, parent))
             weights = node
-            # an answer of the warm-up is in the observations already
-            self.observations.append(Observation(candidate.state, score))
-        above = self.scores[father]
+            # a result of the warm-up is already in the observations
+            self.observations.append(ScoredState(candidate.state, score))
+        above = self.scores[parent]
         accepted = self.rules.accept == "always" or score > above + self.rules.margin
         better = score > self.scores[self.best]
         drop = [] if accepted or better else [weights]
@@ -220,12 +224,12 @@ class _Search:
         if self.warm.pop(source, None) is not None and not reused:
             drop.append(spare)
         trial = Trial(
-            tuple(drop), node, father, source, chunk, candidate.state, score, above, accepted, reused, weights
+            tuple(drop), node, parent, source, chunk, candidate.state, score, above, accepted, reused, weights
         )
         self.used[source] += 1
         self.history.append(source)
         self.seen.add(candidate.state)
-        self.children[father].append(trial)
+        self.children[parent].append(trial)
         self.states[node], self.scores[node], self.weights[node] = candidate.state, score, weights
         if accepted:
             self.stack.append(node)
@@ -237,7 +241,7 @@ class _Search:
             yield from self._emit(Best(gone, node, candidate.state, score, weights))
 
     def _leave(self) -> Steps:
-        """Prunes by the children of the exhausted father and goes back."""
+        """Prune by the children of the exhausted parent and return to the one before it."""
         node = self.stack[-1]
         floor = len(self.chunks) // 4
         if self.rules.prune and len(self.chunks) - len(self._now_pruned()) > floor:
@@ -264,14 +268,14 @@ class _Search:
             return
         self.pruned[keeper].update(sources)
         drop = []
-        if keeper == 0:  # for good, as the root is left last
+        if keeper == 0:  # for the rest of the search, because the root is left last
             drop = [-1 - source for source in sources if self.warm.pop(source, None) is not None]
         yield from self._emit(Prune(tuple(drop), node, tuple(sources)))
 
     def _now_pruned(self) -> set[int]:
         return set().union(*(self.pruned[node] for node in self.stack))
 
-    def _score(self, request: Request) -> Generator[Request | Event, float | None, float]:
+    def _score(self, request: TrainingRequest) -> Generator[TrainingRequest | Event, float | None, float]:
         if self.recorded:
             recorded = self.recorded[0]
             if not isinstance(recorded, Warmup | Trial | Best):
@@ -279,7 +283,7 @@ class _Search:
             return recorded.score
         score = yield request
         if score is None or not math.isfinite(score):
-            raise ValueError(f"the score of node {request.node} must be a finite number, got {score}: see evaluate.")
+            raise ValueError(f"the score of node {request.node} must be finite, got {score}: lower the learning rate.")
         return float(score)
 
     def _emit(self, event: Event) -> Steps:
@@ -293,7 +297,7 @@ class _Search:
 
     def _foreign(self) -> ValueError:
         return ValueError(
-            f"journal event {self.replayed + 1} ({self.recorded[0].kind}) does not follow in this search: resume with "
+            f"journal event {self.replayed + 1} ({self.recorded[0].kind}) does not belong to this search: resume with "
             "the same sources, preset and journal, or start with an empty journal."
         )
 

@@ -1,4 +1,4 @@
-"""TraitSelection: a ranker picks its own training data, one chunk an epoch."""
+"""TraitSelection: select the training data of a ranker while it trains, one chunk in each epoch."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from torch import Tensor
 from saccade.callbacks.isolation import where_it_trained
 from saccade.callbacks.run_folder import run_folder
 from saccade.callbacks.trait.costs import costs
-from saccade.callbacks.trait.evaluation import METRIC, Measurement
-from saccade.callbacks.trait.events import PRESETS, Best, Event, Preset, Request, Trial
-from saccade.callbacks.trait.report import figure, markdown
+from saccade.callbacks.trait.evaluation import METRIC, RankingEvaluation
+from saccade.callbacks.trait.events import PRESETS, Best, Event, Preset, TrainingRequest, Trial
+from saccade.callbacks.trait.figures import figure
+from saccade.callbacks.trait.report import markdown
 from saccade.callbacks.trait.search import Steps, search_steps
 from saccade.callbacks.trait.selectors import (
     AllSourcesSelector,
     BestSourceSelector,
     Candidate,
-    Observation,
     PollingSelector,
     RandomSelector,
+    ScoredState,
     SimilaritySelector,
     TraitSelector,
 )
-from saccade.callbacks.trait.weights import forget, place_weights
+from saccade.callbacks.trait.weights import clear_state, place_weights
+from saccade.common.checks import check_choice, check_count
 from saccade.common.distributed import shards_parameters
-from saccade.common.files import write_json, write_text
-from saccade.common.journal import TrialLog
+from saccade.common.files import replacing, write_json, write_text
+from saccade.common.journal import Journal
 from saccade.datamodules.retrieval.chunk_pool import ChunkPool
 from saccade.datamodules.retrieval.targets import open_held_out
 from saccade.modules.retrieval.ranker import Ranker
@@ -46,40 +48,40 @@ SELECTIONS: tuple[Selection, ...] = ("trait", "random", "polling", "similarity",
 
 
 class TraitSelection(Callback):
-    """Chooses what a ranker is trained on by trying it: one epoch of `fit` is one trial.
+    """Select the training data of a ranker by trying chunks: one epoch of `fit` is one trial.
 
-    Every trial goes on from its father's weights with a fresh optimizer, trains on one chunk of a `ChunkPool`, and is
-    measured on the target's dev queries. A Gaussian process over what has been tried chooses the next chunk by
-    expected improvement; children that beat their father become fathers, exhausted fathers are left, and sources whose
-    chunks did worst are pruned (Trait, Findings of EMNLP 2025, of which only the abstract is public; the corrected
-    rules are ours). When the budget is spent, `fit` ends and the module has the weights of the best trial.
+    Every trial starts from its parent's weights with a fresh optimizer, trains on one chunk of a `ChunkPool`, and is
+    evaluated on the target's dev queries. A Gaussian process over all trials chooses the next chunk by expected
+    improvement. Children with a better score than their parent become parents, the search returns from exhausted
+    parents, and the sources of the worst chunks are pruned (Trait, Findings of EMNLP 2025, of which only the abstract
+    is public; the corrected rules are ours). When the budget is spent, `fit` ends and the module has the weights of the
+    best trial.
 
-    In the run folder: `trials.jsonl`, the journal, a line for each event; `weights/`, those of the trials that may
-    still be gone on from; `trait.json`, `trait.md` and `trait.png`, what was found, with dev and held-out scores.
-    `--ckpt_path last` goes on where the search stopped, with the same result as if it had not. Set `max_epochs: -1`;
-    the search says when it is over.
+    The run folder contains `trials.jsonl`, the journal with one line for each event; `weights/`, the weights of trials
+    that the search may return to; and `trait.json`, `trait.md` and `trait.png`, the results with dev and held-out
+    scores. `--ckpt_path last` resumes an interrupted search, with the same result as without the interruption. Set
+    `max_epochs: -1`; the search ends the fit.
 
-    On several devices, with `ddp` or `deepspeed_stage_2`, rank 0 chooses and writes, all train on their shares of a
-    chunk, and all measure their shares of the queries. Where a loss is the mean of those of its pairs, the search is
-    that of one device with as large a global batch, up to rounding; a loss that takes negatives from the batch sees
-    those of its own rank only, so that there the scores differ.
+    On several devices, with `ddp` or `deepspeed_stage_2`, rank 0 selects and writes, and every rank trains on its share
+    of a chunk and evaluates its share of the queries. If a loss is the mean over pairs, the search equals that of one
+    device with the same global batch size, up to rounding. A loss that takes negatives from the batch uses those of its
+    own rank only, so its scores differ.
 
     Args:
-        budget: Most trials, warm-up not counted.
-        selection: `trait`, or what it is compared with: `random` and `polling` choose sources without looking at
-            scores, `similarity` takes the chunks whose words are most like the target's documents, `best_source` the
-            best of the warm-up again and again, `all_sources` a mixture.
-        preset: `corrected` or `released` (the predecessor's rules, its surrogate and acquisition).
-        warmup: Try one chunk of each source from the base model before the first trial. None takes what the selection
-            needs: only `trait` and `best_source` need it.
-        margin: What a child must exceed its father by, in nDCG.
-        candidates: Documents of the first stage (BM25) that are ranked for each query.
-        xi: Improvement that does not count, in nDCG.
-        seed: Of the surrogate, of `random` and `all_sources`, and of what is random in training, whose trials have
-            seeds of their own.
+        budget: Largest number of trials, without the warm-up.
+        selection: `trait`, or a rule to compare it with: `random` and `polling` choose sources independently of
+            scores, `similarity` chooses the chunks whose words are most similar to the target's documents,
+            `best_source` always the best source of the warm-up, `all_sources` a random mixture.
+        preset: `corrected` or `released` (the predecessor's rules, surrogate and acquisition).
+        warmup: Try one chunk of each source from the base model before the first trial. None does so if the selection
+            needs it, which only `trait` and `best_source` do.
+        margin: Amount by which a child must exceed its parent, in nDCG.
+        candidates: Number of documents of the first stage (BM25) that are reranked for each query.
+        xi: Smallest improvement that counts, in nDCG.
+        seed: Seed of the surrogate, of `random` and `all_sources`, and of the training; every trial derives its own.
 
     Raises:
-        ValueError: A setting is impossible, or module, data or trainer do not fit.
+        ValueError: A setting is outside its range, or the module, the data or the trainer cannot be used.
     """
 
     def __init__(
@@ -93,72 +95,72 @@ class TraitSelection(Callback):
         xi: float = 0.001,
         seed: int = 0,
     ) -> None:
-        if budget < 1:
-            raise ValueError(f"budget: must be at least 1 trial, but is {budget}")
-        if selection not in SELECTIONS:
-            raise ValueError(f"selection: must be one of {', '.join(SELECTIONS)}, but is {selection!r}")
-        if preset not in PRESETS:
-            raise ValueError(f"preset: must be corrected or released, but is {preset!r}")
-        if candidates < 1:
-            raise ValueError(f"candidates: must be at least 1, but is {candidates}; 100 is usual")
+        check_count("budget", budget, advice="give a number of trials")
+        check_choice("selection", selection, SELECTIONS)
+        check_choice("preset", preset, PRESETS)
+        check_count("candidates", candidates, advice="100 is usual")
         self.budget, self.selection, self.preset = budget, selection, preset
         self.margin, self.candidates, self.xi, self.seed = margin, candidates, xi, seed
         wanted = selection in ("trait", "best_source") if warmup is None else warmup
         rules = asdict(PRESETS[preset]) | {"warmup": wanted, "margin": margin}
         if not wanted:
             rules["reuse_warmup"] = False
-        if selection in ("all_sources", "best_source"):  # trained on one after the other, whatever they do
+        if selection in ("all_sources", "best_source"):  # these train on one chunk after the other, whatever the scores
             rules |= {"accept": "always"}
         self.rules = Preset(**rules)
         self.events: list[Event] = []
         self.best: Best | None = None
         self._resumed: dict[str, Any] = {}
         self.per_query: dict[str, dict[str, float]] = {}
-        """At the end of `fit`: nDCG@10 of `bm25`, `base` and `best` by query; of the held-out ones if there are any."""
-        self._pending: Request | None = None
+        """After `fit`: nDCG@10 of `bm25`, `base` and `best` by query; of the held-out queries if there are any."""
+        self._pending: TrainingRequest | None = None
         self._seconds = {"select": 0.0, "measure": 0.0, "train": 0.0}
-        self._pairs = {"measure": 0, "train": 0}  # gone over by this process and those beside it, in those seconds
+        self._pairs = {"measure": 0, "train": 0}  # pairs that all ranks scored and trained on in those seconds
         self._begun = 0.0
 
-    # what fit calls, in this order
+    # the hooks that fit calls, in this order
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses what would fail or mean something else later."""
+        """Refuse a module, data or a trainer with which the search cannot work."""
         if stage != "fit":
             return
         if not isinstance(pl_module, Ranker):
             raise ValueError(
-                f"model: TraitSelection trains a Retriever or a Reranker, but the model is {type(pl_module).__name__}"
+                f"model must be a Retriever or a Reranker for TraitSelection, got {type(pl_module).__name__}: set model"
+                " to one of the two."
             )
         if not isinstance(_data(trainer), ChunkPool):
-            raise ValueError("data: TraitSelection chooses from a ChunkPool; set data to saccade.datamodules.ChunkPool")
+            raise ValueError(
+                f"data must be a ChunkPool for TraitSelection, got {type(_data(trainer)).__name__}: set data to"
+                " saccade.datamodules.ChunkPool."
+            )
         if pl_module.schedule != "constant" or pl_module.warmup_fraction:
             raise ValueError(
-                "schedule: every trial begins with a fresh optimizer, so TraitSelection needs schedule=constant and"
-                " warmup_fraction=0"
+                f"schedule must be constant and warmup_fraction 0 for TraitSelection, got {pl_module.schedule} and"
+                f" {pl_module.warmup_fraction}: set both, because every trial starts with a fresh optimizer."
             )
         if getattr(pl_module, "refresh_negatives_every", None) is not None:
             raise ValueError(
-                "refresh_negatives_every: a trial must depend on its father and its chunk alone, and mined negatives on"
-                " all before it; leave it out with TraitSelection, and use ChunkPool's hard_negatives"
+                f"refresh_negatives_every must be null for TraitSelection, got {pl_module.refresh_negatives_every}: use"
+                " ChunkPool's hard_negatives, because mined negatives depend on earlier trials."
             )
         if shards_parameters(trainer):
             raise ValueError(
-                "strategy: TraitSelection goes back to whole weights between trials, and this one spreads them over the"
-                " ranks; use ddp or deepspeed_stage_2"
+                f"strategy must keep whole weights on every rank for TraitSelection, got"
+                f" {type(trainer.strategy).__name__}: use ddp or deepspeed_stage_2."
             )
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]  # chunks differ in size
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures the base model and selects the first chunk, or goes on where a journal stops."""
+        """Evaluate the base model and select the first chunk, or resume from a journal."""
         if not self._restored_late(trainer):
             self._start(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Does the same where a checkpoint is read only now."""
+        """Do the same if the strategy has loaded the checkpoint only now."""
         if self._restored_late(trainer):
             self._start(trainer, pl_module)
-            # the batches of the checkpoint's chunk were counted before; there is no public way to count them again
+            # Lightning has counted the batches of another chunk; there is no public way to count again
             trainer.fit_loop._combined_loader = None
             trainer.fit_loop.setup_data()
 
@@ -166,7 +168,7 @@ class TraitSelection(Callback):
         pool = cast(ChunkPool, _data(trainer))
         folder = run_folder(trainer)
         self._weights = folder / "weights"
-        self._measurement = Measurement(pool.dev_tasks, self.candidates)
+        self._evaluation = RankingEvaluation(pool.dev_tasks, self.candidates)
         journal = self._open(trainer, folder, pool)
         self.events = [Event.from_dict(entry) for entry in journal]
         self.best = next((event for event in reversed(self.events) if isinstance(event, Best)), None)
@@ -175,7 +177,7 @@ class TraitSelection(Callback):
         chooser = self._selector(pool) if trainer.is_global_zero else None
 
         def select(
-            candidates: Sequence[Candidate], observations: Sequence[Observation], history: Sequence[int]
+            candidates: Sequence[Candidate], observations: Sequence[ScoredState], history: Sequence[int]
         ) -> int | None:
             begun = time.perf_counter()
             chosen: int | None = trainer.strategy.broadcast(
@@ -190,27 +192,27 @@ class TraitSelection(Callback):
         self._advance(trainer, module, None)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Gives the trial a fresh optimizer and random numbers of its own."""
+        """Reset the optimizer and seed the random numbers of the trial."""
         if self._pending is None:
             return
-        forget(trainer.optimizers)  # a checkpoint has brought back what its optimizer remembered
+        clear_state(trainer.optimizers)  # a checkpoint restores the state of its optimizer
         torch.manual_seed(hash((self.seed, self._pending.node, trainer.global_rank)) % 2**31)
         self._begun = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measures the trial, records it, and selects the next."""
+        """Evaluate the trial, record it, and select the next."""
         if self._pending is None:
             return
         self._seconds["train"] += time.perf_counter() - self._begun
         pool, trial = cast(ChunkPool, _data(trainer)), self._pending
         self._pairs["train"] += len(pool.chunk(cast(int, trial.source), cast(int, trial.chunk))) * pool.passes
         self._save(trainer, pl_module, self._pending.node)
-        score = self._measure(trainer, pl_module)
+        score = self._evaluate(trainer, pl_module)
         pl_module.log("trait/score", score, prog_bar=True)
         self._advance(trainer, pl_module, score)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leaves the best trial's weights in the module and writes what was found."""
+        """Load the best trial's weights into the module and write the results."""
         if self.best is None:
             return
         with where_it_trained(trainer, pl_module):
@@ -221,36 +223,37 @@ class TraitSelection(Callback):
             write_json(target, found)
             names = cast(ChunkPool, _data(trainer)).names
             write_text(target.with_suffix(".md"), markdown(self.events, names, found))
-            figure(self.events, names, found).savefig(target.with_suffix(".png"), dpi=120)
+            with replacing(target.with_suffix(".png")) as partial:
+                figure(self.events, names, found).savefig(partial, dpi=120)
             held = found["held_out"]
-            told = "" if held is None else f"; held-out {held['base']:.4f} to {held['best']:.4f}"
+            also = "" if held is None else f"; held-out {held['base']:.4f} to {held['best']:.4f}"
             rank_zero_info(
-                f"TraitSelection: dev nDCG@10 {found['dev']['base']:.4f} to {found['dev']['best']:.4f}{told};"
+                f"TraitSelection: dev nDCG@10 {found['dev']['base']:.4f} to {found['dev']['best']:.4f}{also};"
                 f" {found['trials']} trials, {found['costs']}; {target}"
             )
 
-    # what it keeps
+    # checkpoints and the journal
 
     def state_dict(self) -> dict[str, Any]:
-        """Where journal and weights lie, and how long the journal was."""
+        """Return the folder of journal and weights, and the length of the journal."""
         return {"folder": str(self._weights.parent.resolve()), "events": len(self.events)} if self.events else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Notes where to go on from."""
+        """Note the folder from which to resume."""
         self._resumed = dict(state_dict)
 
     def _header(self, pool: ChunkPool) -> dict[str, Any]:
-        """What must be the same for a journal to be gone on from; a larger budget is welcome."""
+        """The settings that must be equal to resume from a journal; the budget may be larger."""
         settings = {"selection": self.selection, "rules": asdict(self.rules), "candidates": self.candidates}
         return settings | {"xi": self.xi, "seed": self.seed, "pool": pool.state_dict()["pool"]}
 
     @staticmethod
     def _restored_late(trainer: Trainer) -> bool:
-        """Whether a checkpoint is read after `on_fit_start`, as DeepSpeed does, and undoes what was done by then."""
+        """Whether the strategy loads a checkpoint only after `on_fit_start`, as DeepSpeed's does."""
         return trainer.ckpt_path is not None and trainer.strategy.restore_checkpoint_after_setup
 
     def _open(self, trainer: Trainer, folder: Path, pool: ChunkPool) -> list[dict[str, Any]]:
-        """The journal's entries. Rank 0 alone reads and mends the file; what it refuses, all refuse."""
+        """Return the journal's entries. Only rank 0 opens the file; all ranks raise its error."""
         entries: list[dict[str, Any]] = []
         refused: str | None = None
         if trainer.is_global_zero:
@@ -258,7 +261,7 @@ class TraitSelection(Callback):
             try:
                 pool.write_manifest(folder / "pool.json")
                 self._fetch_resumed(folder, header)
-                self._journal = TrialLog(folder / "trials.jsonl", header)
+                self._journal = Journal(folder / "trials.jsonl", header)
                 entries = self._journal.entries
             except (OSError, ValueError) as error:
                 refused = str(error)
@@ -268,7 +271,7 @@ class TraitSelection(Callback):
         return list(entries)
 
     def _fetch_resumed(self, folder: Path, header: Mapping[str, Any]) -> None:
-        """Copies the journal and the weights of the run that is gone on from into this run's folder."""
+        """Copy the journal and the weights of the run to resume into this run's folder."""
         if not self._resumed:
             return
         origin = Path(self._resumed["folder"])
@@ -276,15 +279,15 @@ class TraitSelection(Callback):
             return
         if not (origin / "trials.jsonl").exists():
             raise ValueError(
-                f"--ckpt_path: the search's journal and weights are no longer in {origin}; move that run back, or start"
-                " without --ckpt_path"
+                f"--ckpt_path needs the journal and the weights of its search, which are no longer in {origin}: move"
+                " that run back, or start without --ckpt_path."
             )
-        TrialLog(origin / "trials.jsonl", header)  # refuses another search before anything is copied
+        Journal(origin / "trials.jsonl", header)  # an error if it is another search, before anything is copied
         shutil.copytree(origin / "weights", folder / "weights", dirs_exist_ok=True)
         shutil.copyfile(origin / "trials.jsonl", folder / "trials.jsonl")
 
     def _advance(self, trainer: Trainer, module: LightningModule, answer: float | None) -> None:
-        """Runs the search until it asks for a trial, or ends."""
+        """Run the search until it requests a trial, or ends."""
         self._pending = None
         while True:
             try:
@@ -293,13 +296,13 @@ class TraitSelection(Callback):
                 trainer.should_stop = True
                 return
             answer = None
-            if isinstance(step, Request):
-                if step.source is None or step.chunk is None or step.father is None:
+            if isinstance(step, TrainingRequest):
+                if step.source is None or step.chunk is None or step.parent is None:
                     self._load(trainer, module, 0)
-                    answer = self._measure(trainer, module)
+                    answer = self._evaluate(trainer, module)
                     continue
                 self._pending = step
-                self._load(trainer, module, step.father)
+                self._load(trainer, module, step.parent)
                 cast(ChunkPool, _data(trainer)).select(step.source, step.chunk)
                 return
             self._record(trainer, step)
@@ -314,12 +317,12 @@ class TraitSelection(Callback):
             for node in event.drop:
                 self._file(node).unlink(missing_ok=True)
 
-    def _measure(self, trainer: Trainer, module: LightningModule) -> float:
+    def _evaluate(self, trainer: Trainer, module: LightningModule) -> float:
         begun = time.perf_counter()
-        values = self._measurement.per_query(cast(Ranker, module), trainer.global_rank, trainer.world_size)
-        score = trainer.strategy.broadcast(self._measurement.score(values))
+        values = self._evaluation.per_query(cast(Ranker, module), trainer.global_rank, trainer.world_size)
+        score = trainer.strategy.broadcast(self._evaluation.score(values))
         self._seconds["measure"] += time.perf_counter() - begun
-        self._pairs["measure"] += self._measurement.pairs
+        self._pairs["measure"] += self._evaluation.pairs
         return float(score)
 
     def _selector(self, pool: ChunkPool) -> Any:
@@ -344,10 +347,8 @@ class TraitSelection(Callback):
 
     def _save(self, trainer: Trainer, module: LightningModule, node: int) -> None:
         if trainer.is_global_zero:
-            self._weights.mkdir(exist_ok=True)
-            unfinished = self._weights / "unfinished.pt"
-            torch.save(module.state_dict(), unfinished)
-            unfinished.replace(self._file(node))
+            with replacing(self._file(node)) as partial:
+                torch.save(module.state_dict(), partial)
         trainer.strategy.barrier()
 
     def _load(self, trainer: Trainer, module: LightningModule, node: int) -> None:
@@ -355,16 +356,16 @@ class TraitSelection(Callback):
         place_weights(module, state, trainer.optimizers)
 
     def _found(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-        """Dev and held-out scores of first stage, base and best, the chosen chunks, shares and costs."""
+        """Collect dev and held-out scores of BM25, base and best, the chosen chunks, shares and costs."""
         pool, best = cast(ChunkPool, _data(trainer)), cast(Best, self.best)
         trials = {event.node: event for event in self.events if isinstance(event, Trial)}
         path, node = [], best.node
         while node:
             path.append({"source": pool.names[trials[node].source], "chunk": trials[node].chunk})
-            node = trials[node].father
+            node = trials[node].parent
         spent = costs(self.events, lambda source, chunk: len(pool.chunk(source, chunk)), pool.pool_pairs)
         held_out = pool.held_out
-        if held_out is None:  # the search is over: only now may a pseudo run look at judgements
+        if held_out is None:  # the search is over: a run with pseudo-queries reads judgements only now
             held_out = _held_out(pool)
         total = sum(self._seconds.values()) or 1.0
         return {
@@ -373,10 +374,10 @@ class TraitSelection(Callback):
             "preset": self.preset,
             "signal": pool.signal,
             "target": pool.manifest()["target"]["name"],
-            "dev": self._compared(trainer, module, self._measurement),
+            "dev": self._compared(trainer, module, self._evaluation),
             "held_out": None
             if held_out is None
-            else self._compared(trainer, module, Measurement([held_out], self.candidates)),
+            else self._compared(trainer, module, RankingEvaluation([held_out], self.candidates)),
             "chosen": path[::-1],
             "trials": len(trials),
             "accepted": sum(trial.accepted for trial in trials.values()),
@@ -389,25 +390,28 @@ class TraitSelection(Callback):
             "select_share": self._seconds["select"] / total,
         }
 
-    def _compared(self, trainer: Trainer, module: LightningModule, measurement: Measurement) -> dict[str, Any]:
-        """First stage, base and best on the same queries, and the interval of best minus base."""
-        found: dict[str, dict[str, float]] = {"bm25": measurement.baseline()}
+    def _compared(self, trainer: Trainer, module: LightningModule, evaluation: RankingEvaluation) -> dict[str, Any]:
+        """Evaluate BM25, base and best on the same queries, with the interval of best minus base."""
+        found: dict[str, dict[str, float]] = {"bm25": evaluation.baseline()}
         for name, node in (("base", 0), ("best", cast(Best, self.best).weights)):
             self._load(trainer, module, node)
-            found[name] = measurement.per_query(cast(Ranker, module), trainer.global_rank, trainer.world_size)
+            found[name] = evaluation.per_query(cast(Ranker, module), trainer.global_rank, trainer.world_size)
         self.per_query = found
         gain = paired_bootstrap(found["best"], found["base"], seed=self.seed)
-        scores = {name: measurement.score(values) for name, values in found.items()}
+        scores = {name: evaluation.score(values) for name, values in found.items()}
         return {**scores, "queries": len(found["best"]), "best_minus_base": [gain.difference, gain.low, gain.high]}
 
 
 def similarities(pool: ChunkPool) -> list[list[float]]:
-    """How like the target's documents each chunk's are: cosines of mean TF-IDF vectors, by source and chunk.
+    """Compute the similarity of each chunk to the target's documents: cosines of mean TF-IDF vectors.
 
     Args:
-        pool: Ready for use.
+        pool: The pool, after its set-up.
+
+    Returns:
+        The similarity of each chunk, by source and chunk.
     """
-    from sklearn.feature_extraction.text import TfidfVectorizer  # a second that only this needs
+    from sklearn.feature_extraction.text import TfidfVectorizer  # the import takes a second and is needed only here
 
     texts, target = pool.collections()
     vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
@@ -429,5 +433,5 @@ def _data(trainer: Trainer) -> Any:
 def _held_out(pool: ChunkPool) -> Any:
     try:
         return open_held_out(pool.target, pool.dev_fraction, pool.seed, pool.target_split, pool.allow_unknown)
-    except (OSError, ValueError):  # a target without judgements has nothing to report on
+    except (OSError, ValueError):  # a target without judgements has no held-out scores
         return None

@@ -1,8 +1,8 @@
-"""Which source the next chunk is taken from: the rule of Trait and the rules it is compared with.
+"""Selectors choose the source of the next chunk: the rule of Trait and the rules it is compared with.
 
-All share one call, so that loop, budget and journal are the same for each. None keeps a state between calls: what is
-random follows from the seed and the number of trials, so that a search that was resumed goes on as if it had never
-stopped.
+All have the same call signature, so that loop, budget and journal are the same for each. None keeps state between
+calls: random choices depend on the seed and the number of trials only, so that a resumed search continues as if it had
+not stopped.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from saccade.callbacks.trait.surrogate import (
     posterior,
     released_improvement,
 )
+from saccade.common.checks import check_choice
 
 State = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A successor of the father that may be tried.
+    """A possible next trial: one more chunk after the parent.
 
     Args:
-        source: The source that its chunk would come from, from 0.
-        chunk: Index of that chunk in its source.
-        left: Chunks of that source that nothing was trained on, this one included.
-        state: The father's state with one more chunk of the source.
+        source: Index of the source of the chunk, from 0.
+        chunk: Index of the chunk in its source.
+        left: Number of unused chunks of that source, including this one.
+        state: The parent's state with one more chunk of the source.
     """
 
     source: int
@@ -42,13 +43,13 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Observation:
-    """A measured model.
+class ScoredState:
+    """The score of a trained model.
 
     Args:
-        state: Chunks of each source that it was trained on.
-        score: Its score on the target's dev queries.
-        warmup: Whether it is one of the first models, trained on one chunk of one source.
+        state: Number of chunks of each source that the model was trained on.
+        score: Score of the model on the target's dev queries.
+        warmup: Whether the model is part of the warm-up, trained on one chunk of one source.
     """
 
     state: State
@@ -57,36 +58,39 @@ class Observation:
 
 
 class Selector(ABC):
-    """Chooses a source. A rule writes :meth:`__call__`; any function with that signature serves as well."""
+    """Base of the rules that choose a source. Any function with the same signature can be used instead."""
 
     @abstractmethod
     def __call__(
-        self, candidates: Sequence[Candidate], observations: Sequence[Observation], history: Sequence[int]
+        self, candidates: Sequence[Candidate], observations: Sequence[ScoredState], history: Sequence[int]
     ) -> int | None:
-        """The source of the next chunk.
+        """Choose the source of the next chunk.
 
         Args:
-            candidates: Admissible successors of the father, at least one, by ascending source.
-            observations: Every measurement so far: the root if it was measured, the warm-up, the trials.
+            candidates: Possible next trials, at least one, ordered by source.
+            observations: Scores so far: of the root if it was evaluated, of the warm-up and of the trials.
             history: Sources of the trials so far, oldest first.
 
         Returns:
-            The source of one of the candidates, or ``None`` when the rule wants none of them; the search then goes
-            back to the father's father.
+            The source of one of the candidates, or ``None`` to try none of them; the search then returns to the
+            parent's parent.
         """
 
 
 @dataclass
 class TraitSelector(Selector):
-    """Largest expected improvement under a Gaussian process over states (the predecessor of Trait; defaults ours).
+    """Chooses the largest expected improvement under a Gaussian process over states (Trait; defaults ours).
 
     Args:
         surrogate: ``corrected`` is a process with amplitude and noise on normalised scores, ``released`` that of the
             predecessor, without either.
         acquisition: ``ei`` is expected improvement, ``ei_released`` the formula of the predecessor, which prefers a
-            slight improvement to a large one and serves comparison only.
-        xi: Improvement over the best observation that does not count, in units of the score.
-        seed: Of the restarts of the fit.
+            small improvement to a large one; for comparison only.
+        xi: Smallest improvement over the best observation that counts, in units of the score.
+        seed: Seed of the restarts of the fit.
+
+    Raises:
+        ValueError: A setting is outside its range.
     """
 
     surrogate: Literal["corrected", "released"] = "corrected"
@@ -95,19 +99,15 @@ class TraitSelector(Selector):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value, known in (
-            ("surrogate", self.surrogate, ("corrected", "released")),
-            ("acquisition", self.acquisition, ("ei", "ei_released")),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
+        check_choice("surrogate", self.surrogate, ("corrected", "released"))
+        check_choice("acquisition", self.acquisition, ("ei", "ei_released"))
         if not self.xi >= 0:
-            raise ValueError(f"xi must be at least 0, got {self.xi}.")
+            raise ValueError(f"xi must be at least 0, got {self.xi}: give an improvement, for example 0.001.")
 
     def __call__(
-        self, candidates: Sequence[Candidate], observations: Sequence[Observation], history: Sequence[int]
+        self, candidates: Sequence[Candidate], observations: Sequence[ScoredState], history: Sequence[int]
     ) -> int | None:
-        """The candidate of the largest acquisition; of equal ones the lowest source, and without data the first."""
+        """Choose the candidate with the largest acquisition, the first of equal ones; the first if nothing is known."""
         if not observations or len(candidates) == 1:
             return candidates[0].source
         scores = [item.score for item in observations]
@@ -119,18 +119,18 @@ class TraitSelector(Selector):
 
 @dataclass
 class RandomSelector(Selector):
-    """A random source: the permutation for this number of trials, what is exhausted left out (baseline of the paper).
+    """Chooses sources in random order, each once in a round (baseline of the paper).
 
     Args:
-        seed: Of the permutations; each covers as many trials as there are sources.
+        seed: Seed of the permutations of sources, one for each round.
     """
 
     seed: int = 0
 
     def __call__(
-        self, candidates: Sequence[Candidate], observations: Sequence[Observation], history: Sequence[int]
+        self, candidates: Sequence[Candidate], observations: Sequence[ScoredState], history: Sequence[int]
     ) -> int | None:
-        """The first admissible source from the present place of the permutation on."""
+        """Choose the first candidate from the current position of the permutation on."""
         sources = len(candidates[0].state)
         lap, place = divmod(len(history), sources)
         order = np.random.default_rng([self.seed, lap]).permutation(sources)
@@ -139,12 +139,12 @@ class RandomSelector(Selector):
 
 @dataclass
 class PollingSelector(Selector):
-    """Each source in its turn, round robin (baseline of the predecessor)."""
+    """Chooses the sources in turn, round robin (baseline of the predecessor)."""
 
     def __call__(
-        self, candidates: Sequence[Candidate], observations: Sequence[Observation], history: Sequence[int]
+        self, candidates: Sequence[Candidate], observations: Sequence[ScoredState], history: Sequence[int]
     ) -> int | None:
-        """The first admissible source behind that of the last trial."""
+        """Choose the first candidate after the source of the last trial."""
         sources = len(candidates[0].state)
         start = history[-1] + 1 if history else 0
         return _first(candidates, [(start + step) % sources for step in range(sources)])
@@ -152,18 +152,18 @@ class PollingSelector(Selector):
 
 @dataclass
 class SimilaritySelector(Selector):
-    """The chunk that is most similar to the target's corpus, greedily (baseline, ours).
+    """Chooses the chunk that is most similar to the target's corpus (baseline, ours).
 
     Args:
-        similarities: One number for each source, or a list of numbers for each source, one for each of its chunks.
+        similarities: One number for each source, or for each source a list with one number for each of its chunks.
     """
 
     similarities: Sequence[float] | Sequence[Sequence[float]] = field(default_factory=list)
 
     def __call__(
-        self, candidates: Sequence[Candidate], observations: Sequence[Observation], history: Sequence[int]
+        self, candidates: Sequence[Candidate], observations: Sequence[ScoredState], history: Sequence[int]
     ) -> int | None:
-        """The candidate of the largest similarity; of equal ones the lowest source.
+        """Choose the candidate with the largest similarity; the lowest source if several are equal.
 
         Raises:
             ValueError: A source or one of its chunks has no similarity.
@@ -183,53 +183,42 @@ class SimilaritySelector(Selector):
 
 @dataclass
 class BestSourceSelector(Selector):
-    """Only the source that was best in the warm-up (baseline, ours); it needs the warm-up."""
+    """Chooses only the source that was best in the warm-up (baseline, ours); it needs the warm-up."""
 
     def __call__(
-        self, candidates: Sequence[Candidate], observations: Sequence[Observation], history: Sequence[int]
+        self, candidates: Sequence[Candidate], observations: Sequence[ScoredState], history: Sequence[int]
     ) -> int | None:
-        """The best source while it is admissible, then nothing.
+        """Choose the best source while it is a candidate, then none.
 
         Raises:
             ValueError: There was no warm-up.
         """
         first = [item for item in observations if item.warmup]
         if not first:
-            raise ValueError("BestSourceSelector needs the warm-up's scores, got none: use a preset with warmup=True.")
+            raise ValueError("BestSourceSelector needs the scores of a warm-up, got none: set warmup to true.")
         best = max(first, key=lambda item: item.score).state.index(1)
         return best if any(item.source == best for item in candidates) else None
 
 
 @dataclass
 class AllSourcesSelector(Selector):
-    """A random mixture of all sources, each as probable as it has chunks left (baseline of the paper's motivation).
+    """Chooses a random source, each with probability proportional to its unused chunks (baseline of the paper).
 
-    With ``Preset(accept="always")`` it is training on everything, without selection.
+    With ``Preset(accept="always")`` this is training on everything, without selection.
 
     Args:
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
 
     seed: int = 0
 
     def __call__(
-        self, candidates: Sequence[Candidate], observations: Sequence[Observation], history: Sequence[int]
+        self, candidates: Sequence[Candidate], observations: Sequence[ScoredState], history: Sequence[int]
     ) -> int | None:
-        """A source drawn in proportion to what is left of it."""
+        """Draw a source in proportion to its unused chunks."""
         edges = np.cumsum([item.left for item in candidates])
         drawn = np.random.default_rng([self.seed, len(history)]).integers(edges[-1])
         return candidates[int(np.searchsorted(edges, drawn, side="right"))].source
-
-
-@dataclass
-class LowestSelector(Selector):
-    """The lowest admissible source; deterministic, for tests and traces."""
-
-    def __call__(
-        self, candidates: Sequence[Candidate], observations: Sequence[Observation], history: Sequence[int]
-    ) -> int | None:
-        """The source of the first candidate."""
-        return candidates[0].source
 
 
 def _first(candidates: Sequence[Candidate], order: Sequence[int]) -> int:

@@ -1,4 +1,4 @@
-"""The weights between which a search goes back and forth, and an optimizer that remembers none of them."""
+"""Load other weights into a module during training, and reset its optimizers."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from torch import Tensor
 
 
 def place_weights(module: LightningModule, state: Mapping[str, Tensor], optimizers: Iterable[Any]) -> None:
-    """Gives a module other weights while it is being trained, and its optimizers a fresh start from there.
+    """Load other weights into a module while it is being trained, and reset its optimizers.
 
-    DeepSpeed's ZeRO stages 1 and 2 leave the whole weights in the module, in the precision of training, but step on
-    float32 copies of their own, flat and divided among the ranks, and then write those over the module's. So the
-    copies are taken anew from the weights; without that, the first step of a child would bring back the trial before
-    it. What is lost is what float32 holds beyond the precision of training: a child goes on from its father as it was
-    measured.
+    DeepSpeed's ZeRO stages 1 and 2 keep the whole weights in the module, in the precision of training. Their optimizers
+    update flat float32 copies, which are divided among the ranks, and write them over the module's weights. So these
+    copies are made again from the new weights; otherwise the first step of a child would restore the weights of the
+    previous trial. The float32 digits beyond the precision of training are lost: a child starts from its parent's
+    weights as they were evaluated.
 
     Args:
-        module: Its parameters are written in place: DDP and DeepSpeed hold the same tensors.
-        state: All of its weights.
-        optimizers: Those of the trainer, torch's or DeepSpeed's. Every rank calls this.
+        module: Its parameters are changed in place, because DDP and DeepSpeed hold the same tensors.
+        state: All weights of the module.
+        optimizers: Optimizers of the trainer, torch's or DeepSpeed's. Every rank must call this.
     """
     module.load_state_dict(dict(state))
     given = list(optimizers)
     for optimizer in given:
-        refresh = getattr(optimizer, "refresh_fp32_params", None)  # DeepSpeed's name in all its stages
+        refresh = getattr(optimizer, "refresh_fp32_params", None)  # a method of DeepSpeed's optimizers in all stages
         if refresh is not None:
             refresh()
-    forget(given)
+    clear_state(given)
 
 
-def forget(optimizers: Iterable[Any]) -> None:
-    """Empties what optimizers remember of former steps: moments and counts, not the learning rate.
+def clear_state(optimizers: Iterable[Any]) -> None:
+    """Clear the state of optimizers: moments and step counts, but not the learning rate.
 
-    The optimizer around which DeepSpeed puts its own keeps its state by the flat float32 copies, so that it has to be
-    found first. The scale of the loss in 16-bit floating point is no memory of the weights and stays.
+    DeepSpeed wraps the optimizer that holds the state, so the innermost one is cleared. The loss scale of 16-bit
+    floating point does not depend on the weights and is kept.
 
     Args:
-        optimizers: Those of the trainer.
+        optimizers: Optimizers of the trainer.
     """
     for optimizer in optimizers:
         inner = optimizer
@@ -47,5 +47,5 @@ def forget(optimizers: Iterable[Any]) -> None:
             inner = inner.optimizer
         inner.state.clear()
         for group in inner.param_groups:
-            if "step" in group:  # where fused optimizers count for all weights together
+            if "step" in group:  # fused optimizers count the steps of all weights together
                 group["step"] = 0

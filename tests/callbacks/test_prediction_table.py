@@ -85,20 +85,20 @@ def test_language_model_and_no_datamodule(tmp_path):
 @pytest.mark.parametrize(
     ("output", "reason"),
     [
-        (torch.zeros(2, 1), r"returned a tensor of shape \[2, 1\]; name each column"),
-        ({}, "returned an empty one"),
-        ([1.0], "returned a list"),
-        ({"value": torch.zeros(2, 3)}, r"column 'value' is a tensor of shape \[2, 3\]"),
-        ({"value": torch.tensor(1.0)}, r"column 'value' is a tensor of shape \[\]"),
-        ({"value": [1.0, 2.0]}, "column 'value' is a list"),
-        ({"value": "ab"}, "column 'value' is a str"),
-        ({"value": None}, "column 'value' is None"),
-        ({"value": torch.zeros(2), "word": ["a"]}, r"columns of one length, but returned \{'value': 2, 'word': 1\}"),
+        (torch.zeros(2, 1), r"got a tensor of shape \[2, 1\]: name each column"),
+        ({}, "got an empty dictionary"),
+        ([1.0], "got a list"),
+        ({"value": torch.zeros(2, 3)}, r"got a tensor of shape \[2, 3\] for 'value'"),
+        ({"value": torch.tensor(1.0)}, r"got a tensor of shape \[\] for 'value'"),
+        ({"value": [1.0, 2.0]}, "got a list for 'value'"),
+        ({"value": "ab"}, "got a str for 'value'"),
+        ({"value": None}, "got None for 'value'"),
+        ({"value": torch.zeros(2), "word": ["a"]}, r"columns of one length, got \{'value': 2, 'word': 1\}"),
         ({"other": torch.zeros(2)}, "the same columns for every batch"),
     ],
 )
 def test_anything_else_is_one_clear_line_and_leaves_no_file(tmp_path, output, reason):
-    with pytest.raises(ValueError, match=rf"^predict_step: must return [^\n]*{reason}[^\n]*$"):
+    with pytest.raises(ValueError, match=rf"^predict_step must return [^\n]*{reason}[^\n]*$"):
         predict(tmp_path, Model(output))
     assert files(tmp_path) == []
 
@@ -118,5 +118,5 @@ def test_fast_dev_run_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "a/b.csv", ".", ".."])
 def test_filename_must_be_plain(name):
-    with pytest.raises(ValueError, match="filename: must be the plain name of a file"):
+    with pytest.raises(ValueError, match="filename must be the name of a file without a folder, got"):
         PredictionTable(name)

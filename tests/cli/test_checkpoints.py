@@ -64,7 +64,7 @@ def test_checkpoint_and_strategy_must_fit(saccade, toy):
     check_checkpoint(folder, {"class_path": "lightning.pytorch.strategies.DeepSpeedStrategy"})
     check_checkpoint(file, "auto")
     for strategy in ("deepspeed_stage_3", {"class_path": "lightning.pytorch.strategies.DeepSpeedStrategy"}):
-        with pytest.raises(UsageError, match="single file"):
+        with pytest.raises(UsageError, match="must be a folder that DeepSpeed wrote, got the file"):
             check_checkpoint(file, strategy)
     with pytest.raises(UsageError, match="strategy/deepspeed_stage_2"):
         check_checkpoint(folder, "ddp")
@@ -77,7 +77,7 @@ def test_checkpoint_and_strategy_must_fit(saccade, toy):
 def test_missing_and_unreadable_checkpoints(saccade, toy):
     run = saccade("validate", "--config", "toy.yaml", "--ckpt_path", "nowhere.ckpt")
     assert (run.status, run.new_folders) == (2, [])
-    assert "nowhere.ckpt: no such file" in run.err
+    assert "--ckpt_path must be an existing checkpoint, got nowhere.ckpt" in run.err
     (toy / "text.ckpt").write_text("no checkpoint")
     assert read_settings(toy / "text.ckpt") is None
     (toy / "empty").mkdir()
@@ -93,14 +93,17 @@ def test_weights_of_another_shape_are_one_line(saccade):
     )  # fmt: skip
     assert run.status == 2
     assert "width: 4 -> 5" in run.text
-    assert "weights do not fit ToyModel: 1 have other shapes, such as layer.weight. Take" in run.err.splitlines()[-1]
+    assert (
+        "--ckpt_path must have the weights of ToyModel, got others (1 have other shapes, such as layer.weight)"
+        in run.err.splitlines()[-1]
+    )
     assert "Traceback" not in run.text
 
 
 def test_differences_name_what_only_one_side_has():
     saved = {"_class_path": "a.B", "_instantiator": "x", "gone": 1, "same": [1, 2]}
     lines = differences(saved, {"class_path": "a.C", "init_args": {"same": (1, 2), "new": None}})
-    assert sorted(lines) == ["class_path: a.B -> a.C", "gone: 1 -> (not there)", "new: (not there) -> None"]
+    assert sorted(lines) == ["class_path: a.B -> a.C", "gone: 1 -> (not set)", "new: (not set) -> None"]
 
 
 def test_deepspeed_checkpoint_of_last_is_found(saccade, toy):
@@ -111,4 +114,4 @@ def test_deepspeed_checkpoint_of_last_is_found(saccade, toy):
     shutil.move(folder, file)
     run = saccade("validate", "--config", "toy.yaml", "--ckpt_path", "last")
     assert run.status == 2
-    assert "DeepSpeed wrote this folder" in run.err
+    assert "--ckpt_path must be a file without DeepSpeed, got its folder" in run.err

@@ -7,25 +7,31 @@ import yaml
 from saccade.cli.errors import one_line, raised_by_us
 
 MISTAKES = {
-    "refused by the constructor": (["--model.width=0"], "width: must be at least 1, but is 0"),
-    "unknown setting of the model": (["--model.widht=3"], "Option 'widht' is not accepted; did you mean width?"),
+    "refused by the constructor": (["--model.width=0"], "width must be at least 1, got 0"),
+    "unknown setting of the model": (["--model.widht=3"], "Option 'widht' is not accepted: did you mean width?"),
     "unknown setting that is like none": (["--model.qqq=3"], "Option 'qqq' is not accepted"),
     "wrong type": (["--model.width=many"], "width"),
     "unknown class": (["--model", "NoSuchModel"], "there is no class NoSuchModel"),
-    "misspelt class": (["--model", "LanguageModl"], "there is no class LanguageModl; did you mean LanguageModel?"),
+    "misspelt class": (["--model", "LanguageModl"], "there is no class LanguageModl: did you mean LanguageModel?"),
     "unknown option": (["--no_such_option=1"], "no_such_option"),
-    "misspelt option": (["--modl.width=3"], "unrecognized arguments: --modl.width=3; did you mean --model?"),
+    "misspelt option": (["--modl.width=3"], "unrecognized arguments: --modl.width=3: did you mean --model?"),
     "missing file": (["--config", "nowhere.yaml"], "nowhere.yaml"),
     "misspelt packaged file": (["--config", "lm/tniy.yaml"], "did you mean lm/tiny.yaml"),
     "impossible trainer": (["--trainer.max_epochs=-7"], "max_epochs"),
     "validations that no epoch reaches": (["--trainer.val_check_interval=1000"], "`val_check_interval` (1000)"),
-    "no batch makes a step": (["--trainer.accumulate_grad_batches=0"], "accumulate_grad_batches: must be above 0"),
-    "impossible seed": (["--seed_everything=-1"], "--seed_everything: must lie between 0 and 4294967295, but is -1"),
-    "a folder as settings": (["--config", "."], "--config .: this is a folder"),
+    "no batch makes a step": (
+        ["--trainer.accumulate_grad_batches=0"],
+        "accumulate_grad_batches must be above 0, got 0",
+    ),
+    "impossible seed": (["--seed_everything=-1"], "--seed_everything must be between 0 and 4294967295, got -1"),
+    "a folder as settings": (["--config", "."], "--config must be a YAML file, got the folder ."),
     "a checkpoint that is a folder": (["--ckpt_path", "."], "checkpoints/last.ckpt"),
-    "a checkpoint that is text": (["--ckpt_path", "toy.yaml"], "this is no checkpoint"),
+    "a checkpoint that is text": (
+        ["--ckpt_path", "toy.yaml"],
+        "--ckpt_path must be a complete checkpoint, got toy.yaml",
+    ),
     "unknown strategy": (["--trainer.strategy=nonsense"], "nonsense"),
-    "misspelt callback": (["--trainer.callbacks+=TraitSelectio"], "TraitSelectio; did you mean TraitSelection?"),
+    "misspelt callback": (["--trainer.callbacks+=TraitSelectio"], "TraitSelectio: did you mean TraitSelection?"),
     "misspelt setting of a callback": (
         ["--trainer.callbacks+=tests.cli.toy.Witness", "--trainer.callbacks.paht=x"],
         "paht",
@@ -57,11 +63,11 @@ def test_broken_yaml(saccade, toy):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", "must hold settings by name, as lm/tiny.yaml does, but is empty"),
-        ("[1]\n", "but is a list"),
+        ("", "must contain settings by name, got an empty file: see lm/tiny.yaml."),
+        ("[1]\n", "got a list"),
         ("model: [1, 2\n", "line 2"),
-        ("trainer: {max_steps: 1}\nmodel: {}\ntrainer: {}\n", "line 3: 'trainer' stands there twice"),
-        ("trainer:\n", "trainer has no settings"),
+        ("trainer: {max_steps: 1}\nmodel: {}\ntrainer: {}\n", "line 3: 'trainer' is there twice"),
+        ("trainer:\n", "must give trainer settings, got none"),
         ("\xff", "can't decode"),
     ],
 )
@@ -70,7 +76,7 @@ def test_a_file_of_settings_is_named(saccade, toy, text, expected):
     run = saccade("fit", "--config", "toy.yaml", "--config", "mine.yaml")
     assert run.status == 2
     assert expected in run.err.rstrip().splitlines()[-1]
-    assert run.err.startswith("saccade: error: --config mine.yaml: ")
+    assert run.err.startswith("saccade: error: --config mine.yaml ")
     assert run.new_folders == []
 
 
@@ -78,7 +84,7 @@ def test_a_file_that_torch_reads_and_that_is_no_checkpoint(saccade, toy):
     torch.save({"state_dict": {}}, toy / "weights.ckpt")
     run = saccade("validate", "--config", "toy.yaml", "--ckpt_path", "weights.ckpt")
     assert run.status == 2
-    assert "weights.ckpt: torch reads this file, but it is no checkpoint of a run" in run.err
+    assert "--ckpt_path must be a checkpoint of a run, got another file of torch, weights.ckpt" in run.err
     assert run.new_folders == []
 
 
@@ -117,7 +123,7 @@ def test_somebody_elses_bug_keeps_its_trace(saccade):
 def test_unknown_command(saccade):
     run = saccade("vaildate")
     assert run.status == 2
-    assert run.err == "saccade: error: unknown command 'vaildate'; did you mean validate?\n"
+    assert run.err == "saccade: error: unknown command 'vaildate': did you mean validate?\n"
 
 
 def test_one_line():
@@ -143,9 +149,9 @@ def test_the_weights_of_another_model_are_counted_and_not_listed():
     with pytest.raises(RuntimeError) as caught:
         whole.load_state_dict({**other.state_dict(), "1.weight": torch.zeros(9, 2)})
     assert one_line(caught.value) == (
-        "ckpt_path: its weights do not fit Sequential: 3 are not in it, such as 0.weight; 2 are no part of the model,"
-        " such as weight; 1 have other shapes, such as 1.weight. Take a checkpoint of this configuration, or give"
-        " the one that it was trained with."
+        "--ckpt_path must have the weights of Sequential, got others (3 are missing, such as 0.weight; 2 are unknown to"
+        " the model, such as weight; 1 have other shapes, such as 1.weight): give a checkpoint of this configuration,"
+        " or the configuration of the checkpoint."
     )
 
 
@@ -182,5 +188,5 @@ def test_loaders_that_lightning_cannot_make_anew(saccade, toy):
     (toy / "words.txt").write_text("a few words to learn from\n" * 90)
     run = saccade("fit", "--config", "lm/tiny.yaml", "--data.paths=['words.txt']", "--trainer.overfit_batches=2")
     assert run.status == 2
-    assert "--trainer.overfit_batches: Lightning would have to make the loaders of TextCorpus anew" in run.err
+    assert "--trainer.overfit_batches must be 0 with TextCorpus, got 2" in run.err
     assert run.new_folders == []

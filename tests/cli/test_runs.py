@@ -69,7 +69,7 @@ def test_name_and_place(saccade, toy):
     assert by_class.folder.parent == toy / "runs" / "ToyModel"
     bad = saccade("validate", "--config", "toy.yaml", "--name", "../up")
     assert (bad.status, bad.new_folders) == (2, [])
-    assert "--name '../up'" in bad.err
+    assert "--name must be a plain folder name, got '../up'" in bad.err
 
 
 def test_default_root_dir_is_refused_by_name(saccade):
@@ -145,7 +145,7 @@ def test_last_resumes_and_best_validates(saccade):
 def test_last_without_a_run_is_an_error(saccade):
     run = saccade("fit", "--config", "toy.yaml", "--ckpt_path", "last")
     assert (run.status, run.new_folders) == (2, [])
-    assert "no run in runs/toy has a checkpoint 'last'" in run.err
+    assert "--ckpt_path last needs a run with last.ckpt, got none in runs/toy" in run.err
 
 
 def test_module_without_val_loss_and_export(saccade):
@@ -157,7 +157,7 @@ def test_module_without_val_loss_and_export(saccade):
 
 @pytest.mark.parametrize(
     ("fail", "status", "told"),
-    [("interrupt", 130, "saccade: interrupted"), ("terminated", 143, "saccade: terminated; what there is lies in")],
+    [("interrupt", 130, "saccade: interrupted"), ("terminated", 143, "saccade: terminated; partial results are in")],
 )
 def test_a_fit_that_is_stopped_keeps_the_last_state(saccade, fail, status, told):
     run = saccade("fit", "--config", "toy.yaml", f"--model.fail={fail}")

@@ -16,7 +16,7 @@ QUICK = (
 def test_writes_a_skip_file_for_the_decoder(inside, capsys):
     assert main(["search-layers", "--model", MODEL, "--output", "found/skip_layers.json", *QUICK]) == 0
     out = capsys.readouterr().out
-    assert "skipped in the draft" in out
+    assert "the draft skips the attention of layers" in out
     assert "found/skip_layers.json" in out
     found = json.loads((inside / "found" / "skip_layers.json").read_text())
     assert {"attention", "mlp"} <= set(found)
@@ -32,7 +32,7 @@ def test_mistakes_are_one_line(inside, capsys):
     for arguments, expected in (
         (["--model", "no/such/folder"], "no/such/folder"),
         ([], "model"),
-        (["--model", MODEL, "--trails=3"], "--trails=3; did you mean --trials?"),
+        (["--model", MODEL, "--trails=3"], "--trails=3: did you mean --trials?"),
         (["--model", MODEL, *QUICK, "--trials=0"], "trials must be at least 1"),
     ):
         assert main(["search-layers", *arguments]) == 2

@@ -29,7 +29,7 @@ class ToyModel(LightningModule):
     ) -> None:
         super().__init__()
         if width < 1:
-            raise ValueError(f"width: must be at least 1,\nbut is {width}")
+            raise ValueError(f"width must be at least 1,\ngot {width}: choose more.")
         self.save_hyperparameters()
         self.rate, self.fail = learning_rate, fail
         self.layer = torch.nn.Linear(width, 1)

@@ -76,7 +76,7 @@ def test_a_search_and_its_resumption(strategy, model, tmp_path):
     assert found["evaluated_pairs"] == 16 * (3 + sum(not line["reused"] for line in whole if line["kind"] == "trial"))
     assert found["dev"]["best"] >= found["dev"]["base"]
     assert len(list((tmp_path / "runs" / "whole").rglob("trait.json"))) == 1
-    # the checkpoint's weights and moments are those of the last trial, which need not be the next one's father
+    # the checkpoint's weights and moments are those of the last trial, which need not be the next one's parent
     saccade(tmp_path, "fit", *common, "--name", "part", "--trainer.max_epochs=4")
     begun = journal(tmp_path, "part")
     assert len(begun) < len(whole)
@@ -95,7 +95,7 @@ SCRIPT = """
 import sys
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from saccade.callbacks.trait.weights import forget, place_weights
+from saccade.callbacks.trait.weights import clear_state, place_weights
 
 
 class Tiny(LightningModule):
@@ -116,10 +116,10 @@ class Tiny(LightningModule):
     def on_train_epoch_start(self):
         # epochs 0 and 2 see the same data; between them lies another trial
         if self.current_epoch == 0:
-            self.father = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
-            forget(self.trainer.optimizers)
+            self.parent = {name: value.detach().cpu().clone() for name, value in self.state_dict().items()}
+            clear_state(self.trainer.optimizers)
         else:
-            place_weights(self, self.father, self.trainer.optimizers)
+            place_weights(self, self.parent, self.trainer.optimizers)
 
     def on_train_epoch_end(self):
         weights = self.layer.weight.detach().float().cpu().clone()

@@ -249,7 +249,7 @@ def test_padding_is_not_part_of_a_prompt(tmp_path) -> None:
 
 
 def test_a_failing_decoder_is_named_in_one_line_and_nothing_is_written(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"^decoder 'bad' \(Broken\) failed: no such luck$"):
+    with pytest.raises(ValueError, match=r"^decoders.bad \(Broken\) failed: no such luck$"):
         validate(tmp_path, rows(2), {"bad": Broken()})
     assert list(tmp_path.iterdir()) == []
 
@@ -260,10 +260,13 @@ def test_a_failing_decoder_is_named_in_one_line_and_nothing_is_written(tmp_path)
         ({"prompt_length": 0}, "prompt_length must be at least 1, got 0"),
         ({"max_prompts": -1}, "max_prompts must be at least 1"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"decoders": {"a/b": PromptLookup()}}, "'a/b' cannot be logged"),
+        ({"decoders": {"a/b": PromptLookup()}}, "names that can be logged, got 'a/b'"),
         ({"decoders": {"a": "lookup"}}, "must be a saccade.inference.Decoder, got str"),
-        ({"decoders": {"autoregressive": PromptLookup()}}, "'autoregressive' is the baseline's"),
-        ({"decoders": {}, "baseline": False}, "nothing would be decoded"),
+        (
+            {"decoders": {"autoregressive": PromptLookup()}},
+            "decoders.autoregressive must be Autoregressive, got PromptLookup",
+        ),
+        ({"decoders": {}, "baseline": False}, "decoders must name a decoder if baseline is false"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict, message: str) -> None:
@@ -275,14 +278,14 @@ def test_batches_without_prompts_are_refused(tmp_path) -> None:
     module = TinyModule()
     module.validation_step = lambda *_: None
     runner = trainer(tmp_path, callbacks=[DecodingEvaluation({})])
-    with pytest.raises(ValueError, match=r"batch\['input_ids'\]"):
+    with pytest.raises(ValueError, match=r"validation batches must have input_ids of shape \[rows, length\]"):
         runner.validate(module, DataLoader([{"pixels": torch.zeros(2, 3)}]), verbose=False)
 
 
 def test_a_run_folder_that_is_a_file_is_refused(tmp_path) -> None:
     folder = tmp_path / "occupied"
     folder.write_text("")
-    with pytest.raises(ValueError, match=r"run folder .* cannot be created"):
+    with pytest.raises(ValueError, match=r"cannot create the run folder .*occupied"):
         validate(folder, rows(1), {})
 
 
@@ -299,7 +302,7 @@ def test_the_table_fits_80_columns(tmp_path) -> None:
 def test_a_second_evaluation_would_replace_the_results_of_the_first(tmp_path) -> None:
     both = [DecodingEvaluation({name: PromptLookup()}, prompt_length=6, max_new_tokens=2) for name in ("one", "two")]
     runner = trainer(tmp_path, callbacks=both, max_epochs=1)
-    with pytest.raises(ValueError, match=r"2 DecodingEvaluations \(one and two\).*name all decoders in one"):
+    with pytest.raises(ValueError, match=r"one DecodingEvaluation, got 2 \(one and two\).*name all decoders in one"):
         runner.fit(TinyModule(), loader(rows(2)), loader(rows(2)))
 
 

@@ -111,5 +111,5 @@ def test_clips_are_split_and_joined(clips):
 
 def test_another_number_of_videos_than_rows_is_refused(clips):
     batch = next(iter(clips.val_dataloader()))
-    with pytest.raises(ValueError, match="2 images or videos for 3 prompts"):
+    with pytest.raises(ValueError, match="one image or video for each of the 3 prompts, got 2"):
         rows_of_visual(batch, 3)

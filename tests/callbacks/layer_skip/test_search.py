@@ -17,8 +17,8 @@ from saccade.callbacks.layer_skip.proxy import (
     measure_costs,
     score,
 )
-from saccade.cli.layer_search import held_out_files, prompts_of
-from saccade.common.journal import TrialLog
+from saccade.callbacks.layer_skip.saved_model import held_out_files, prompts_of
+from saccade.common.journal import Journal
 from saccade.inference import Autoregressive, SelfSpeculative
 from tests.callbacks.tiny import TinyModule, loader, rows, tiny_llama, trainer
 
@@ -66,8 +66,8 @@ def test_acceptance_alone_would_skip_nothing(tmp_path) -> None:
     trials = entries(tmp_path, "trial")
     empty = trials[0]
     assert empty["attention"] == empty["mlp"] == []
-    assert empty["matchness"] == 1.0 == max(trial["matchness"] for trial in trials)
-    by_acceptance = max(trials, key=lambda trial: (trial["matchness"], -len(trial["attention"]) - len(trial["mlp"])))
+    assert empty["match_rate"] == 1.0 == max(trial["match_rate"] for trial in trials)
+    by_acceptance = max(trials, key=lambda trial: (trial["match_rate"], -len(trial["attention"]) - len(trial["mlp"])))
     assert by_acceptance == empty
     by_time = min(trials, key=lambda trial: trial["seconds_per_token"])
     assert 2 in by_time["attention"]
@@ -117,13 +117,13 @@ def test_the_log_of_another_search_is_refused_and_kept(tmp_path) -> None:
 def test_log_survives_a_torn_header_and_refuses_garbage(tmp_path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"kind": "sea')
-    log = TrialLog(path, {"seed": 1})
+    log = Journal(path, {"seed": 1})
     log.append("trial", {"x": 1})
-    assert TrialLog(path, {"seed": 1}).entries == [{"kind": "trial", "x": 1}]
+    assert Journal(path, {"seed": 1}).entries == [{"kind": "trial", "x": 1}]
     with path.open("a") as file:
         file.write("no json\n")
-    with pytest.raises(ValueError, match=r"line 3 .* is not a trial"):
-        TrialLog(path, {"seed": 1})
+    with pytest.raises(ValueError, match=r"line 3 .* is not an entry of a journal"):
+        Journal(path, {"seed": 1})
 
 
 def test_the_trace_is_what_greedy_drafting_would_say() -> None:
@@ -133,7 +133,7 @@ def test_the_trace_is_what_greedy_drafting_would_say() -> None:
     for prompt in prompts:
         tokens = Autoregressive().generate(model, prompt[None], max_new_tokens=10, eos_token_id=()).tokens[0]
         texts.append((torch.cat([prompt, torch.tensor(tokens)]), 10))
-    assert draft_trace(model, texts, SkipSet()).matchness == 1.0
+    assert draft_trace(model, texts, SkipSet()).match_rate == 1.0
     skip = SkipSet((0,), (1, 2))
     trace = draft_trace(model, texts, skip)
     for (ids, new), matches, confidences in zip(texts, trace.matches, trace.confidences, strict=True):
@@ -170,7 +170,7 @@ def test_the_score_by_hand() -> None:
     assert found.seconds_per_token == pytest.approx(seconds / 6)
     assert found.tokens_per_round == 2.0
     assert found.drafted_per_round == pytest.approx(4 / 3)
-    assert found.matchness == pytest.approx(6 / 7)
+    assert found.match_rate == pytest.approx(6 / 7)
 
 
 def test_a_perfect_draft_is_scored_by_the_cost_model_and_never_above_its_bound() -> None:
@@ -251,7 +251,7 @@ def test_the_search_behind_a_fit_runs_where_the_model_trained(tmp_path, monkeypa
 
 def test_callback_needs_a_validation(tmp_path) -> None:
     runner = trainer(tmp_path, callbacks=[LayerSkipSearch(trials=1)], max_epochs=1)
-    with pytest.raises(ValueError, match="fit needs a validation"):
+    with pytest.raises(ValueError, match="the validation data contains no prompts: run a validation during fit"):
         runner.fit(TinyModule(), loader(rows(2)))
 
 
@@ -266,7 +266,7 @@ def test_callback_needs_a_validation(tmp_path) -> None:
 def test_impossible_settings_are_refused_before_anything_is_written(tmp_path, settings: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         run(tmp_path, **settings)
-    with pytest.raises(ValueError, match="prompts is empty"):
+    with pytest.raises(ValueError, match="prompts must contain at least one prompt"):
         search_layers(tiny_llama(), [], tmp_path / "skip_layers.json")
     assert list(tmp_path.iterdir()) == []
 
@@ -307,11 +307,13 @@ def test_prompts_come_from_held_out_files(tmp_path) -> None:
 
 
 def test_a_log_without_a_trial_stands_in_no_ones_way(tmp_path) -> None:
-    """A search that failed at its first trial leaves its costs."""
-    TrialLog(tmp_path / "log.jsonl", {"max_new_tokens": 1000}).append("costs", {"full": 1.0})
-    mended = TrialLog(tmp_path / "log.jsonl", {"max_new_tokens": 4})
+    """A search that failed at its first trial leaves its costs, which are preliminary entries."""
+    Journal(tmp_path / "log.jsonl", {"max_new_tokens": 1000}, ("costs",)).append("costs", {"full": 1.0})
+    with pytest.raises(ValueError, match="belongs to another search"):
+        Journal(tmp_path / "log.jsonl", {"max_new_tokens": 4})
+    mended = Journal(tmp_path / "log.jsonl", {"max_new_tokens": 4}, ("costs",))
     assert mended.entries == []
     mended.append("trial", {"seconds_per_token": 1.0})
-    assert TrialLog(tmp_path / "log.jsonl", {"max_new_tokens": 4}).find("trial")
+    assert Journal(tmp_path / "log.jsonl", {"max_new_tokens": 4}, ("costs",)).find("trial")
     with pytest.raises(ValueError, match="belongs to another search"):
-        TrialLog(tmp_path / "log.jsonl", {"max_new_tokens": 5})
+        Journal(tmp_path / "log.jsonl", {"max_new_tokens": 5}, ("costs",))

@@ -1,6 +1,6 @@
 """Runs missing-data evaluations on two gloo processes, as Lightning starts them, and writes the rows of both ranks.
 
-Called by test_missing_data_evaluation.py as ``python -m tests.callbacks.missing_data.ddp_script <folder>``; Lightning starts
+Called by test_evaluation.py as ``python -m tests.callbacks.missing_data.ddp_script <folder>``; Lightning starts
 the second process itself.
 """
 

@@ -14,12 +14,12 @@ from saccade.callbacks.trait.events import (
     Event,
     Preset,
     Prune,
-    Request,
+    TrainingRequest,
     Trial,
     Warmup,
 )
-from saccade.callbacks.trait.search import search
-from saccade.callbacks.trait.selectors import LowestSelector, PollingSelector, RandomSelector, Selector
+from saccade.callbacks.trait.search import Select, search
+from saccade.callbacks.trait.selectors import Candidate, PollingSelector, RandomSelector, ScoredState
 
 PLAIN = replace(PRESETS["corrected"], warmup=False)
 TABLE = {"000": 0.50, "100": 0.52, "110": 0.51, "101": 0.50, "010": 0.515, "011": 0.53}
@@ -30,8 +30,13 @@ TRACES: dict[str, tuple[list[int], Callable[[Sequence[int]], float]]] = {
 }
 
 
-def state_of(request: Request) -> tuple[int, ...]:
-    state = list(request.father_state)
+def lowest(candidates: Sequence[Candidate], observations: Sequence[ScoredState], history: Sequence[int]) -> int:
+    """A selector that takes the lowest admissible source."""
+    return candidates[0].source
+
+
+def state_of(request: TrainingRequest) -> tuple[int, ...]:
+    state = list(request.parent_state)
     if request.source is not None:
         state[request.source] += 1
     return tuple(state)
@@ -39,7 +44,7 @@ def state_of(request: Request) -> tuple[int, ...]:
 
 def trace(name: str, preset: str | Preset = PLAIN, budget: int | None = None) -> list[Event]:
     chunks, score = TRACES[name]
-    return list(search(chunks, lambda request: score(state_of(request)), LowestSelector(), budget, preset))
+    return list(search(chunks, lambda request: score(state_of(request)), lowest, budget, preset))
 
 
 def trials(events: Sequence[Event]) -> list[Trial]:
@@ -51,7 +56,7 @@ def short(events: Sequence[Event]) -> list[tuple[Any, ...]]:
     for event in events:
         match event:
             case Trial():
-                rows.append((event.father, event.source, event.chunk, event.score, event.accepted))
+                rows.append((event.parent, event.source, event.chunk, event.score, event.accepted))
             case Backtrack():
                 rows.append(("back", event.node, event.to))
             case Prune():
@@ -63,17 +68,17 @@ def short(events: Sequence[Event]) -> list[tuple[Any, ...]]:
     return rows
 
 
-def noise(seed: int) -> Callable[[Request], float]:
+def noise(seed: int) -> Callable[[TrainingRequest], float]:
     """An arbitrary evaluator: any score for any chunk, some of them equal."""
 
-    def evaluate(request: Request) -> float:
-        key = [seed, request.node + 1000, *request.father_state]
+    def evaluate(request: TrainingRequest) -> float:
+        key = [seed, request.node + 1000, *request.parent_state]
         return float(np.random.default_rng(key).integers(12)) / 12
 
     return evaluate
 
 
-SELECTORS: list[Selector] = [LowestSelector(), RandomSelector(3), PollingSelector()]
+SELECTORS: list[Select] = [lowest, RandomSelector(3), PollingSelector()]
 PRESET = st.builds(
     Preset,
     root=st.sampled_from(["measured", "zero"]),

@@ -1,6 +1,6 @@
 """Searches on two gloo processes, as Lightning starts them, and writes what each of them knew at the end.
 
-Called by test_trait_ddp.py as ``python -m tests.callbacks.trait.ddp_script <folder>``; Lightning starts the second process.
+Called by test_ddp.py as ``python -m tests.callbacks.trait.ddp_script <folder>``; Lightning starts the second process.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ def test_the_papers_setting_evaluates_four_percent_of_the_pool() -> None:
 
 
 def test_a_trial_that_the_warm_up_answers_costs_nothing() -> None:
-    # every child is better than its father, so that the search leaves the root
+    # every child is better than its parent, so that the search leaves the root
     events = list(search([5, 5, 5], lambda request: 0.01 * sum(state_of(request)), RandomSelector(0), 9))
     reused = [trial.reused for trial in trials(events)]
     assert True in reused

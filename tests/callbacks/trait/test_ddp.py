@@ -72,7 +72,7 @@ def test_it_is_the_search_of_one_process(folder: Path, ranks: dict, tmp_path: Pa
         assert {key: value for key, value in one.items() if not key.endswith("score")} == {
             key: value for key, value in two.items() if not key.endswith("score")
         }
-        for key in ("score", "father_score"):
+        for key in ("score", "parent_score"):
             assert one.get(key, 0.0) == pytest.approx(two.get(key, 0.0), abs=1e-9)
     for name, value in module.state_dict().items():
         if name.endswith(("linear.bias", "network.2.bias")):

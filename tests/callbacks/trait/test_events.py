@@ -13,20 +13,19 @@ from saccade.callbacks.trait.events import (
     Event,
     Preset,
     Prune,
-    Request,
+    TrainingRequest,
     Trial,
     Warmup,
     needed,
 )
 from saccade.callbacks.trait.search import search, search_steps
 from saccade.callbacks.trait.selectors import (
-    LowestSelector,
     PollingSelector,
     RandomSelector,
     Selector,
     TraitSelector,
 )
-from tests.callbacks.trait.cases import PLAIN, PRESET, TRACES, noise, short, state_of, trace, trials
+from tests.callbacks.trait.cases import PLAIN, PRESET, TRACES, lowest, noise, short, state_of, trace, trials
 
 
 @settings(max_examples=60, deadline=None)
@@ -43,8 +42,8 @@ def test_every_chunk_is_spent_once_in_order_and_weights_exist_when_they_are_aske
         except StopIteration:
             break
         answer = None
-        if isinstance(step, Request):
-            assert step.father is None or step.father in alive
+        if isinstance(step, TrainingRequest):
+            assert step.parent is None or step.parent in alive
             answer = noise(seed)(step)
             evaluated += 1
             continue
@@ -73,19 +72,19 @@ def test_every_chunk_is_spent_once_in_order_and_weights_exist_when_they_are_aske
 
 
 def test_the_first_chunk_tried_from_the_root_is_answered_by_the_warmup() -> None:
-    asked: list[Request] = []
+    asked: list[TrainingRequest] = []
 
-    def evaluate(request: Request) -> float:
+    def evaluate(request: TrainingRequest) -> float:
         asked.append(request)
         return TRACES["B"][1](state_of(request))
 
-    events = list(search([2] * 8, evaluate, LowestSelector(), None))
+    events = list(search([2] * 8, evaluate, lowest, None))
     assert len(asked) == 9
     assert all(trial.reused and trial.weights == -1 - trial.source for trial in trials(events))
     assert needed(events) == {0}
     assert sum(isinstance(event, Backtrack) for event in events) == 1
     asked.clear()
-    events = list(search([2] * 8, evaluate, LowestSelector(), 3, "released"))
+    events = list(search([2] * 8, evaluate, lowest, 3, "released"))
     assert len(asked) == 8 + 3
     assert not any(trial.reused for trial in trials(events))
 
@@ -97,14 +96,14 @@ def test_a_warmup_is_dropped_when_its_chunk_is_spent_below_the_root() -> None:
 
 
 def test_a_child_of_a_reused_node_goes_on_from_the_weights_of_the_warmup() -> None:
-    asked: list[Request] = []
+    asked: list[TrainingRequest] = []
 
-    def evaluate(request: Request) -> float:
+    def evaluate(request: TrainingRequest) -> float:
         asked.append(request)
         return float(sum(state_of(request)))
 
-    list(search([2, 2], evaluate, LowestSelector(), 2))
-    assert asked[-1] == Request(node=2, father=-1, father_state=(1, 0), source=0, chunk=1, father_node=1)
+    list(search([2, 2], evaluate, lowest, 2))
+    assert asked[-1] == TrainingRequest(node=2, parent=-1, parent_state=(1, 0), source=0, chunk=1, parent_node=1)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +122,7 @@ def test_a_search_that_is_killed_at_any_event_ends_with_the_same_journal(preset:
         journal = [Event.from_dict(json.loads(line)) for line in lines]
         assert journal == whole[:kept]
 
-        def evaluate(request: Request) -> float:
+        def evaluate(request: TrainingRequest) -> float:
             calls.append(request)
             return noise(11)(request)
 
@@ -143,7 +142,7 @@ def test_replay_calls_neither_evaluate_nor_select() -> None:
 
 def test_a_larger_budget_goes_on_from_the_end_of_a_search() -> None:
     first = trace("A", budget=4)
-    rest = list(search([3, 2, 1], lambda r: TRACES["A"][1](state_of(r)), LowestSelector(), None, PLAIN, journal=first))
+    rest = list(search([3, 2, 1], lambda r: TRACES["A"][1](state_of(r)), lowest, None, PLAIN, journal=first))
     assert first + rest == trace("A")
 
 
@@ -167,7 +166,7 @@ def test_a_selector_that_wants_nothing_leads_back_and_is_replayed() -> None:
         ({"margin": -1.0}, "margin must be at least 0"),
         ({"margin": float("nan")}, "margin must be at least 0"),
         ({"initial_pruning": 1.0}, "initial_pruning must be"),
-        ({"initial_pruning": 0.5, "warmup": False}, "needs the warm-up"),
+        ({"initial_pruning": 0.5, "warmup": False}, "initial_pruning must be 0 without a warm-up, got 0.5"),
     ],
 )
 def test_impossible_rules_are_refused(settings: dict[str, Any], words: str) -> None:

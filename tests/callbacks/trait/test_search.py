@@ -14,17 +14,17 @@ from saccade.callbacks.trait.events import (
     Event,
     Preset,
     Prune,
-    Request,
+    TrainingRequest,
     Trial,
     Warmup,
 )
-from saccade.callbacks.trait.search import search
-from saccade.callbacks.trait.selectors import LowestSelector, Selector
+from saccade.callbacks.trait.search import Select, search
 from tests.callbacks.trait.cases import (
     PLAIN,
     PRESET,
     SELECTORS,
     TRACES,
+    lowest,
     noise,
     short,
     state_of,
@@ -101,11 +101,11 @@ def test_released_accepts_the_first_trial_and_corrected_returns_the_base_model(b
     st.sampled_from(SELECTORS),
 )
 def test_any_search_keeps_the_rules(
-    chunks: list[int], seed: int, budget: int | None, preset: Preset, select: Selector
+    chunks: list[int], seed: int, budget: int | None, preset: Preset, select: Select
 ) -> None:
-    requests: list[Request] = []
+    requests: list[TrainingRequest] = []
 
-    def evaluate(request: Request) -> float:
+    def evaluate(request: TrainingRequest) -> float:
         requests.append(request)
         return noise(seed)(request)
 
@@ -119,18 +119,18 @@ def test_any_search_keeps_the_rules(
             case Warmup():
                 alive.add(event.node)
             case Trial():
-                assert event.father == stack[-1]
+                assert event.parent == stack[-1]
                 assert all(event.source not in pruned[node] for node in stack)
-                assert event.father_score == scores[event.father]
-                assert event.accepted == (event.score > event.father_score + preset.margin)
-                expected = list(states[event.father])
+                assert event.parent_score == scores[event.parent]
+                assert event.accepted == (event.score > event.parent_score + preset.margin)
+                expected = list(states[event.parent])
                 expected[event.source] += 1
                 assert event.state == tuple(expected)
-                first = event.father == 0 and event.chunk == 0
+                first = event.parent == 0 and event.chunk == 0
                 assert event.reused == (first and preset.warmup and preset.reuse_warmup)
                 assert event.weights == (-1 - event.source if event.reused else event.node)
                 states[event.node], scores[event.node] = event.state, event.score
-                children[event.father].append(event)
+                children[event.parent].append(event)
                 alive.add(event.weights)
                 if event.accepted:
                     stack.append(event.node)
@@ -173,7 +173,7 @@ def test_pruning_stops_at_the_floor_where_the_released_one_overshoots() -> None:
             search(
                 [2] * 8,
                 lambda r: TRACES["B"][1](state_of(r)),
-                LowestSelector(),
+                lowest,
                 1,
                 replace(preset, strict_floor=strict),
             )
@@ -184,50 +184,48 @@ def test_pruning_stops_at_the_floor_where_the_released_one_overshoots() -> None:
 def test_nothing_is_pruned_where_a_quarter_of_the_sources_is_live() -> None:
     def events(initial: float) -> list[Event]:
         preset = Preset(initial_pruning=initial, strict_floor=False)
-        return list(
-            search([1] * 16, lambda r: -float(np.dot(state_of(r), range(1, 17))), LowestSelector(), None, preset)
-        )
+        return list(search([1] * 16, lambda r: -float(np.dot(state_of(r), range(1, 17))), lowest, None, preset))
 
     assert [len(event.sources) for event in events(0.75) if isinstance(event, Prune)] == [12]
     assert [len(event.sources) for event in events(0.5) if isinstance(event, Prune)] == [8, 2]
 
 
-def test_a_subtree_gets_pruned_sources_back_when_its_father_is_left() -> None:
+def test_a_subtree_gets_pruned_sources_back_when_its_parent_is_left() -> None:
     # 1 helps, then from {1}: all hurt, 4 sources tried, so that one is pruned below the root's child only
-    def evaluate(request: Request) -> float:
+    def evaluate(request: TrainingRequest) -> float:
         state = state_of(request)
         return {0: 0.5, 1: 0.6 + 0.01 * state[0]}.get(sum(state), 0.4 - 0.01 * state[3])
 
     def sources_tried(scope: Any) -> list[tuple[int, int]]:
         preset = replace(PLAIN, prune_scope=scope)
-        events = search([4, 4, 4, 4], evaluate, LowestSelector(), None, preset)
-        return [(trial.father, trial.source) for trial in trials(list(events))]
+        events = search([4, 4, 4, 4], evaluate, lowest, None, preset)
+        return [(trial.parent, trial.source) for trial in trials(list(events))]
 
     assert (0, 3) not in sources_tried("global")
-    assert (0, 3) not in sources_tried("subtree")  # the root is the father of the exhausted node, and is never left
+    assert (0, 3) not in sources_tried("subtree")  # the root is the parent of the exhausted node, and is never left
 
-    def deeper(request: Request) -> float:
+    def deeper(request: TrainingRequest) -> float:
         state = state_of(request)
         if sum(state) <= 2:
             return 0.1 * sum(state) - (0.001 * state[3])
         return -float(state[3])
 
     preset = replace(PLAIN, prune_scope="subtree")
-    events = list(search([9, 9, 9, 9], deeper, LowestSelector(), 40, preset))
+    events = list(search([9, 9, 9, 9], deeper, lowest, 40, preset))
     first = next(event for event in events if isinstance(event, Prune))
     later = trials(events[events.index(first) :])
     assert first.sources == (3,)
     assert first.node == 2
-    assert any(trial.source == 3 and trial.father not in (1, 2) for trial in later)
-    assert all(trial.source != 3 for trial in trials(list(search([9] * 4, deeper, LowestSelector(), 40, PLAIN)))[6:])
+    assert any(trial.source == 3 and trial.parent not in (1, 2) for trial in later)
+    assert all(trial.source != 3 for trial in trials(list(search([9] * 4, deeper, lowest, 40, PLAIN)))[6:])
 
 
 def test_always_accepting_trains_on_whatever_is_selected() -> None:
     events = trace("B", replace(PLAIN, accept="always"), budget=5)
-    assert [trial.father for trial in trials(events)] == [0, 1, 2, 3, 4]
+    assert [trial.parent for trial in trials(events)] == [0, 1, 2, 3, 4]
 
 
-def test_without_backtracking_the_first_exhausted_father_ends_the_search() -> None:
+def test_without_backtracking_the_first_exhausted_parent_ends_the_search() -> None:
     assert short(trace("C", replace(PLAIN, backtrack=False)))[-1] == (1, 2, 0, 0.50, False)
 
 
@@ -241,34 +239,34 @@ def test_a_margin_keeps_small_gains_out_of_the_path_but_not_out_of_the_best() ->
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"chunks_per_source": []}, "chunks_per_source is empty"),
+        ({"chunks_per_source": []}, "chunks_per_source must have an entry for each source, got none"),
         ({"chunks_per_source": [2, 0]}, "got 0 for source 1"),
         ({"budget": 0}, "budget must be at least 1"),
-        ({"preset": "best"}, "preset must be one of corrected, released, got 'best'"),
+        ({"preset": "best"}, "preset must be corrected or released, got 'best'"),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_is_evaluated(settings: dict[str, Any], words: str) -> None:
     chosen = {"chunks_per_source": [1], "budget": 1, "preset": PLAIN} | settings
     with pytest.raises(ValueError, match=words):
-        search(evaluate=lambda _: 0.0, select=LowestSelector(), **chosen)
+        search(evaluate=lambda _: 0.0, select=lowest, **chosen)
 
 
 def test_what_evaluate_select_and_journal_get_wrong_is_said_in_one_line() -> None:
     def message(**changes: Any) -> str:
-        arguments = {"evaluate": lambda r: TRACES["A"][1](state_of(r)), "select": LowestSelector(), "journal": ()}
+        arguments = {"evaluate": lambda r: TRACES["A"][1](state_of(r)), "select": lowest, "journal": ()}
         with pytest.raises(ValueError) as caught:
             list(search([3, 2, 1], budget=4, preset=PLAIN, **(arguments | changes)))
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    assert "node 0 must be a finite number, got nan" in message(evaluate=lambda _: float("nan"))
-    assert "[0, 1, 2] or None, got 7" in message(select=lambda *_: 7)
+    assert "node 0 must be finite, got nan" in message(evaluate=lambda _: float("nan"))
+    assert "one of [0, 1, 2] or None, got 7" in message(select=lambda *_: 7)
     assert "journal event 1 (best)" in message(journal=trace("B"))
     assert "journal event 2 (backtrack)" in message(journal=[trace("A")[0], Backtrack((), 4, 2)])
     assert "raise budget (now 4)" in message(journal=trace("A"))
     entry = trace("A")[1].to_dict()
     for broken in ({}, {"kind": "trail"}, {**entry, "more": 1}, {"kind": "trial"}):
-        with pytest.raises(ValueError, match="not an event of a Trait search"):
+        with pytest.raises(ValueError, match="is not an event of a Trait search"):
             Event.from_dict(broken)
 
 

@@ -1,4 +1,4 @@
-"""TraitSelection within `fit`: trials from their father's weights, journal, resume, and what it writes at the end."""
+"""TraitSelection within `fit`: trials from their parent's weights, journal, resume, and what it writes at the end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from saccade.callbacks.export import ModelExport
 from saccade.callbacks.trait import selection as trait_selection
-from saccade.callbacks.trait.evaluation import Measurement
+from saccade.callbacks.trait.evaluation import RankingEvaluation
 from saccade.callbacks.trait.selection import SELECTIONS, TraitSelection
 from saccade.modules.retrieval.hashed_sentences import HashedSentences
 from saccade.modules.retrieval.reranker import Reranker
@@ -79,7 +79,7 @@ def test_a_search_ends_with_the_best_weights_and_its_report(pool, tmp_path):
     assert (found["dev"]["queries"], found["held_out"]["queries"]) == (12, 18)
     assert found["evaluated_pairs"] == 8 * (3 + sum(not trial["reused"] for trial in trials))
     assert found["pool_pairs"] == 72
-    once, trained = Measurement(trainer.datamodule.dev_tasks, 10).pairs, found["evaluated_pairs"] // 8
+    once, trained = RankingEvaluation(trainer.datamodule.dev_tasks, 10).pairs, found["evaluated_pairs"] // 8
     assert 12 < once <= 12 * 10
     assert found["pairs"] == {"train": 2 * found["evaluated_pairs"], "measure": (trained + 1) * once}
     text = (tmp_path / "run" / "trait.md").read_text()
@@ -89,7 +89,7 @@ def test_a_search_ends_with_the_best_weights_and_its_report(pool, tmp_path):
     assert (tmp_path / "run" / "trait.png").stat().st_size > 10_000
 
 
-def test_a_child_goes_on_from_its_father_and_nothing_is_inherited_from_other_trials(pool, tmp_path):
+def test_a_child_goes_on_from_its_parent_and_nothing_is_inherited_from_other_trials(pool, tmp_path):
     """Training the best path alone, chunk by chunk from the base, gives the best trial's weights."""
     module, callback, _ = fit(pool(), tmp_path / "run")
     chosen = json.loads((tmp_path / "run" / "trait.json").read_text())["chosen"]
@@ -97,7 +97,7 @@ def test_a_child_goes_on_from_its_father_and_nothing_is_inherited_from_other_tri
     path, node = [], callback.best.node
     while node:
         path.append(trials[node])
-        node = trials[node]["father"]
+        node = trials[node]["parent"]
     assert [(item["source"], item["chunk"]) for item in chosen] == [
         (["red", "green", "blue"][trial["source"]], trial["chunk"]) for trial in reversed(path)
     ]
@@ -177,7 +177,10 @@ def test_a_checkpoint_that_is_read_late_goes_on_too(pool, tmp_path, later):
 
 def test_a_strategy_that_spreads_the_weights_is_refused(pool, tmp_path, monkeypatch):
     monkeypatch.setattr(trait_selection, "shards_parameters", lambda trainer: True)
-    with pytest.raises(ValueError, match=r"^strategy: TraitSelection goes back to whole weights between trials"):
+    with pytest.raises(
+        ValueError,
+        match=r"^strategy must keep whole weights on every rank for TraitSelection, got SingleDeviceStrategy",
+    ):
         fit(pool(), tmp_path / "run")
 
 
@@ -230,10 +233,10 @@ def test_the_best_retriever_is_exported(pool, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"budget": 0}, "budget: must be at least 1 trial"),
-        ({"selection": "greedy"}, "selection: must be one of trait, random"),
-        ({"preset": "old"}, "preset: must be corrected or released"),
-        ({"candidates": 0}, "candidates: must be at least 1"),
+        ({"budget": 0}, "budget must be at least 1, got 0"),
+        ({"selection": "greedy"}, "selection must be trait, random"),
+        ({"preset": "old"}, "preset must be corrected or released, got 'old'"),
+        ({"candidates": 0}, "candidates must be at least 1, got 0"),
         ({"margin": -1.0}, "margin must be at least 0"),
     ],
 )
@@ -243,11 +246,15 @@ def test_wrong_settings_are_refused(settings, message):
 
 
 def test_what_does_not_fit_is_refused_before_anything_runs(pool, tmp_path):
-    with pytest.raises(ValueError, match=r"^schedule: every trial begins with a fresh optimizer"):
+    with pytest.raises(
+        ValueError, match=r"^schedule must be constant and warmup_fraction 0 for TraitSelection, got cosine and 0"
+    ):
         fit(pool(), tmp_path / "run", module=Reranker(width=4, schedule="cosine"))
-    with pytest.raises(ValueError, match=r"^model: TraitSelection trains a Retriever or a Reranker"):
+    with pytest.raises(
+        ValueError, match=r"^model must be a Retriever or a Reranker for TraitSelection, got TinyModule"
+    ):
         fit(pool(), tmp_path / "run", module=TinyModule())
-    with pytest.raises(ValueError, match=r"^data: TraitSelection chooses from a ChunkPool"):
+    with pytest.raises(ValueError, match=r"^data must be a ChunkPool for TraitSelection, got "):
         fit(DataLoader([{}]), tmp_path / "run")
     assert not (tmp_path / "run" / "trials.jsonl").exists()
 

@@ -11,10 +11,9 @@ from saccade.callbacks.trait.selectors import (
     AllSourcesSelector,
     BestSourceSelector,
     Candidate,
-    LowestSelector,
-    Observation,
     PollingSelector,
     RandomSelector,
+    ScoredState,
     Selector,
     SimilaritySelector,
     TraitSelector,
@@ -28,19 +27,18 @@ EVERY: list[Selector] = [
     SimilaritySelector([0.1, 0.3, 0.2, 0.0]),
     BestSourceSelector(),
     AllSourcesSelector(1),
-    LowestSelector(),
 ]
 SOURCES = 4
 
 
-def successors(sources: Sequence[int], father: Sequence[int] = (0,) * SOURCES, left: int = 3) -> list[Candidate]:
-    return [Candidate(k, father[k], left, tuple(n + (place == k) for place, n in enumerate(father))) for k in sources]
+def successors(sources: Sequence[int], parent: Sequence[int] = (0,) * SOURCES, left: int = 3) -> list[Candidate]:
+    return [Candidate(k, parent[k], left, tuple(n + (place == k) for place, n in enumerate(parent))) for k in sources]
 
 
 WARM = [
-    Observation((0, 0, 0, 0), 0.40),
+    ScoredState((0, 0, 0, 0), 0.40),
     *[
-        Observation(tuple(int(k == place) for place in range(SOURCES)), score, warmup=True)
+        ScoredState(tuple(int(k == place) for place in range(SOURCES)), score, warmup=True)
         for k, score in enumerate((0.41, 0.45, 0.38, 0.42))
     ],
 ]
@@ -57,13 +55,13 @@ def test_every_rule_chooses_a_candidate_and_the_same_one_again(select: Selector)
 
 
 def test_trait_goes_on_with_what_has_helped() -> None:
-    observations = [*WARM, Observation((0, 2, 0, 0), 0.48), Observation((0, 1, 1, 0), 0.43)]
+    observations = [*WARM, ScoredState((0, 2, 0, 0), 0.48), ScoredState((0, 1, 1, 0), 0.43)]
     assert TraitSelector()(successors([0, 1, 2], (0, 2, 0, 0)), observations, [1, 2]) in (0, 1)
     assert TraitSelector()(successors([0, 2], (0, 2, 0, 0)), observations, [1, 2]) == 0
 
 
 def test_trait_takes_the_lowest_of_equal_candidates() -> None:
-    root = [Observation((0, 0, 0, 0), 0.4)]
+    root = [ScoredState((0, 0, 0, 0), 0.4)]
     assert TraitSelector()(successors([1, 2, 3]), root, []) == 1
     assert TraitSelector()(successors([2, 3]), [], []) == 2
 
@@ -79,8 +77,8 @@ def test_the_released_formula_chooses_otherwise(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"surrogate": "forest"}, "surrogate must be one of corrected, released, got 'forest'"),
-        ({"acquisition": "ucb"}, "acquisition must be one of ei, ei_released, got 'ucb'"),
+        ({"surrogate": "forest"}, "surrogate must be corrected or released, got 'forest'"),
+        ({"acquisition": "ucb"}, "acquisition must be ei or ei_released, got 'ucb'"),
         ({"xi": -0.1}, "xi must be at least 0, got -0.1"),
     ],
 )
@@ -118,10 +116,10 @@ def test_similarity_is_of_the_source_or_of_the_chunk() -> None:
 
 
 def test_the_best_source_is_that_of_the_warmup_and_nothing_else() -> None:
-    later = [*WARM, Observation((1, 0, 1, 0), 0.9)]
+    later = [*WARM, ScoredState((1, 0, 1, 0), 0.9)]
     assert BestSourceSelector()(successors([0, 1, 2, 3]), later, [0, 2]) == 1
     assert BestSourceSelector()(successors([0, 2]), later, [0, 2]) is None
-    with pytest.raises(ValueError, match="needs the warm-up"):
+    with pytest.raises(ValueError, match="needs the scores of a warm-up, got none"):
         BestSourceSelector()(successors([0, 1]), WARM[:1], [])
 
 

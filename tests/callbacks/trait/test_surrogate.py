@@ -1,7 +1,11 @@
+import warnings
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.gaussian_process import GaussianProcessRegressor as ReferenceRegressor
+from sklearn.gaussian_process import kernels as reference
 from skopt.acquisition import gaussian_ei
 from skopt.learning import GaussianProcessRegressor
 
@@ -141,6 +145,28 @@ def test_a_decomposition_that_fails_gets_more_jitter(monkeypatch: pytest.MonkeyP
     with pytest.raises(np.linalg.LinAlgError):
         fit_surrogate(UNITS.tolist(), SCORES.tolist(), "released")
     assert max(tried) <= 1.01e-4
+
+
+@pytest.mark.parametrize(("count", "sources"), [(6, 4), (20, 4), (40, 8), (90, 28)])
+def test_the_process_is_that_of_scikit_learn(count: int, sources: int) -> None:
+    rng = np.random.default_rng(count)
+    states = rng.integers(0, 3, (count, sources))
+    scores = 0.4 + 0.01 * states @ rng.normal(size=sources) + rng.normal(0, 0.004, count)
+    points = rng.integers(0, 4, (12, sources))
+    kernel = (
+        reference.ConstantKernel(1.0, (1e-2, 1e2)) * reference.RBF(3.0, (0.3, 30.0))
+        + reference.WhiteKernel(0.1, (1e-5, 1.0))
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = ReferenceRegressor(kernel, normalize_y=True, n_restarts_optimizer=1, random_state=0)
+        mean, std = theirs.fit(states, scores).predict(points, return_std=True)
+    ours = fit_surrogate(states.tolist(), scores.tolist())
+    assert ours.log_marginal_likelihood_value_ == pytest.approx(theirs.log_marginal_likelihood_value_, abs=1e-3)
+    ours_mean, ours_std = posterior(ours, points.tolist())
+    np.testing.assert_allclose(ours_mean, mean, atol=1e-4 * scores.std())
+    noise = theirs.kernel_.k2.noise_level * scores.var()
+    np.testing.assert_allclose(ours_std**2, np.maximum(std**2 - noise, 0), atol=1e-4 * scores.var())
 
 
 def test_warnings_of_the_fit_are_not_shown(recwarn: pytest.WarningsRecorder) -> None:

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from saccade.callbacks.trait.weights import forget, place_weights
+from saccade.callbacks.trait.weights import clear_state, place_weights
 
 
 class Small(LightningModule):
@@ -63,10 +63,10 @@ def copied(module):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("make", [adam, Flat])
 def test_a_child_is_the_same_whatever_was_trained_before(make, dtype):
-    father = Small().to(dtype)
-    state = copied(father)
-    train(father, make(father), 3, seed=1)
-    wanted = copied(father)
+    parent = Small().to(dtype)
+    state = copied(parent)
+    train(parent, make(parent), 3, seed=1)
+    wanted = copied(parent)
     module = Small(seed=5).to(dtype)
     optimizer = make(module)
     train(module, optimizer, 4, seed=2)
@@ -83,7 +83,7 @@ def test_counts_of_fused_optimizers_are_forgotten_and_settings_are_not():
     optimizer = Flat(module, counts_in_groups=True)
     train(module, optimizer, 3, seed=0)
     assert optimizer.optimizer.state
-    forget([optimizer])
+    clear_state([optimizer])
     assert not optimizer.optimizer.state
     assert optimizer.optimizer.param_groups[0]["step"] == 0
     assert optimizer.optimizer.param_groups[0]["lr"] == 0.1

@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_refused(pool, tmp_path):
         max_epochs=-1, logger=False, limit_val_batches=0, accelerator="cpu", callbacks=[TraitSelection(1)],
         default_root_dir=tmp_path, enable_checkpointing=False, enable_progress_bar=False,
     )  # fmt: skip
-    with pytest.raises(ValueError, match=r"^refresh_negatives_every: a trial must depend on its father"):
+    with pytest.raises(ValueError, match=r"^refresh_negatives_every must be null for TraitSelection, got 1"):
         trainer.fit(Retriever(rows=512, width=8, refresh_negatives_every=1), pool())
 
 

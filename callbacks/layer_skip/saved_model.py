@@ -1,4 +1,4 @@
-"""The layer search for a model that lies in a folder: what ``saccade search-layers`` runs."""
+"""Search the layers of a saved model with prompts from text files, as ``saccade search-layers`` does."""
 
 from __future__ import annotations
 
@@ -34,32 +34,32 @@ def search_layers_of(
 ) -> LayerSkipResult:
     """Search the sub-layers that self-speculative decoding skips in its draft, and write them to a file.
 
-    The file is for `SelfSpeculative(skip=FILE)` and belongs to this model alone. A search that was interrupted goes on
-    when it is started again with the same settings. The result depends on the device: search where you decode.
+    The file is for `SelfSpeculative(skip=FILE)` with this model only. An interrupted search resumes when it is started
+    again with the same settings. The result depends on the device: search where you decode.
 
     Args:
-        model: Folder or hub id of a Llama-, Qwen2- or Qwen3-shaped causal language model with its tokenizer.
+        model: Folder or hub id of a Llama-, Qwen2- or Qwen3-shaped causal language model, with its tokenizer.
         output: The skip file to write.
-        text: Globs of UTF-8 text files to take prompts from; give text that the model was not trained on. None takes
-            the held-out files of the embedded corpus, the Python standard library's sources.
+        text: Globs of UTF-8 text files to take prompts from; use text that the model was not trained on. None uses
+            the held-out files of the embedded corpus, the sources of Python's standard library.
         prompts: Number of prompts.
         prompt_length: Tokens of each prompt.
         max_new_tokens: Tokens generated for each prompt; at least 2.
-        trials: Skip sets to estimate.
-        finalists: Estimated best skip sets to time for real.
-        repeats: Timings of each of those; the median counts.
-        draft_length: Most drafted tokens in a round.
+        trials: Number of skip sets to estimate.
+        finalists: Number of skip sets with the best estimates to time.
+        repeats: Timings of each of those; the median is used.
+        draft_length: Largest number of draft tokens in a round.
         gamma: Confidence below which drafting stops, 0 to 1.
-        seed: Of the proposals.
-        log: The trial log. None puts `layer_search.jsonl` beside the output.
-        dtype: Precision of the weights; `auto` takes that of the model's files.
+        seed: Seed of the proposals.
+        log: The journal of the search. None is `layer_search.jsonl` in the folder of the output.
+        dtype: Precision of the weights; `auto` is that of the model's files.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
 
     Returns:
-        The skip set and what it costs.
+        The skip set and its costs.
 
     Raises:
-        ValueError: The model cannot be loaded, the text gives no prompt, or a setting is impossible.
+        ValueError: The model cannot be loaded, the text is too short for a prompt, or a setting is outside its range.
     """
     for name, value in (("prompts", prompts), ("prompt_length", prompt_length)):
         check_count(name, value)
@@ -69,12 +69,13 @@ def search_layers_of(
         network: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"model {model!r} cannot be loaded: {reason}") from error
+        raise ValueError(f"cannot load the model {model!r} ({reason}): name an exported model or a hub id.") from error
     place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     try:
         network = network.to(place).eval()
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {place!r} cannot be used: {str(error).strip().splitlines()[0]}") from error
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"cannot use the device {place!r} ({reason}): choose another, for example cpu.") from error
     return search_layers(
         network,
         prompts_of(held_out_files(text), tokenizer, prompts, prompt_length),
@@ -91,10 +92,10 @@ def search_layers_of(
 
 
 def held_out_files(text: Sequence[str] | None = None) -> list[CorpusFile]:
-    """Files to take prompts from.
+    """Find the files to take prompts from.
 
     Args:
-        text: Globs; ``None`` is the validation part of the embedded corpus, as ``TextCorpus`` splits it by default.
+        text: Globs of text files; ``None`` is the validation part of the embedded corpus, as ``TextCorpus`` splits it.
     """
     if text is not None:
         return select(matching_files(text), None, None, 0)
@@ -105,19 +106,19 @@ def held_out_files(text: Sequence[str] | None = None) -> list[CorpusFile]:
 def prompts_of(
     files: Sequence[CorpusFile], tokenizer: PreTrainedTokenizerBase, count: int, length: int
 ) -> list[Tensor]:
-    """Windows of text, spread over the files, and over each file where there are more prompts than files.
+    """Take prompts from text files: windows spread over the files, and over each file if there are fewer files.
 
     Args:
-        files: Where to take them from.
-        tokenizer: Of the model.
+        files: The text files.
+        tokenizer: Tokenizer of the model.
         count: Number of prompts.
-        length: Tokens of each.
+        length: Tokens of each prompt.
 
     Returns:
-        ``count`` prompts ``[length]``; fewer when the text is too short for more.
+        ``count`` prompts ``[length]``, or fewer if the text is too short.
 
     Raises:
-        ValueError: No file is as long as one prompt.
+        ValueError: Every file is shorter than one prompt.
     """
     each = -(-count // len(files))
     found: list[Tensor] = []
@@ -127,9 +128,9 @@ def prompts_of(
         document = file.path.read_text(encoding="utf-8", errors="replace")
         ids = torch.tensor(tokenizer(document, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
         for window in range(min(each, len(ids) // length)):
-            # the middle of each part of the file: files begin with licences and imports
+            # the middle of each part, because files begin with licences and imports
             start = int((window + 0.5) / each * (len(ids) - length))
             found.append(ids[start : start + length])
     if not found:
-        raise ValueError(f"no text file has {length} tokens: lower prompt_length or give longer files.")
+        raise ValueError(f"no text file has {length} tokens: lower prompt_length, or give longer files.")
     return found[:count]
