@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from saccade.callbacks.decoding.prompts import Prompt, PromptCollector, joined_v
 from saccade.callbacks.decoding.totals import DecodingTotals, differing_tokens, repetition_counts
 from saccade.callbacks.isolation import undisturbed
 from saccade.callbacks.run_folder import run_folder
-from saccade.common.checks import check_count, check_place
+from saccade.common.checks import check_count
 from saccade.common.distributed import reduce_max, shards_parameters
 from saccade.common.progress import Bar, progress_bar
 from saccade.inference import Autoregressive, Decoder, GenerationOutput, Sampling, Session
@@ -107,7 +107,7 @@ class DecodingEvaluation(PromptCollector):
                 "decoders must name a decoder if baseline is false, got none: add one, or set baseline to true."
             )
         first = {BASELINE: Autoregressive()} if baseline else {}
-        self.decoders: dict[str, Decoder] = first | {name: _independent(item) for name, item in decoders.items()}
+        self.decoders: dict[str, Decoder] = first | {name: item.independent() for name, item in decoders.items()}
         self.max_new_tokens = max_new_tokens
         self.sampling = sampling
         self.baseline = baseline
@@ -128,9 +128,10 @@ class DecodingEvaluation(PromptCollector):
                 " in one, as decoding/demo.yaml does."
             )
         for name, decoder in self.decoders.items():
-            for setting in ("draft_model", "skip"):  # before the training, not in its first validation
-                if isinstance(place := getattr(decoder, setting, None), str):
-                    check_place(f"decoders.{name}.{setting}", place)
+            try:
+                decoder.check()  # before the training, not in its first validation
+            except ValueError as error:
+                raise ValueError(f"decoders.{name}.{error}") from error
         if stage not in ("fit", "validate"):
             rank_zero_warn(f"DecodingEvaluation decodes in fit and validate; in {stage} it does nothing.")
 
@@ -196,16 +197,14 @@ class DecodingEvaluation(PromptCollector):
             longest = max(own, key=lambda prompt: prompt.length)
             ids, visual = longest.tokens[None].to(pl_module.device), joined_visual([longest], pl_module.device)
             try:
-                Request.read(model, ids, None, self.max_new_tokens, None, None, None, visual)
+                Request.read(model, ids, None, self.max_new_tokens, None, None, None, visual, do_sample=False)
             except ValueError as error:
                 raise ValueError(f"DecodingEvaluation: {error}") from error
-
-
-def _independent(decoder: Decoder) -> Decoder:
-    """Return the decoder without state that is carried between calls: totals must not depend on the order of calls."""
-    if is_dataclass(decoder) and any(item.name == "carry" for item in fields(decoder)):
-        return replace(decoder, carry=False)
-    return decoder
+            for name, decoder in self.decoders.items():
+                try:
+                    decoder.check(model)
+                except ValueError as error:
+                    raise ValueError(f"decoders.{name}: {error}") from error
 
 
 class _Evaluation:
@@ -243,6 +242,8 @@ class _Evaluation:
             self._compare(decoder, outputs, totals)
         except Exception as error:  # of any kind: the other ranks must learn of it before they wait
             failure = error
+        finally:
+            decoder.release()  # graphs and buffers would stay allocated while the training goes on
         failed = reduce_max(torch.tensor([float(failure is not None)], dtype=torch.float64), self.device)
         if failure is not None:
             reason = " ".join(str(failure).split()) or type(failure).__name__
@@ -266,21 +267,16 @@ class _Evaluation:
         return outputs
 
     def _generate(self, decoder: Decoder, group: Sequence[Prompt]) -> GenerationOutput:
-        longest = max(prompt.length for prompt in group)
-        ids = torch.zeros(len(group), longest, dtype=torch.long)
-        mask = torch.zeros(len(group), longest, dtype=torch.long)
-        for row, prompt in enumerate(group):
-            ids[row, : prompt.length], mask[row, : prompt.length] = prompt.tokens, 1
         sampling = self.settings.sampling
         if sampling is not None:  # seeded by the prompt: the draws must not depend on the rank that decodes it
             sampling = replace(sampling, seed=(sampling.seed or 0) + group[0].index)
         visual: Any = joined_visual(group, self.device)
         return decoder.generate(
             self.model,
-            ids.to(self.device),
-            mask.to(self.device),
+            [prompt.tokens.tolist() for prompt in group],
             max_new_tokens=self.settings.max_new_tokens,
             sampling=sampling,
+            do_sample=False,  # also where the model's generation config samples
             synced=self.synced,
             **visual,
         )
