@@ -85,8 +85,8 @@ class Request:
         if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int32, torch.int64):
             kind = input_ids.dtype if isinstance(input_ids, Tensor) else type(input_ids).__name__
             raise ValueError(
-                f"input_ids must be an integer tensor of shape [batch, length], got {kind}: give the tokenizer's ids as "
-                "a tensor."
+                f"input_ids must be an integer tensor of shape [batch, length], got {kind}: give the ids of the "
+                "tokenizer as a tensor."
             )
         if input_ids.ndim != 2 or len(input_ids) == 0:
             raise ValueError(
@@ -116,8 +116,8 @@ class Request:
         # the last new token is not read
         if context is not None and longest + limit - 1 > context:
             raise ValueError(
-                f"a prompt of {longest} tokens and {limit} new ones need {longest + limit - 1} positions, the model has "
-                f"{context}: shorten the prompt or lower max_new_tokens."
+                f"a prompt of {longest} tokens and {limit} new ones need {longest + limit - 1} positions, the model "
+                f"has {context}: shorten the prompt or lower max_new_tokens."
             )
         known = config.vocab_size
         eos = settings.eos if eos_token_id is None else _token_ids("eos_token_id", eos_token_id, known)

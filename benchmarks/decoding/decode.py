@@ -134,7 +134,7 @@ def methods(
 
     def ours(decoder: Decoder) -> Callable[[torch.Tensor], Result]:
         def run(ids: torch.Tensor) -> Result:
-            out = decoder.generate(model, ids, max_new_tokens=new, eos_token_id=(), sampling=sampling)
+            out = decoder.generate(model, ids, max_new_tokens=new, eos_token_id=(), sampling=sampling, do_sample=False)
             return Result(out.tokens, out.stats.prefill_seconds, out.stats.seconds, out.stats)
 
         return run

@@ -184,7 +184,7 @@ class DecodingEvaluation(PromptCollector):
             longest = max(own, key=lambda prompt: prompt.length)
             ids, visual = longest.tokens[None].to(pl_module.device), joined_visual([longest], pl_module.device)
             try:
-                Request.read(model, ids, None, self.max_new_tokens, None, None, None, visual)
+                Request.read(model, ids, None, self.max_new_tokens, None, None, None, visual, do_sample=False)
             except ValueError as error:
                 raise ValueError(f"DecodingEvaluation: {error}") from error
 
@@ -269,6 +269,7 @@ class _Evaluation:
             mask.to(self.device),
             max_new_tokens=self.settings.max_new_tokens,
             sampling=sampling,
+            do_sample=False,  # greedy without sampling, whatever the model's generation config says
             synced=self.synced,
             **visual,
         )

@@ -132,7 +132,7 @@ class LVSpec(Decoder):
             ValueError: Sampling was asked for, or the logits hold NaN.
         """
         if run.sampling is not None:
-            raise ValueError(f"{type(self).__name__} decodes greedily: leave temperature and sampling out.")
+            raise ValueError(f"{type(self).__name__} decodes greedily: leave sampling out, or pass do_sample=False.")
         if not run.memory:
             guarded = run.eos | special_token_ids(run.session.model)
             noted = run.session.noted

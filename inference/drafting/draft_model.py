@@ -29,7 +29,7 @@ class DraftModelDrafter(SessionDrafter, ChainDrafter):
 
     def step(self, run: Run, tokens: Tensor) -> Tensor:
         """One forward of the draft model."""
-        logits = self.follower.session.forward(tokens)[:, -1]
+        logits = self.follower.fitted(self.follower.session.forward(tokens)[:, -1], run)
         self.follower.session.commit([[0]] * len(run.texts))
         return logits
 

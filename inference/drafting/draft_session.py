@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from saccade.common.timing import clock
 from saccade.common.transfer import to_device
 from saccade.inference.drafting.drafter import Drafter, Run
+from saccade.inference.drafting.loading import known_tokens, to_vocabulary
 from saccade.inference.engine.pool import EnginePool
 from saccade.inference.engine.session import Session
+from saccade.inference.huggingface.models import text_config
 from saccade.inference.reduction.draft_prompt import PrunedVideo
 
 
@@ -37,7 +39,7 @@ class DraftSession:
         video: PrunedVideo | None = None,
     ) -> None:
         self.model, self.extra, self.floor, self.video = model, extra, floor, video
-        self.prompts = prompts
+        self.prompts = [known_tokens(model, prompt) for prompt in prompts]
         self.rows = list(range(len(prompts)))
         self.prefill_seconds = 0.0
         self._gone: list[int] = []  # tokens of every row's prompt that the draft does not read
@@ -61,26 +63,31 @@ class DraftSession:
             run: The generation.
 
         Returns:
-            Logits behind the texts, ``[batch, vocabulary]``.
+            Logits behind the texts, ``[batch, vocabulary of the target]``.
         """
         if self._open is None:
             begin = clock(run.session.device)
             logits = self._read_prompts(run)
             self.prefill_seconds = clock(run.session.device) - begin
             if self.video is None:
-                return logits
+                return self.fitted(logits, run)
         session = self.session
         ends = [len(text) - gone for text, gone in zip(run.texts, self._gone, strict=True)]
         session.truncate([end - 1 for end in ends])
         pending = [
-            text[length + gone :] for text, length, gone in zip(run.texts, session.lengths, self._gone, strict=True)
+            known_tokens(self.model, text[length + gone :])
+            for text, length, gone in zip(run.texts, session.lengths, self._gone, strict=True)
         ]
         longest = max(len(tokens) for tokens in pending)
-        padded = to_device([tokens + [0] * (longest - len(tokens)) for tokens in pending], session.device)
+        padded = to_device([[*tokens, *[0] * (longest - len(tokens))] for tokens in pending], session.device)
         logits = session.forward(padded)
         session.commit([range(len(tokens)) for tokens in pending])
         last = to_device([len(tokens) - 1 for tokens in pending], session.device)
-        return logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))[:, 0]
+        return self.fitted(logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))[:, 0], run)
+
+    def fitted(self, logits: Tensor, run: Run) -> Tensor:
+        """The draft model's logits in the width of the target's vocabulary."""
+        return to_vocabulary(logits, text_config(run.session.model).vocab_size)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drops finished rows."""
@@ -106,7 +113,7 @@ class DraftSession:
 
     def _read_prompts(self, run: Run) -> Tensor:
         visual = None
-        texts: Sequence[Sequence[int]] = run.texts
+        texts: Sequence[Sequence[int]] = [known_tokens(self.model, text) for text in run.texts]
         if self.video is not None:
             visual = self.video.prompts(self.model, run, self.rows, self.prompts)
             texts = [prompt.tokens for prompt in visual]

@@ -26,8 +26,8 @@ class EngineConfig:
             captured, both go on eagerly and say so once.
         prefill_chunk: Prompts longer than this are read in pieces of this many tokens, which bounds memory.
         capacity: Slots of each row in tokens, at least the longest text and the widest step; ``None`` is just enough.
-        check_model: Compare the logits of a model whose class the tests do not cover with the engine's, on a few tokens,
-            the first time that it is used, and refuse the model where they differ beyond rounding.
+        check_model: At the first use of a model whose class the tests do not cover, compare its own logits with those
+            that the engine computes, on a few tokens, and refuse it where they differ beyond rounding.
 
     Raises:
         ValueError: A setting outside its range.

@@ -76,7 +76,7 @@ def read_generation_config(
         ValueError: A setting that decoders cannot follow; the message names it.
     """
     if do_sample is not None and not isinstance(do_sample, bool):
-        raise ValueError(f"do_sample must be true, false or None, got {do_sample!r}: true draws tokens.")
+        raise ValueError(f"do_sample must be true or false, or None, got {do_sample!r}: true draws tokens.")
     own = getattr(model, "generation_config", None) if config is None else config
     drawn = bool(getattr(own, "do_sample", None)) if do_sample is None else do_sample
     drawn = drawn and sampling is None

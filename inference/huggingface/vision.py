@@ -204,7 +204,9 @@ def visual_arguments(model: Any, tokens: Tensor, visual: Mapping[str, Tensor]) -
     if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
         kinds = torch.zeros_like(tokens)
         for kind, name in enumerate(("image_token_id", "video_token_id"), start=1):
-            kinds[tokens == getattr(model.config, name, None)] = kind
+            token = getattr(model.config, name, None)
+            if token is not None:
+                kinds[tokens == token] = kind
         inputs["mm_token_type_ids"] = kinds
     return inputs
 
