@@ -47,6 +47,12 @@ def draft_for(given: nn.Module | str, model: nn.Module, request: Request, loaded
                 f"the draft is a {kind} model, the target {wanted}, and they read videos differently: use a draft of "
                 "the target's family."
             )
+        widths = [text_config(item).hidden_size for item in (draft, model)]
+        if "mm_encoder_outputs" in request.visual and widths[0] != widths[1]:
+            raise ValueError(
+                f"mm_encoder_outputs holds features of width {widths[1]}, the draft model's width is {widths[0]}: pass "
+                "the processor's tensors instead (pixel_values, pixel_values_videos and their grids)."
+            )
     context = context_length(draft)
     if context is not None and request.positions - 1 > context:  # the last new token is not read
         raise ValueError(
