@@ -186,7 +186,7 @@ def refuse_processors(logits_processor: Any, stopping_criteria: Any, prompt_leng
     Args:
         logits_processor: A list of transformers' logits processors, or ``None``.
         stopping_criteria: A list of its stopping criteria, or ``None``.
-        prompt_length: Length of ``input_ids``; a shortest length up to it has no effect.
+        prompt_length: Length of ``input_ids``; a shortest length up to it has no effect. Nor have empty lists.
 
     Raises:
         ValueError: Names the class.
@@ -194,6 +194,8 @@ def refuse_processors(logits_processor: Any, stopping_criteria: Any, prompt_leng
     has_effect: dict[str, Callable[[Any], bool]] = {
         "MinLengthLogitsProcessor": lambda item: item.min_length > prompt_length,
         "MinNewTokensLengthLogitsProcessor": lambda item: item.min_new_tokens > 0,
+        "SuppressTokensLogitsProcessor": lambda item: len(item.suppress_tokens) > 0,
+        "SuppressTokensAtBeginLogitsProcessor": lambda item: len(item.begin_suppress_tokens) > 0,
     }
     for processor in logits_processor or []:
         name = type(processor).__name__
