@@ -106,8 +106,8 @@ class Request:
         # the last new token is not read
         if context is not None and longest + limit - 1 > context:
             raise ValueError(
-                f"a prompt of {longest} tokens and {limit} new ones need {longest + limit - 1} positions, the model has "
-                f"{context}: shorten the prompt or lower max_new_tokens."
+                f"a prompt of {longest} tokens and {limit} new ones need {longest + limit - 1} positions, the model "
+                f"has {context}: shorten the prompt or lower max_new_tokens."
             )
         known = config.vocab_size
         eos = settings.eos if eos_token_id is None else _token_ids("eos_token_id", eos_token_id, known)

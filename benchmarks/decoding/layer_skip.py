@@ -112,6 +112,7 @@ def decoded(
                     ids,
                     max_new_tokens=new,
                     eos_token_id=(),
+                    do_sample=False,
                     sampling=Sampling(temperature=temperature, seed=attempt * len(prompts) + at)
                     if temperature
                     else None,

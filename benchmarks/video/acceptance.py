@@ -125,7 +125,7 @@ class Study:
         """Decodes every video once."""
         items, texts, counts = [], [], []
         for batch in self.batches:
-            out = decoder.generate(self.target, max_new_tokens=self.new, **batch.inputs)
+            out = decoder.generate(self.target, max_new_tokens=self.new, do_sample=False, **batch.inputs)
             items += batch.items
             texts += out.tokens
             counts += out.per_request

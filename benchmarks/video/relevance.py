@@ -185,7 +185,7 @@ class Study:
 
     def captions(self, batch: Batch) -> list[list[int]]:
         """The target's captions of a batch."""
-        return self.decoder.generate(self.target, max_new_tokens=self.new, **batch.inputs).tokens
+        return self.decoder.generate(self.target, max_new_tokens=self.new, do_sample=False, **batch.inputs).tokens
 
     def captioned(self, batch: Batch) -> Iterator[tuple[list[int], list[int], VisualPrompt]]:
         """Every prompt of a batch, its caption, and both as one prompt for the language part."""

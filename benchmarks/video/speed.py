@@ -109,7 +109,7 @@ def ours(decoder: Decoder, model: PreTrainedModel, new: int) -> Method:
     """A decoder of this library as a method."""
 
     def run(inputs: dict[str, Any]) -> Result:
-        out = decoder.generate(model, max_new_tokens=new, **inputs)
+        out = decoder.generate(model, max_new_tokens=new, do_sample=False, **inputs)
         ready = out.stats.prefill_seconds + out.stats.draft_prefill_seconds
         return Result(out.tokens[0], ready, out.stats.seconds, stats=out.stats)
 

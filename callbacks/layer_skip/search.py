@@ -216,7 +216,9 @@ class _Timer:
         return [statistics.median(found) for found in rates]
 
     def _run(self, decoder: Decoder, prompt: Tensor) -> Any:
-        return decoder.generate(self.model, prompt[None].to(self.device), max_new_tokens=self.max_new_tokens)
+        return decoder.generate(
+            self.model, prompt[None].to(self.device), max_new_tokens=self.max_new_tokens, do_sample=False
+        )
 
 
 def _sets(skip: SkipSet) -> dict[str, list[int]]:

@@ -119,6 +119,6 @@ class LVSpec(DraftModelDecoder):
         if request.sampling is not None:
             raise ValueError(
                 f"sampling must be None for {type(self).__name__}, got {request.sampling}: its rules are for greedy "
-                "decoding, so omit temperature and do_sample."
+                "decoding, so leave sampling out and pass do_sample=False."
             )
         return RelaxedVerifier(self._rule, self.neighbours, self.score_at)

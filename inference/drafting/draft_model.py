@@ -29,7 +29,7 @@ class DraftModelDrafter(SessionDrafter, ChainDrafter):
 
     def step(self, state: GenerationState, tokens: Tensor) -> Tensor:
         """Runs one forward of the draft model."""
-        logits = self.draft_session.session.forward(tokens)[:, -1]
+        logits = self.draft_session.fitted(self.draft_session.session.forward(tokens)[:, -1], state)
         self.draft_session.session.commit([[0]] * len(state.texts))
         return logits
 

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from saccade.common.timing import clock
 from saccade.common.transfer import to_device
 from saccade.inference.drafting.drafter import Drafter
+from saccade.inference.drafting.loading import known_tokens, to_vocabulary
 from saccade.inference.engine.pool import EnginePool
 from saccade.inference.engine.session import Session
+from saccade.inference.huggingface.models import text_config
 from saccade.inference.reduction.draft_prompt import PrunedVideo
 from saccade.inference.state import GenerationState
 
@@ -38,7 +40,7 @@ class DraftSession:
         video: PrunedVideo | None = None,
     ) -> None:
         self.model, self.extra, self.pool, self.video = model, extra, pool, video
-        self.prompts = prompts
+        self.prompts = [known_tokens(model, prompt) for prompt in prompts]
         self.rows = list(range(len(prompts)))
         self.prefill_seconds = 0.0
         self._pruned: list[int] = []  # number of prompt tokens of every row that the draft does not read
@@ -62,27 +64,31 @@ class DraftSession:
             state: The generation.
 
         Returns:
-            Logits after the texts, ``[batch, vocabulary]``.
+            Logits after the texts, ``[batch, vocabulary of the target]``.
         """
         if self._opened is None:
             begin = clock(state.session.device)
             logits = self._read_prompts(state)
             self.prefill_seconds = clock(state.session.device) - begin
             if self.video is None:
-                return logits
+                return self.fitted(logits, state)
         session = self.session
         ends = [len(text) - pruned for text, pruned in zip(state.texts, self._pruned, strict=True)]
         session.truncate([end - 1 for end in ends])
         pending = [
-            text[length + pruned :]
+            known_tokens(self.model, text[length + pruned :])
             for text, length, pruned in zip(state.texts, session.lengths, self._pruned, strict=True)
         ]
         longest = max(len(tokens) for tokens in pending)
-        padded = to_device([tokens + [0] * (longest - len(tokens)) for tokens in pending], session.device)
+        padded = to_device([[*tokens, *[0] * (longest - len(tokens))] for tokens in pending], session.device)
         logits = session.forward(padded)
         session.commit([range(len(tokens)) for tokens in pending])
         last = to_device([len(tokens) - 1 for tokens in pending], session.device)
-        return logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))[:, 0]
+        return self.fitted(logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))[:, 0], state)
+
+    def fitted(self, logits: Tensor, state: GenerationState) -> Tensor:
+        """The draft model's logits in the width of the target's vocabulary."""
+        return to_vocabulary(logits, text_config(state.session.model).vocab_size)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keeps the given rows and drops the others."""
@@ -108,7 +114,7 @@ class DraftSession:
 
     def _read_prompts(self, state: GenerationState) -> Tensor:
         visual = None
-        texts: Sequence[Sequence[int]] = state.texts
+        texts: Sequence[Sequence[int]] = [known_tokens(self.model, text) for text in state.texts]
         if self.video is not None:
             visual = self.video.prompts(self.model, state, self.rows, self.prompts)
             texts = [prompt.tokens for prompt in visual]

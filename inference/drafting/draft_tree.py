@@ -8,6 +8,7 @@ import torch
 
 from saccade.inference.drafting.draft_session import DraftSession, SessionDrafter
 from saccade.inference.drafting.drafter import NoDraft
+from saccade.inference.drafting.loading import known_tokens
 from saccade.inference.drafting.static_trees import StaticTree
 from saccade.inference.state import GenerationState
 from saccade.inference.verification.draft import Draft
@@ -37,11 +38,11 @@ class DraftTreeDrafter(SessionDrafter):
         top = self.draft_session.catch_up(state).topk(tree.width).indices[:, None]
         drafted = tree.expand(0, top)
         session = self.draft_session.session
-        root = session.token_column([text[-1] for text in state.texts])
+        root = session.token_column(known_tokens(self.draft_session.model, [text[-1] for text in state.texts]))
         for level in range(1, depth):
             session.truncate([length - (level == 1) for length in session.lengths])  # the root is read again
             logits = session.forward(torch.cat([root, tree.inner_tokens(level, drafted)], 1), tree.partial(level))
-            top = logits[:, -len(tree.inner[level]) :].topk(tree.width).indices
+            top = self.draft_session.fitted(logits[:, -len(tree.inner[level]) :], state).topk(tree.width).indices
             drafted = torch.cat([drafted, tree.expand(level, top)], 1)
         counts = [tree.drafted_within(min(limit, depth)) for limit in limits]
         return Draft(drafted.to(state.session.device), counts, None, tree.tree)

@@ -69,7 +69,7 @@ def _refuse_unknown_inputs(model: nn.Module, given: Mapping[str, Any]) -> None:
 
 
 def _refuse_filled_cache(cache: Any) -> None:
-    """Transformers hands over an empty cache of its own; one that holds tokens is the user's."""
+    """Refuses a cache that holds tokens, which is the user's: the one that transformers prepares is empty."""
     length = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
     if int(length):
         raise ValueError(

@@ -76,7 +76,7 @@ def read_generation_config(
         ValueError: A setting that decoders cannot follow; the message names it.
     """
     if do_sample is not None and not isinstance(do_sample, bool):
-        raise ValueError(f"do_sample must be true, false or None, got {do_sample!r}: true draws tokens.")
+        raise ValueError(f"do_sample must be true or false, or None, got {do_sample!r}: true draws tokens.")
     own = getattr(model, "generation_config", None) if config is None else config
     drawn = bool(getattr(own, "do_sample", None)) if do_sample is None else do_sample
     drawn = drawn and sampling is None
@@ -186,7 +186,7 @@ def refuse_processors(logits_processor: Any, stopping_criteria: Any, prompt_leng
     Args:
         logits_processor: A list of transformers' logits processors, or ``None``.
         stopping_criteria: A list of its stopping criteria, or ``None``.
-        prompt_length: Length of ``input_ids``; a shortest length up to it has no effect.
+        prompt_length: Length of ``input_ids``; a shortest length up to it has no effect. Nor have empty lists.
 
     Raises:
         ValueError: Names the class.
@@ -194,6 +194,8 @@ def refuse_processors(logits_processor: Any, stopping_criteria: Any, prompt_leng
     has_effect: dict[str, Callable[[Any], bool]] = {
         "MinLengthLogitsProcessor": lambda item: item.min_length > prompt_length,
         "MinNewTokensLengthLogitsProcessor": lambda item: item.min_new_tokens > 0,
+        "SuppressTokensLogitsProcessor": lambda item: len(item.suppress_tokens) > 0,
+        "SuppressTokensAtBeginLogitsProcessor": lambda item: len(item.begin_suppress_tokens) > 0,
     }
     for processor in logits_processor or []:
         name = type(processor).__name__

@@ -54,6 +54,10 @@ class _Reached(Exception):  # noqa: N818 -- a way out of a forward, not an error
     """The language part was called."""
 
 
+class _ReplacedError(ValueError):
+    """Somebody else has replaced the forward that is about to be replaced."""
+
+
 def visual_token_ids(model: Any) -> tuple[int, ...]:
     """Ids of the placeholders of images and videos; none for a language model."""
     return tuple(visual_token_kinds(model))
@@ -158,10 +162,6 @@ def language_inputs(model: Any, tokens: Tensor, mask: Tensor, visual: Mapping[st
         raise ValueError(
             f"{type(model).__name__} has no language part of its own: decode its images and videos with model.generate."
         )
-    if "forward" in vars(part) and not hasattr(part, "_hf_hook"):
-        raise ValueError(
-            f"the forward of the language part of {type(model).__name__} has been replaced: remove what replaced it."
-        )
     inputs = visual_arguments(model, tokens, visual)
 
     def reached(*_: Any, **given: Any) -> None:
@@ -179,6 +179,8 @@ def language_inputs(model: Any, tokens: Tensor, mask: Tensor, visual: Mapping[st
             model(input_ids=tokens, attention_mask=mask, use_cache=False, **inputs)
     except _Reached as way_out:
         given = way_out.args[0]
+    except _ReplacedError:
+        raise
     except (ValueError, StopIteration) as error:
         reason = str(error).splitlines()[0] if str(error) else "there are more placeholders than videos"
         raise ValueError(
@@ -204,15 +206,21 @@ def visual_arguments(model: Any, tokens: Tensor, visual: Mapping[str, Tensor]) -
     if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
         kinds = torch.zeros_like(tokens)
         for kind, name in enumerate(("image_token_id", "video_token_id"), start=1):
-            kinds[tokens == getattr(model.config, name, None)] = kind
+            token = getattr(model.config, name, None)
+            if token is not None:
+                kinds[tokens == token] = kind
         inputs["mm_token_type_ids"] = kinds
     return inputs
 
 
 @contextmanager
 def _forward_of(part: Any, forward: Any) -> Iterator[None]:
-    """Within this context a module has another forward; what was there before is there again after it."""
+    """Within this context a language part has another forward; one of accelerate is there again after it."""
     before = vars(part).get("forward")
+    if before is not None and not hasattr(part, "_hf_hook"):
+        raise _ReplacedError(
+            f"the forward of the language part ({type(part).__name__}) has been replaced: remove what replaced it."
+        )
     part.forward = forward
     try:
         yield

@@ -76,7 +76,8 @@ class PrunedVideo:
         selector: Chooses the video tokens that the draft keeps.
         visual: The processor's tensors of the whole batch, for a draft model that encodes them itself; ``None`` when
             the draft shares weights, and so features, with the target.
-        positions: Rotary positions of what is kept (:meth:`saccade.inference.huggingface.visual_prompts.VisualPrompt.kept`).
+        positions: Rotary positions of what is kept
+            (:meth:`saccade.inference.huggingface.visual_prompts.VisualPrompt.kept`).
     """
 
     selector: VideoSelector

@@ -58,7 +58,8 @@ def model() -> PreTrainedModel:
         ({"max_new_tokens": 4, "max_length": 9}, ("max_new_tokens is 4", "max_length is 9", "one of them")),
         ({"attention_mask": [[1] * 5]}, ("attention_mask", "list")),
         ({"sampling": 0.7}, ("sampling", "0.7")),
-        ({"do_sample": True}, ("do_sample", "sampling=Sampling")),
+        ({"temperature": 0.5}, ("temperature", "sampling=Sampling")),
+        ({"do_sample": "yes"}, ("do_sample", "'yes'", "true or false")),
     ],
 )
 def test_arguments_of_a_call(model: PreTrainedModel, given: dict[str, Any], needles: tuple[str, ...]) -> None:
@@ -151,7 +152,7 @@ def test_impossible_settings(make: Callable[[], Any], needles: tuple[str, ...]) 
         ({"input_ids": IDS, "attention_mask": torch.ones(1, 4)}, ("attention_mask", "(1, 4)")),
         ({"input_ids": IDS, "attention_mask": torch.tensor([[1, 0, 1, 1, 1]])}, ("attention_mask", "hole", "row 0")),
         ({"input_ids": IDS.repeat(1, 20), "max_new_tokens": 1}, ("100", "64")),
-        ({"input_ids": IDS, "max_new_tokens": 60}, ("65", "64")),
+        ({"input_ids": IDS, "max_new_tokens": 61}, ("65", "64")),
         ({"input_ids": IDS, "max_new_tokens": 0}, ("max_new_tokens", "0")),
         ({"input_ids": IDS, "max_length": 5}, ("max_length", "5")),
         ({"input_ids": IDS.repeat(2, 1), "streamer": Mock(spec=["put", "end"])}, ("streamer", "2")),
@@ -197,8 +198,8 @@ def test_vocabularies_that_differ(model: PreTrainedModel) -> None:
 def test_a_draft_with_a_shorter_context(model: PreTrainedModel) -> None:
     draft = tiny_model(context=16)
     decoder = AssistedDecoding(draft)
-    decoder.generate(model, IDS, max_new_tokens=11)
-    one_line(lambda: decoder.generate(model, IDS, max_new_tokens=12), "draft", "17", "16")
+    decoder.generate(model, IDS, max_new_tokens=12)
+    one_line(lambda: decoder.generate(model, IDS, max_new_tokens=13), "draft", "17", "16")
 
 
 def test_a_draft_that_cannot_be_loaded(model: PreTrainedModel, tmp_path: Path) -> None:

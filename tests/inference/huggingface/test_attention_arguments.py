@@ -1,0 +1,213 @@
+"""What a model hands its attention, or a vision-language model its language part: used, or refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import (
+    GptOssConfig,
+    GptOssForCausalLM,
+    PaliGemmaConfig,
+    PaliGemmaForConditionalGeneration,
+    PreTrainedModel,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    VaultGemmaConfig,
+    VaultGemmaForCausalLM,
+)
+
+from saccade.inference import Autoregressive, EngineConfig
+from saccade.inference.engine.hf_attention import session_attention
+from saccade.inference.huggingface.vision import _is_causal
+from tests.support.errors import one_line
+from tests.support.models import tiny_model
+from tests.support.video_checks import asked, video_model
+from tests.support.video_models import END, IMAGE, START, VIDEO, video_prompts
+
+IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+UNCHECKED = EngineConfig(check_model=False)  # so that no other check comes first
+
+
+def attend(module: nn.Module | None = None, mask: Tensor | None = None, **others: Any) -> Tensor:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8)
+    return session_attention(module or nn.Identity(), query, key, value, mask, **others)[0]
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"s_aux": torch.zeros(4)},
+        {"sinks": torch.zeros(4)},
+        {"sliding_window": 4},
+        {"softcap": 50.0},
+        {"position_bias": torch.zeros(1, 4, 3, 3)},
+        {"cu_seq_lens_q": torch.tensor([0, 3])},
+        {"indices": torch.zeros(3)},
+        {"output_attentions": True},
+        {"dropout": 0.1},
+        {"is_causal": False},
+        {"anything_new": "x"},
+    ],
+    ids=lambda others: next(iter(others)),
+)
+def test_unknown_arguments_are_refused_by_name(others: dict[str, Any]) -> None:
+    one_line(lambda: attend(**others), "Identity", next(iter(others)), "model.generate")
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"sliding_window": None, "softcap": None, "s_aux": None, "anything_new": None},
+        {"is_causal": True, "output_attentions": False, "dropout": 0.0},
+        {"position_ids": torch.arange(3)[None], "cache_position": torch.arange(3), "use_cache": True},
+        {"output_router_logits": True, "num_items_in_batch": 3},
+    ],
+)
+def test_arguments_without_effect_are_taken(others: dict[str, Any]) -> None:
+    assert torch.equal(attend(**others), attend())
+
+
+def test_a_bidirectional_module_and_a_mask_for_each_head_are_refused() -> None:
+    module = nn.Identity()
+    module.is_causal = False
+    one_line(lambda: attend(module), "bidirectional", "is_causal")
+    one_line(lambda: attend(mask=torch.ones(1, 4, 3, 3, dtype=torch.bool)), "attention_mask for each head")
+    one_line(lambda: attend(mask=torch.ones(1, 2, 3, 3, dtype=torch.bool)), "attention_mask for each head")
+
+
+def small(config: type, **settings: Any) -> Any:
+    known = {
+        "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "bos_token_id": None,
+        "eos_token_id": None, "pad_token_id": 0, "layer_types": ["full_attention"] * 2,
+    }  # fmt: skip
+    return config(**known | settings)
+
+
+@pytest.mark.parametrize("engine", [UNCHECKED, EngineConfig()], ids=["attention", "whole"])
+def test_models_with_sinks_are_refused(engine: EngineConfig) -> None:
+    model = GptOssForCausalLM(small(GptOssConfig, num_local_experts=2, num_experts_per_tok=1)).float().eval()
+    for layer in model.model.layers:
+        nn.init.normal_(layer.self_attn.sinks)
+    one_line(lambda: Autoregressive(engine=engine).generate(model, IDS), "s_aux", "GptOssAttention")
+
+
+def test_models_with_capped_scores_are_refused() -> None:
+    config = small(VaultGemmaConfig, attn_logit_softcapping=None)
+    model = VaultGemmaForCausalLM(config).float().eval()
+    for layer in model.model.layers:
+        layer.self_attn.attn_logit_softcapping = 5.0  # the layers alone know it
+    one_line(lambda: Autoregressive(engine=UNCHECKED).generate(model, IDS), "softcap=5.0")
+    config.attn_logit_softcapping = 5.0
+    one_line(lambda: Autoregressive(engine=UNCHECKED).generate(model, IDS), "attn_logit_softcapping")
+
+
+def test_a_layer_of_the_users_own_that_hands_over_more() -> None:
+    """A tested model with one changed layer."""
+    model = tiny_model()
+    attention = model.model.layers[1].self_attn
+    plain = type(attention).forward
+
+    class Biased(type(attention)):  # type: ignore[misc]
+        def forward(self, *given: Any, **named: Any) -> Any:
+            return plain(self, *given, **named, alibi=torch.ones(4))
+
+    attention.__class__ = Biased
+    one_line(lambda: Autoregressive().generate(model, IDS), "Biased hands alibi of shape (4,)")
+
+
+def deepstack() -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    torch.manual_seed(0)
+    text = {
+        "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+    }  # fmt: skip
+    vision = {
+        "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32, "patch_size": 4,
+        "num_position_embeddings": 64, "deepstack_visual_indexes": [0],
+    }  # fmt: skip
+    config = Qwen3VLConfig(
+        text_config=text, vision_config=vision, video_token_id=VIDEO, image_token_id=IMAGE,
+        vision_start_token_id=START, vision_end_token_id=END,
+    )  # fmt: skip
+    ids = torch.tensor([[3, START] + [IMAGE] * 4 + [END, 20, 21]])
+    return Qwen3VLForConditionalGeneration(config).float().eval(), {
+        "input_ids": ids,
+        "pixel_values": torch.randn(16, 96),
+        "image_grid_thw": torch.tensor([[1, 4, 4]]),
+    }
+
+
+def test_features_for_deeper_layers_are_refused() -> None:
+    model, given = deepstack()
+    for engine in (UNCHECKED, EngineConfig()):
+        one_line(lambda engine=engine: Autoregressive(engine=engine).generate(model, **given), "Qwen3VL", "visual")
+    words = torch.tensor([[3, 20, 21]])
+    right = model.generate(words, max_new_tokens=5, do_sample=False)
+    assert torch.equal(Autoregressive().generate(model, words, max_new_tokens=5).sequences, right)
+
+
+@pytest.mark.parametrize(
+    ("more", "needles"),
+    [
+        ({"anything_new": torch.ones(1)}, ("anything_new",)),
+        ({"attention_mask": {"full_attention": torch.ones(1, 1, 1, 1, dtype=torch.bool)}}, ("attention_mask",)),
+        ({"attention_mask": "flex"}, ("attention_mask", "not causal")),
+    ],
+)
+def test_what_a_language_part_is_handed(
+    more: dict[str, Any], needles: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = video_model("qwen2_5_vl")
+    plain = type(model.model).forward
+
+    def forward(self: Any, *given: Any, **named: Any) -> Any:
+        part = self.language_model.forward
+        self.language_model.forward = lambda *args, **kwargs: part(*args, **{**kwargs, **more})
+        return plain(self, *given, **named)
+
+    monkeypatch.setattr(type(model.model), "forward", forward)
+    call = lambda: Autoregressive().generate(model, **asked(video_prompts("qwen2_5_vl", seed=1)))  # noqa: E731
+    one_line(call, "Qwen2_5_VLForConditionalGeneration", *needles)
+
+
+def test_which_masks_are_causal() -> None:
+    padding = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    causal = torch.ones(3, 3, dtype=torch.bool).tril()[None, None]
+    low = torch.finfo(torch.float32).min
+    added = torch.zeros(1, 1, 3, 3).masked_fill(~causal, low)
+    prefix = causal.clone()
+    prefix[..., 0, 1] = True
+    behind = causal.expand(2, 1, 3, 3).clone()
+    behind[1, 0, 2] = True  # what padding sees does not matter
+    for right in (padding, padding.bool(), causal, added, added.half().clamp(min=-65504), behind):
+        assert _is_causal(right, padding)
+    short = causal.clone()
+    short[..., 2, 0] = False
+    wrong = [prefix, short, added.masked_fill(causal, -0.5), torch.ones_like(padding), causal[..., :2], "flex"]
+    assert not any(_is_causal(each, padding) for each in wrong)
+
+
+def test_a_bidirectional_prefix_is_refused() -> None:
+    torch.manual_seed(0)
+    text = {
+        "model_type": "gemma", "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0,
+    }  # fmt: skip
+    vision = {
+        "model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "image_size": 16, "patch_size": 4, "projection_dim": 32, "vision_use_head": False,
+    }  # fmt: skip
+    config = PaliGemmaConfig(text_config=text, vision_config=vision, image_token_id=IMAGE, projection_dim=32)
+    model = PaliGemmaForConditionalGeneration(config).float().eval()
+    ids, pixels = torch.tensor([[IMAGE] * 16 + [20, 21]]), torch.randn(1, 3, 16, 16)
+    for engine in (UNCHECKED, EngineConfig()):
+        one_line(
+            lambda engine=engine: Autoregressive(engine=engine).generate(model, ids, pixel_values=pixels),
+            "bidirectional",
+        )
