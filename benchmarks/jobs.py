@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Condition, Thread
+from typing import TextIO
 
 import torch
 
@@ -115,7 +116,11 @@ class Runner:
     def work(self, number: int) -> None:
         """Runs the jobs of one GPU: always the first whose needs are done."""
         while job := self.next_job(number):
-            ended_well = self.execute(job, self.gpus[number])
+            try:
+                ended_well = self.execute(job, self.gpus[number])
+            except (OSError, ValueError) as error:  # its log or its mark cannot be written
+                self.say(f"{job.name} failed: {error}", sys.stderr)
+                ended_well = False
             with self.changed:
                 del self.undone[job.name]
                 if not ended_well:
@@ -143,7 +148,7 @@ class Runner:
         return None
 
     def execute(self, job: Job, gpu: str) -> bool:
-        """Runs one job to its end, and tells how it ended in one line."""
+        """Runs one job to its end, prints in one line how it ended, and returns whether it ended well."""
         log, began = self.folder / f"{job.name}.log", time.monotonic()
         with log.open("w") as stream:
             try:
@@ -170,9 +175,9 @@ class Runner:
         return self.folder / f"{job.name}.done"
 
     @staticmethod
-    def say(line: str, stream: object = None) -> None:
+    def say(line: str, stream: TextIO | None = None) -> None:
         """Prints a line with the time."""
-        print(time.strftime("%T"), line, file=stream, flush=True)  # type: ignore[call-overload]
+        print(time.strftime("%T"), line, file=stream, flush=True)
 
 
 def add_folder(parser: argparse.ArgumentParser, default: str) -> None:

@@ -1,4 +1,4 @@
-"""Benchmark rows: one JSON object a line, each with what it needs to be believed and repeated."""
+"""Rows of measurements: one JSON object a line, with the spread over runs and where it was measured."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from statistics import median
 from typing import Any
 
 from saccade.common.checks import leads_nowhere
+from saccade.common.files import write_text
 from saccade.common.provenance import provenance
 
 RESULTS = Path(__file__).parent / "results"
 IDENTITY = ("benchmark", "case", "method", "metric", "device")
+"""A new row replaces an older one that has the same values of these keys."""
 
 
 def positive(text: str) -> int:
-    """A number of the command line that counts something: a whole one, at least 1."""
+    """Reads a whole number of at least 1 from the command line."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
     return int(text)
 
 
 def existing(text: str) -> str:
-    """A file or folder of the command line that must be there."""
+    """Reads the path of an existing file or folder from the command line."""
     if not Path(text).exists():
-        raise argparse.ArgumentTypeError(f"there is no {text}; name one that is there, or run first what writes it")
+        raise argparse.ArgumentTypeError(f"there is no {text}: name an existing one, or run the command that makes it")
     return text
 
 
 def model_place(text: str) -> str:
-    """A model of the command line: a folder that must be there, or a name of the Hugging Face hub (one slash)."""
+    """Reads a model from the command line: an existing folder, or a name of the Hugging Face hub (one slash)."""
     return existing(text) if leads_nowhere(text) else text
 
 
@@ -50,16 +52,16 @@ def row(
     seed: int | None = None,
     extra: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """One row; its value is the median of the runs.
+    """Makes a row; its value is the median of the runs.
 
     Args:
-        benchmark: Name of the benchmark; also of the file the row goes to.
+        benchmark: Name of the benchmark, and of the file that the row goes to.
         case: Model shape, batch, prompt length and data, in words.
         method: What was measured.
         metric: Name of the figure.
         values: One figure for each run.
         unit: Of the figures.
-        bound: The figure that physics allows, where it gives one.
+        bound: The best figure that the hardware allows, where it is known.
         grown: Whether the model was grown (the same function in a larger shape).
         seed: Seed of the run.
         extra: Further entries, for example ``distinct_4``.
@@ -85,12 +87,12 @@ def row(
 
 
 def spread(item: dict[str, Any]) -> str:
-    """Median, least and most of a row's runs, as tables have them."""
+    """Median, minimum and maximum of a row's runs, as tables show them."""
     return f"{item['value']:.2f} ({item['spread']['min']:.2f} to {item['spread']['max']:.2f})"
 
 
 def interval(item: dict[str, Any], name: str) -> str:
-    """A figure of a row with its interval, as tables have them; empty where there is none."""
+    """A figure of a row with its interval, as tables show them; an empty text where the row has none."""
     if item[name] is None:
         return ""
     low, high = item[f"{name}_interval"]
@@ -98,12 +100,12 @@ def interval(item: dict[str, Any], name: str) -> str:
 
 
 def runs_of(made: dict[str, Any]) -> str:
-    """How many runs a row's value stands for, in words."""
+    """How many runs a row's value was computed from, in words."""
     return "one run" if made["runs"] == 1 else f"median of {made['runs']} runs"
 
 
 def commits_of(rows: list[dict[str, Any]]) -> str:
-    """The commits that rows were measured at, each once; rows from a tree without git have none."""
+    """The commits that rows were measured at, each once; ``unknown`` for rows from a folder without git."""
     return ", ".join(dict.fromkeys((row["commit"] or "unknown")[:8] for row in rows))
 
 
@@ -122,15 +124,15 @@ def by_method(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]
 
 
 def read(benchmark: str) -> list[dict[str, Any]]:
-    """The committed rows of a benchmark; none when it has not been run."""
+    """Reads the committed rows of a benchmark; an empty list when it has not been run."""
     path = RESULTS / f"{benchmark}.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def replace(rows: Iterable[dict[str, Any]]) -> None:
-    """Writes rows in the place of older ones that measured the same thing on the same device.
+    """Writes rows; those that measured the same on the same device before are replaced.
 
-    Parts of a benchmark that run beside each other may end at the same time: one waits for the other.
+    Several processes may call this at the same time: a lock makes one wait for the other.
     """
     new = list(rows)
     RESULTS.mkdir(exist_ok=True)
@@ -142,8 +144,6 @@ def replace(rows: Iterable[dict[str, Any]]) -> None:
             identities = {tuple(item[key] for key in IDENTITY) for item in mine}
             kept = [item for item in read(benchmark) if tuple(item[key] for key in IDENTITY) not in identities]
             path = RESULTS / f"{benchmark}.jsonl"
-            draft = path.with_suffix(".tmp")
-            draft.write_text("".join(json.dumps(item) + "\n" for item in kept + mine))
-            os.replace(draft, path)
+            write_text(path, "".join(json.dumps(item) + "\n" for item in kept + mine))
     finally:
-        os.close(folder)  # and with it the lock
+        os.close(folder)  # this ends the lock too

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from saccade.common.checks import check_count
-from saccade.inference.huggingface.generation_config import generation_settings
-from saccade.inference.huggingface.models import check_supported, text_config
+from saccade.inference.huggingface.generation_config import GenerationSettings, read_generation_config
+from saccade.inference.huggingface.models import check_supported, context_length, text_config
 from saccade.inference.huggingface.vision import visual_inputs, visual_token_kinds
+from saccade.inference.sampling import Sampling
 
 DEFAULT_NEW_TOKENS = 20  # transformers' own default
 
@@ -23,11 +24,13 @@ class Request:
 
     Args:
         prompts: Token ids of every row.
-        padding: What stood beside the prompt of every row.
+        padding: Ids of the padding of every row.
         max_new_tokens: Most new tokens of a row.
         eos: Ids that end a row; may be empty.
         pad: Id that fills up ``sequences``.
         visual: Images and videos of all rows, as the processor made them; empty for text.
+        sampling: How tokens are drawn; ``None`` is greedy.
+        device: Where the prompts were given; ``None`` for lists.
     """
 
     prompts: list[list[int]]
@@ -36,38 +39,54 @@ class Request:
     eos: frozenset[int]
     pad: int
     visual: dict[str, Tensor] = field(default_factory=dict)
+    sampling: Sampling | None = None
+    device: torch.device | None = None
 
     @property
     def positions(self) -> int:
-        """Positions that the longest row can come to: its prompt and all its new tokens."""
+        """Most tokens of a row: the longest prompt and all new tokens. The last of them is never read."""
         return max(len(prompt) for prompt in self.prompts) + self.max_new_tokens
 
     @classmethod
     def read(
         cls,
         model: nn.Module,
-        input_ids: Tensor,
+        input_ids: Tensor | Sequence[Sequence[int]],
         attention_mask: Tensor | None,
         max_new_tokens: int | None,
         max_length: int | None,
         eos_token_id: int | Sequence[int] | None,
         pad_token_id: int | None,
         visual: Mapping[str, Any] | None = None,
+        *,
+        do_sample: bool | None = None,
+        sampling: Sampling | None = None,
+        settings: GenerationSettings | None = None,
     ) -> Request:
         """Checks the arguments of :meth:`saccade.inference.Decoder.generate` against the model.
+
+        Args:
+            model: The target.
+            input_ids: ``[batch, length]`` token ids, or lists of them; this and what follows as in ``generate``.
+            attention_mask: ``[batch, length]``.
+            max_new_tokens: Most new tokens of a row.
+            max_length: Alternative limit.
+            eos_token_id: Ids that end a row.
+            pad_token_id: Id behind finished rows.
+            visual: Images and videos.
+            do_sample: Draw tokens, or decode greedily; ``None``: the generation configuration decides.
+            sampling: How tokens are drawn.
+            settings: What is followed where the arguments say nothing; ``None`` reads the model's own generation
+                configuration.
 
         Raises:
             ValueError: Names what is wrong, with its value.
         """
         check_supported(model)
         config = text_config(model)
-        if not isinstance(input_ids, Tensor) or input_ids.dtype not in (torch.int32, torch.int64):
-            kind = input_ids.dtype if isinstance(input_ids, Tensor) else type(input_ids).__name__
-            raise ValueError(f"input_ids must be an integer tensor of shape [batch, length], got {kind}.")
-        if input_ids.ndim != 2 or len(input_ids) == 0:
-            raise ValueError(f"input_ids must have the shape [batch, length], got {tuple(input_ids.shape)}.")
+        prompts, padding = _read_prompts(input_ids, attention_mask)
+        width = len(prompts[0]) + len(padding[0])
         seen = visual_inputs(model, visual or {})
-        prompts, padding = _split_padding(input_ids, attention_mask)
         for row, prompt in enumerate(prompts):
             if not prompt:
                 raise ValueError(f"the prompt of row {row} is empty: give at least one token, for example BOS.")
@@ -77,18 +96,22 @@ class Request:
                     f"row {row} holds the token id {wrong}, but the model's vocabulary has {config.vocab_size} ids: "
                     "use the model's own tokenizer."
                 )
-        limit = _limit(model, max_new_tokens, max_length, input_ids.shape[1])
+        if sampling is not None and not isinstance(sampling, Sampling):
+            raise ValueError(f"sampling must be a Sampling or None, got {sampling!r}: None decodes greedily.")
+        if settings is None:
+            settings = read_generation_config(model, do_sample=do_sample, sampling=sampling, prompt_length=width)
+        context = context_length(model)
+        limit = _limit(settings, max_new_tokens, max_length, width, context)
         longest = max(len(prompt) for prompt in prompts)
-        context = getattr(config, "max_position_embeddings", None)
-        if context is not None and longest + limit > context:
+        # the last new token is not read
+        if context is not None and longest + limit - 1 > context:
             raise ValueError(
-                f"a prompt of {longest} tokens and {limit} new ones need {longest + limit} positions, the model has "
+                f"a prompt of {longest} tokens and {limit} new ones need {longest + limit - 1} positions, the model has "
                 f"{context}: shorten the prompt or lower max_new_tokens."
             )
-        settings = generation_settings(model)
         known = config.vocab_size
-        eos = settings["eos"] if eos_token_id is None else _token_ids("eos_token_id", eos_token_id, known)
-        pad = settings["pad"]
+        eos = settings.eos if eos_token_id is None else _token_ids("eos_token_id", eos_token_id, known)
+        pad = settings.pad
         if pad_token_id is not None:
             (pad,) = _token_ids("pad_token_id", [pad_token_id], known)
         if pad is None:
@@ -96,7 +119,9 @@ class Request:
         if "position_ids" in seen:
             seen["position_ids"] = _without_padding(seen["position_ids"], attention_mask)
         _check_placeholders(model, prompts, seen)
-        return cls(prompts, padding, limit, frozenset(eos), pad, seen)
+        device = input_ids.device if isinstance(input_ids, Tensor) else None
+        padding = [[pad if token < 0 else token for token in row] for row in padding]
+        return cls(prompts, padding, limit, frozenset(eos), pad, seen, settings.sampling, device)
 
     def sequences(self, tokens: Sequence[Sequence[int]]) -> Tensor:
         """``[batch, length + longest continuation]``: the new tokens of all rows begin behind column ``length``."""
@@ -116,7 +141,9 @@ def _token_ids(name: str, given: Any, known: int) -> tuple[int, ...]:
     ids = [token.item() if hasattr(token, "item") else token for token in ids]
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < known:
-            raise ValueError(f"{name} must be ids from 0 to {known - 1}, got {token!r}.")
+            raise ValueError(
+                f"{name} must be ids from 0 to {known - 1}, got {token!r}: give ids of the model's vocabulary."
+            )
     return tuple(ids)
 
 
@@ -136,6 +163,42 @@ def _check_placeholders(model: nn.Module, prompts: Sequence[Sequence[int]], visu
         )
 
 
+def _read_prompts(
+    input_ids: Tensor | Sequence[Sequence[int]], attention_mask: Tensor | None
+) -> tuple[list[list[int]], list[list[int]]]:
+    """The prompts, and the ids of their padding; -1 where lists are padded, whose padding id nobody has chosen yet."""
+    if isinstance(input_ids, Tensor):
+        if input_ids.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"input_ids must be an integer tensor of shape [batch, length], got {input_ids.dtype}: give the "
+                "tokenizer's ids as a tensor."
+            )
+        if input_ids.ndim != 2 or len(input_ids) == 0:
+            raise ValueError(
+                f"input_ids must have the shape [batch, length], got {tuple(input_ids.shape)}: give one row for each "
+                "prompt."
+            )
+        return _split_padding(input_ids, attention_mask)
+    rows = list(input_ids) if isinstance(input_ids, Sequence) and not isinstance(input_ids, str) else []
+    if not rows or any(isinstance(row, str) or not isinstance(row, Sequence) for row in rows):
+        shown = input_ids if isinstance(input_ids, (str, int, float)) else type(input_ids).__name__
+        raise ValueError(
+            f"input_ids must be an integer tensor of shape [batch, length], or a list of token ids for each prompt, got "
+            f"{shown!r}: give what the tokenizer returns."
+        )
+    if attention_mask is not None:
+        raise ValueError(
+            "attention_mask must be left out where input_ids are lists, which have no padding: leave it out."
+        )
+    wrong = next(
+        (token for row in rows for token in row if isinstance(token, bool) or not isinstance(token, int)), None
+    )
+    if wrong is not None:
+        raise ValueError(f"input_ids must hold whole numbers, got {wrong!r}: give the tokenizer's ids.")
+    longest = max(len(row) for row in rows)
+    return [list(row) for row in rows], [[-1] * (longest - len(row)) for row in rows]
+
+
 def _split_padding(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[list[list[int]], list[list[int]]]:
     """The prompts, and the ids of the padding on both sides of them."""
     rows: list[list[int]] = input_ids.tolist()
@@ -143,33 +206,43 @@ def _split_padding(input_ids: Tensor, attention_mask: Tensor | None) -> tuple[li
         return rows, [[] for _ in rows]
     if not isinstance(attention_mask, Tensor):
         kind = type(attention_mask).__name__
-        raise ValueError(f"attention_mask must be a tensor of the shape of input_ids, got a {kind}.")
+        raise ValueError(
+            f"attention_mask must be a tensor of the shape of input_ids, got a {kind}: pass the tokenizer's tensor."
+        )
     if attention_mask.shape != input_ids.shape:
         raise ValueError(
-            f"attention_mask has the shape {tuple(attention_mask.shape)}, input_ids {tuple(input_ids.shape)}: "
-            "they must be equal."
+            f"attention_mask must have the shape of input_ids {tuple(input_ids.shape)}, got "
+            f"{tuple(attention_mask.shape)}: pass both as one call of the tokenizer made them."
         )
     prompts, padding = [], []
     for row, (tokens, mask) in enumerate(zip(rows, attention_mask.bool().tolist(), strict=True)):
         kept = [token for token, keep in zip(tokens, mask, strict=True) if keep]
         first = mask.index(True) if kept else 0
         if not all(mask[first : first + len(kept)]):
-            raise ValueError(f"attention_mask of row {row} has a hole: padding belongs at the ends of a prompt.")
+            raise ValueError(
+                f"attention_mask of row {row} has a hole between its tokens: padding belongs at the ends of a prompt."
+            )
         prompts.append(kept)
         padding.append([token for token, keep in zip(tokens, mask, strict=True) if not keep])
     return prompts, padding
 
 
 def _without_padding(positions: Tensor, attention_mask: Tensor | None) -> Tensor:
-    """``[axes, batch, length]`` positions whose padding stands on the right, as the prompts are read."""
+    """``[axes, batch, length]`` positions with their padding moved to the right, as the prompts are read."""
     if attention_mask is None:
         return positions
     order = (~attention_mask.bool()).to(torch.int64).argsort(dim=-1, stable=True).to(positions.device)
     return positions.gather(-1, order.expand(positions.shape))[..., : int(attention_mask.bool().sum(-1).max())]
 
 
-def _limit(model: nn.Module, max_new_tokens: int | None, max_length: int | None, given: int) -> int:
-    config = getattr(model, "generation_config", None)
+def _limit(
+    settings: GenerationSettings,
+    max_new_tokens: int | None,
+    max_length: int | None,
+    given: int,
+    context: int | None,
+) -> int:
+    """Most new tokens: from the call, else from the settings, else 20 or what the context has room for."""
     for name, value in (("max_new_tokens", max_new_tokens), ("max_length", max_length)):
         if value is not None:
             check_count(name, value)
@@ -178,11 +251,13 @@ def _limit(model: nn.Module, max_new_tokens: int | None, max_length: int | None,
             f"max_new_tokens is {max_new_tokens} and max_length is {max_length}: give one of them, both are limits."
         )
     if max_new_tokens is None and max_length is None:
-        max_new_tokens = getattr(config, "max_new_tokens", None)
-        max_length = getattr(config, "max_length", None)
-    if max_new_tokens is None:
-        max_new_tokens = DEFAULT_NEW_TOKENS if max_length is None else max_length - given
-        if max_new_tokens < 1:
-            raise ValueError(f"max_length is {max_length}, but input_ids has {given} tokens already: raise it.")
-    check_count("max_new_tokens", max_new_tokens)
-    return max_new_tokens
+        max_new_tokens, max_length = settings.max_new_tokens, settings.max_length
+    if max_new_tokens is not None:
+        check_count("max_new_tokens", max_new_tokens)
+        return max_new_tokens
+    if max_length is None:
+        room = DEFAULT_NEW_TOKENS if context is None else context - given
+        return min(DEFAULT_NEW_TOKENS, max(1, room))
+    if max_length <= given:
+        raise ValueError(f"max_length is {max_length}, but input_ids has {given} tokens already: raise it.")
+    return max_length - given

@@ -30,11 +30,13 @@ class RowTracker:
         self.rows = [DecodingStats(requests=1, prompt_tokens=len(prompt)) for prompt in request.prompts]
         self.pooled = DecodingStats()
         self.audit: list[list[AuditEntry]] = [[] for _ in request.prompts]
+        self.finished = False
         self._first = 0.0
 
     def start(self, session: Session, drafter: Drafter) -> None:
         """Starts the clock."""
         self._session, self._drafter = session, drafter
+        self._forwards = session.target_forwards, session.draft_forwards  # of earlier generations on this session
         if session.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(session.device)
         self._begin = self._clock()
@@ -90,19 +92,24 @@ class RowTracker:
         return emitted, unfinished
 
     def finish(self) -> None:
-        """Stops the clock and pools the rows."""
+        """Stops the clock and pools the rows; once, at the end of the generation."""
+        if self.finished:
+            return
+        self.finished = True
         seconds = self._clock() - self._begin
         device = self._session.device
+        target_forwards = self._session.target_forwards - self._forwards[0]
+        draft_forwards = self._session.draft_forwards - self._forwards[1] + self._drafter.forwards
         for stats in self.rows:
             stats.prefill_seconds = stats.first_token_seconds = self._first
             stats.draft_prefill_seconds = self._drafter.prefill_seconds
-            stats.draft_forwards = self._session.draft_forwards + self._drafter.forwards
+            stats.draft_forwards = draft_forwards
             stats.kv_cache_bytes = self._session.storage.bytes + self._drafter.cache_bytes
             if device.type == "cuda":
                 stats.peak_memory_bytes = torch.cuda.max_memory_allocated(device)
         self.pooled = sum(self.rows, DecodingStats())
-        self.pooled.target_forwards = self._session.target_forwards
-        self.pooled.draft_forwards = self._session.draft_forwards + self._drafter.forwards
+        self.pooled.target_forwards = target_forwards
+        self.pooled.draft_forwards = draft_forwards
         self.pooled.seconds, self.pooled.prefill_seconds = seconds, self._first
         self.pooled.draft_prefill_seconds = self._drafter.prefill_seconds
 

@@ -14,6 +14,11 @@ from saccade.common.transfer import to_device
 
 NO_DISTRIBUTION = "the model's logits hold NaN or no finite value: check its weights and its precision."
 
+NO_DRAFT_DISTRIBUTION = (
+    "the draft's logits hold NaN or no finite value: check the draft model's weights and its precision, or use another "
+    "decoder."
+)
+
 
 @dataclass
 class Sampling:

@@ -44,7 +44,7 @@ def test_every_package_is_typed():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A wheel of what lies here, built without the network and without touching the repository."""
+    """A wheel of the repository, built without the network and without touching the repository."""
     copy = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "README.md", "LICENSE", *FOLDERS.values()):
         os.symlink(ROOT / name, copy / name)

@@ -11,7 +11,7 @@ up. A method of transformers that fails is left out, and the reason is printed.
 Without drafts the time of a token depends on the shape alone, so random weights are enough. They are made on the device
 in its precision. No token ends a text. Sliding windows are off. The bound is the time to read, at the measured copy
 bandwidth, the weights that one token needs (of a mixture of experts those of the experts that it uses) and the keys and
-values of the text at half of its growth.
+values of the text when half of the new tokens are there.
 """
 
 from __future__ import annotations
@@ -117,14 +117,14 @@ def contenders(model: PreTrainedModel, new: int) -> dict[str, Method]:
 
 
 def main() -> None:
-    """Measures one shape, prints a table and one line of JSON, writes the rows."""
+    """Measures one shape, prints a table and one line of JSON, and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shape", choices=SHAPES, metavar="SHAPE", help=f"one of {', '.join(SHAPES)}")
     parser.add_argument("--scale", choices=("full", "tiny"), default="full", help="tiny: a trial on a processor")
     parser.add_argument("--layers", type=positive, help="number of layers; the shape's by default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--only", nargs="+", help="methods whose name contains one of these words")
+    parser.add_argument("--only", nargs="+", help="measure the methods whose name contains one of these words")
     parser.add_argument("--prompt-length", type=positive, default=512)
     parser.add_argument("--new-tokens", type=positive, default=128)
     parser.add_argument("--runs", type=positive, default=3)

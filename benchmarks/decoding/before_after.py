@@ -1,10 +1,10 @@
 """Speed of decoders on a processor, in this tree and in a checkout of an older commit, side by side.
 
-    git worktree add /tmp/old COMMIT
-    python -m benchmarks.decoding.before_after /tmp/old RUN/model
+    git worktree add ../old COMMIT
+    python -m benchmarks.decoding.before_after ../old RUN/model
 
 Both trees continue the same held-out prompts greedily. They take turns: each run is a process for the older tree and
-one for this tree, in which every prompt is decoded once to warm up and once on the clock. Texts are compared too.
+one for this tree, which decodes all prompts once to warm up and once to measure. Texts are compared too.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def rows_of(case: str, before: list[dict[str, Any]], after: list[dict[str, Any]]
 
 
 def main() -> None:
-    """Measures, prints a table and one line of JSON, writes the rows."""
+    """Measures, prints a table and one line of JSON, and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("old", type=existing, metavar="OLD_TREE", help="folder of a checkout of an older commit")
     parser.add_argument("model", type=existing, metavar="MODEL", help="folder of a trained model, with its tokenizer")

@@ -1,15 +1,16 @@
-"""Time to first token and per token of every decoder beside what a transformers user would call instead.
+"""Time to the first token and per token, for every decoder and for the matching calls of transformers.
 
     python -m benchmarks.decoding.decode --model RUN/model --draft RUN/model [--skip RUN/skip_layers.json]
     python -m benchmarks.decoding.decode --model RUN/model --shape 7B --prompt-length 512 --device cuda --engine graph
 
-All methods continue the same held-out prompts within one process, in turn, so that a change in the machine's load meets
-all of them; one round warms up, each further round is a run. Greedy outputs are compared token by token with
-``model.generate``; with ``--temperature`` all methods sample, which keeps a small model from repeating itself.
+All methods continue the same held-out prompts within one process, in turn, so that a change in the machine's load
+affects all of them. The first round warms up, each further round is a run. Greedy outputs are compared token by token
+with ``model.generate``. With ``--temperature`` all methods sample, which keeps a small model from repeating itself.
 ``--shape`` grows the model first (:mod:`benchmarks.decoding.grow`): the same text at the cost of a larger model.
 
 The bound of a token is the time to read, at the device's measured copy bandwidth, the weights that a forward needs and
-the keys and values of the text at half of its growth. ``--tree`` also times steps of one token and of a 26-node tree.
+the keys and values of the text when half of the new tokens are there. ``--tree`` also times steps of one token and of a
+26-node tree.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ from saccade.inference.engine.pool import EnginePool
 from saccade.inference.huggingface.models import cache_bytes
 
 SEED = 0
-# 26 nodes as SpecVLM and EAGLE-2 verify them: wide at the top, one deep path
+# 26 nodes as in SpecVLM and EAGLE-2: wide at the top, one deep path
 TREE = TokenTree((-1, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 5, 5, 6, 8, 11, 11, 12, 13, 15, 15, 17, 19, 19, 22, 24))
 
 
@@ -104,28 +105,32 @@ class Facts:
 
 
 def held_out_prompts(tokenizer: str, count: int, length: int, new_tokens: int) -> tuple[list[torch.Tensor], list[int]]:
-    """The beginnings of packed sequences of the embedded corpus' test files, and their real continuations."""
+    """Prompts from the test files of the embedded corpus, and the tokens that really follow them.
+
+    Raises:
+        SystemExit: The corpus has too few texts of this length.
+    """
     corpus = TextCorpus(tokenizer=tokenizer, sequence_length=length + new_tokens, batch_size=1)
     corpus.prepare_data()
     corpus.setup()
-    apart = 7 if length < 1024 else 1  # long sequences are few
+    apart = 7 if length < 1024 else 1  # there are few long sequences
     taken = zip(corpus.test_dataloader(), range(count * apart), strict=False)
     sequences = [batch["input_ids"] for batch, _ in taken][::apart]
     if len(sequences) < count:
         raise SystemExit(
-            f"the embedded corpus has {len(sequences)} texts of this length: lower --prompts or the lengths"
+            f"--prompts must be at most {len(sequences)} at these lengths, got {count}: lower it, or the lengths."
         )
     return [ids[:, :length] for ids in sequences], [token for ids in sequences for token in ids[0, length:].tolist()]
 
 
 def distinct_4(texts: list[list[int]]) -> float:
-    """Share of distinct 4-grams within each text, averaged: 1 is text without repetition."""
+    """Share of distinct 4-grams within each text, averaged over texts; 1 means that nothing is repeated."""
     counts = [distinct_grams(text) for text in texts]
     return sum(distinct / max(1, grams) for distinct, grams in counts) / len(counts)
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second: those read and written by a large copy on a GPU, half of that on a processor (reads alone)."""
+    """Bytes a second of a large copy: bytes read and written on a GPU, bytes read on a processor."""
     source = torch.rand((2048 if device.type == "cuda" else 512) * 2**18, device=device)
     target = torch.empty_like(source)
     times = []
@@ -145,11 +150,13 @@ def peer(model: PreTrainedModel, new: int, temperature: float = 0.0, **settings:
     if temperature > 0:
         plain |= {"temperature": temperature, "top_k": 0}
 
+    generate: Any = model.generate
+
     def run(ids: torch.Tensor) -> Result:
         seconds, out = [], ids
         for count in (1, new):
             begin = clock(ids.device)
-            out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, **plain)
+            out = generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, **plain)
             seconds.append(clock(ids.device) - begin)
         return Result(out[:, ids.shape[1] :].tolist(), *seconds)
 
@@ -238,10 +245,10 @@ def measure(
 
 
 def step_seconds(model: PreTrainedModel, prompt: torch.Tensor, kind: Any, runs: int) -> dict[str, list[float]]:
-    """Seconds of a step of one token and of one that verifies a 26-node tree, behind a prompt."""
+    """Seconds of a step of one token and of one that verifies a 26-node tree, after a prompt."""
     found: dict[str, list[float]] = {}
-    floor = EnginePool(EngineConfig(kind))
-    with Session(model, prompt.shape[1] + 64, floor=floor) as session:
+    pool = EnginePool(EngineConfig(kind))
+    with Session(model, prompt.shape[1] + 64, pool=pool) as session:
         session.prefill(prompt.tolist())
         for name, tree in (("step of 1 token", None), ("step of a 26-node tree", TREE)):
             tokens = prompt[:, -1:].expand(-1, 1 if tree is None else len(tree))
@@ -307,20 +314,20 @@ def _rows_of_method(
 
 
 def main() -> None:
-    """Measures, prints a table and one line of JSON, writes the rows."""
+    """Measures, prints a table and one line of JSON, and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=model_place, required=True, help="folder of the target, with its tokenizer")
     parser.add_argument(
-        "--draft", type=model_place, help="folder of the draft model; none leaves assisted decoding out"
+        "--draft", type=model_place, help="folder of the draft model; without one, assisted decoding is left out"
     )
     parser.add_argument("--skip", default="auto", help="skip_layers.json of the target")
     parser.add_argument("--shape", choices=sorted(SHAPES), help="grow the target to this shape")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, float32 elsewhere")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, else float32")
     parser.add_argument("--engine", nargs="+", default=["auto"], choices=("auto", "eager", "graph"))
-    parser.add_argument("--only", nargs="+", help="methods whose name contains one of these words")
+    parser.add_argument("--only", nargs="+", help="measure the methods whose name contains one of these words")
     parser.add_argument("--batch", type=positive, default=1)
-    parser.add_argument("--prompts", type=positive, default=12, help="prompts in all, a multiple of --batch")
+    parser.add_argument("--prompts", type=positive, default=12, help="number of prompts, a multiple of --batch")
     parser.add_argument("--prompt-length", type=positive, default=64)
     parser.add_argument("--new-tokens", type=positive, default=96)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
@@ -329,9 +336,11 @@ def main() -> None:
     parser.add_argument("--threads", type=positive, default=torch.get_num_threads())
     chosen = parser.parse_args()
     if not 0 <= chosen.temperature < math.inf:
-        parser.error(f"--temperature: must be at least 0, but is {chosen.temperature}")
+        parser.error(f"--temperature must be at least 0 and finite, got {chosen.temperature}: 0 is greedy.")
     if chosen.prompts % chosen.batch:
-        parser.error(f"--prompts: must be a multiple of --batch, but {chosen.prompts} is none of {chosen.batch}")
+        parser.error(
+            f"--prompts must be a multiple of --batch ({chosen.batch}), got {chosen.prompts}: change one of them."
+        )
     torch.set_num_threads(chosen.threads)
     torch.manual_seed(SEED)
     device = torch.device(chosen.device)
@@ -340,7 +349,7 @@ def main() -> None:
     trained = f"{model.config.num_hidden_layers} layers {sum(w.numel() for w in model.parameters()) / 1e6:.1f}M"
     model = grow(model, SHAPES[chosen.shape], dtype=dtype, device=device) if chosen.shape else model.to(device)
     length, new = chosen.prompt_length, chosen.new_tokens
-    # rotation goes on behind the trained context; what a grown model says there does not matter, what it costs does
+    # beyond the trained context the text has no meaning, and its speed is the same
     model.config.max_position_embeddings = max(model.config.max_position_embeddings, length + new + 64)
     draft = None
     if chosen.draft:
@@ -379,7 +388,7 @@ def main() -> None:
 
 
 def report(made: list[dict[str, Any]], facts: Facts) -> None:
-    """Prints the table, what bounds it, and all of it as one line of JSON."""
+    """Prints the table, the bytes behind its bound, and all figures as one line of JSON."""
     table = Table(title=facts.case)
     for column in ("method", "ms/token", "of the bound", "first token, ms", "tokens/s", "equal rows", "distinct-4"):
         table.add_column(column)

@@ -1,8 +1,8 @@
-"""A trained small model in a larger shape: the same function, at the cost of all the larger one's bytes.
+"""Grows a trained small model to a larger shape: the same function, at the cost of the larger model.
 
-There are no pretrained weights here, and a random model's acceptance rates mean nothing. A grown model accepts drafts
-as the small trained one does and is as slow as its shape. What keeps the function the same, for Llama, Qwen2, Qwen3
-and the language parts of Qwen2.5-VL and LLaVA-OneVision:
+A random model's acceptance rates mean nothing. A grown model accepts drafts as the small trained one does and is as
+slow as a model of its shape, so speed can be measured without pretrained weights. This keeps the function the same, for
+Llama, Qwen2, Qwen3 and the language parts of Qwen2.5-VL and LLaVA-OneVision:
 
 - Width: the old channels come first and nothing writes into the added ones, which stay zero. They dilute RMSNorm's mean
   square, so norm weights are multiplied by sqrt(old width / new width) and epsilon by old width / new width.
@@ -10,17 +10,17 @@ and the language parts of Qwen2.5-VL and LLaVA-OneVision:
   the group of their own KV head; queries are multiplied by sqrt(new / old head size) because attention divides by more.
   Qwen3 normalizes queries and keys by head: its weights take these factors, and its projections are scaled so that the
   one epsilon of the configuration is right for the heads too.
-- Added heads, MLP units and layers compute with random weights, and nothing comes out: their part of ``o_proj`` and
-  ``down_proj`` is zero. Old layer i becomes layer i * new // old, so that added layers are spread among the old ones.
+- Added heads, MLP units and layers compute with random weights, and their part of ``o_proj`` and ``down_proj`` is
+  zero, so they add nothing. Old layer i becomes layer i * new // old: added layers are spread among the old ones.
 - Vocabulary: one added channel holds a tiny constant, which only the final norm lets through and to which the head
   gives a hugely negative weight at the added tokens.
-- Eyes: the vision tower stays as it is, and its projector writes features where embeddings are: the old channels, the
+- Vision: the vision tower stays as it is, and its projector writes features where embeddings are: the old channels, the
   constant, zeros elsewhere. M-RoPE turns stretches of rotary pairs by time, height and width; the stretches are as many
   times longer as heads are wider, so that every old pair keeps its axis as well as its speed.
 
 In float32 logits agree within about 1e-6 of the largest. In bfloat16 the factors round weights once more, which costs
 as much as bfloat16 itself, and nothing where they are powers of two (4, 16, ... times the width and the head size).
-Added layers change nothing, so skipping them looks free: measure layer skipping on really trained deep models.
+Added layers change nothing, so skipping them costs no quality: measure layer skipping on trained deep models.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ def grow(
 ) -> PreTrainedModel:
     """A model of a larger shape whose logits are the given model's; the added tokens' are below -1e4.
 
-    The result is made on its device, layer by layer from the given model, and never lies anywhere else. Random weights
-    have the standard deviation of the configuration's ``initializer_range``.
+    The result is made on its device, layer by layer from the given model. Random weights have the standard deviation
+    of the configuration's ``initializer_range``.
 
     Args:
         model: A trained model of a class in ``MODELS``; it is not changed.
@@ -137,7 +137,7 @@ def grow(
     """
     if type(model) not in MODELS:
         names = ", ".join(kind.__name__ for kind in MODELS)
-        raise ValueError(f"model must be one of {names}, got {type(model).__name__}.")
+        raise ValueError(f"model must be one of {names}, got {type(model).__name__}: take one of these.")
     old = shape_of(model)
     _check(model, old, shape, dtype)
     config = _grown_config(model.config, old, shape)
@@ -159,7 +159,7 @@ def grow(
         # the model's own speeds: `model.to(torch.bfloat16)` may have rounded them
         target.rotary_emb.inv_freq[:: growth.head_factor] = source.rotary_emb.inv_freq.to(growth.device)
         if isinstance(model, VISUAL_MODELS):
-            growth.fill_eyes(grown, model)
+            growth.fill_vision(grown, model)
     return grown.eval()
 
 
@@ -179,7 +179,7 @@ def weight_bytes(model: PreTrainedModel) -> int:
 
 
 class _Growth:
-    """Where the parts of a small model lie in a large one.
+    """The places of a small model's parts in a large one.
 
     Args:
         old: Shape of the small one.
@@ -239,7 +239,7 @@ class _Growth:
         _place(mlp.down_proj, source.mlp.down_proj, self.channels, self.units)
 
     def _fill_attention(self, attention: Any, source: Any) -> None:
-        """Writes old heads; what is added to a head meets zeros in the queries or, of values, in the output."""
+        """Writes the old heads; added positions meet zeros in the queries or, for values, in the output projection."""
         width = self.old.hidden_size
         query_factor, key_factor = math.sqrt(self.head_factor), 1.0
         _zero(attention.q_proj, self.added_query_rows, width)
@@ -270,11 +270,11 @@ class _Growth:
             lengths = source.embed_tokens.weight.float().norm(dim=-1)
             norm[self.constant] = 1
             head[:tokens, self.constant] = 0
-            embedding[:, self.constant] = 2.0 ** math.floor(math.log2(CONSTANT * lengths[lengths > 0].min().item()))
+            embedding[:, self.constant] = 2.0 ** math.pool(math.log2(CONSTANT * lengths[lengths > 0].min().item()))
             # where the head is the embedding, the old tokens share a shift that is far below rounding
             head[tokens:, self.constant] = NEVER
 
-    def fill_eyes(self, grown: Any, model: Any) -> None:
+    def fill_vision(self, grown: Any, model: Any) -> None:
         """Copies the vision tower, and makes its features look like embeddings of the old tokens."""
         language: Any = language_part(grown)
         own = {id(item) for part in (language, grown.lm_head) for item in (*part.parameters(), *part.buffers())}
@@ -302,42 +302,51 @@ class _Growth:
 
 
 def _check(model: PreTrainedModel, old: Shape, new: Shape, dtype: torch.dtype) -> None:
-    """Refuses what cannot be grown."""
+    """Raises for models and shapes that cannot be grown."""
     if dtype not in DTYPES:
-        raise ValueError(f"dtype must be bfloat16, float32 or float64, got {dtype}.")
+        raise ValueError(f"dtype must be bfloat16, float32 or float64, got {dtype}: take one of these.")
     parameters = text_config(model).rope_parameters or {}
     rope = parameters.get("rope_type", "default")
     if isinstance(model, Qwen2_5_VLForConditionalGeneration):
         # `mrope` is the older name of the default with sections
         rope = "default" if rope == "mrope" else rope
     if rope not in ROPES:
-        raise ValueError(f"model must have rotary embeddings of type {', '.join(ROPES)} to grow, got {rope}.")
+        raise ValueError(
+            f"model must have rotary embeddings of type {', '.join(ROPES)}, got {rope}: take another model."
+        )
     for name in (field.name for field in fields(Shape) if field.name != "tied"):
         if getattr(new, name) < getattr(old, name):
-            raise ValueError(f"{name} must be at least the model's {getattr(old, name)}, got {getattr(new, name)}.")
+            raise ValueError(
+                f"{name} must be at least the model's {getattr(old, name)}, got {getattr(new, name)}: "
+                "take a larger shape."
+            )
     if new.head_dim % old.head_dim:
-        raise ValueError(f"head_dim must be a multiple of the model's {old.head_dim}, got {new.head_dim}.")
+        raise ValueError(
+            f"head_dim must be a multiple of the model's {old.head_dim}, got {new.head_dim}: change the shape."
+        )
     heads, keys = new.num_attention_heads, new.num_key_value_heads
     if heads % keys:
-        raise ValueError(f"num_attention_heads must be a multiple of num_key_value_heads ({keys}), got {heads}.")
+        raise ValueError(
+            f"num_attention_heads must be a multiple of num_key_value_heads ({keys}), got {heads}: change one of them."
+        )
     if heads // keys < (least := old.num_attention_heads // old.num_key_value_heads):
         raise ValueError(
             f"num_attention_heads must be at least the model's {least} for each of the {keys} key-value heads, "
             f"got {heads}: take at least {least * keys}."
         )
     if isinstance(model, LlamaForCausalLM) and new.hidden_size % heads:
-        raise ValueError(f"hidden_size must be a multiple of Llama's heads ({heads}), got {new.hidden_size}.")
+        raise ValueError(f"hidden_size must be a multiple of the {heads} heads, got {new.hidden_size}: Llama needs it.")
     if isinstance(model, Qwen2_5_VLForConditionalGeneration) and new.hidden_size != heads * new.head_dim:
         raise ValueError(
             f"hidden_size must be Qwen2.5-VL's {heads} heads of {new.head_dim}, {heads * new.head_dim}, "
-            f"got {new.hidden_size}."
+            f"got {new.hidden_size}: change the shape."
         )
     if new.tied and not old.tied:
-        raise ValueError("tied must be False for a model whose head is not its embedding, got True.")
+        raise ValueError("tied must be False for a model whose head is not its embedding, got True: take False.")
     if new.vocab_size > old.vocab_size and new.hidden_size == old.hidden_size:
         raise ValueError(
-            f"hidden_size must be more than the model's {old.hidden_size} where the vocabulary grows, "
-            f"got {new.hidden_size}: a channel holds the added tokens down."
+            f"hidden_size must be above the model's {old.hidden_size} where the vocabulary grows, "
+            f"got {new.hidden_size}: one more channel keeps the added tokens' logits low."
         )
 
 

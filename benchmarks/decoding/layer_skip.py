@@ -1,13 +1,13 @@
-"""What Draft & Verify gains on a model that was trained for it, and whether its cost model says so.
+"""The speed-up of Draft & Verify on a model that was trained for it, beside the prediction of its cost model.
 
     python -m benchmarks.decoding.layer_skip --model RUN/model --label "sub-layer dropout 0.7"
 
 Searches the skip set on held-out text of the embedded corpus, then continues other held-out prompts one token at a time
-and by self-speculation, in turn, on the same engine. A round of K drafted tokens that emits E costs K draft steps and
-one verification, so the cost model says ``E / (K c + v)`` with a draft step's and a verification's time over that of a
-token decoded by itself; the paper's ``E / (K c + 1)`` takes v as 1. Both are printed beside what the clock says.
-Greedily a small model repeats itself, which flatters any draft: ``--temperatures 0 0.7 1`` also samples, and the rows
-say which texts are degenerate.
+and by self-speculation, in turn, on the same engine. A round that drafts K tokens and emits E costs K draft steps and a
+verification. So the cost model predicts ``E / (K c + v)``, where c is the time of a draft step and v that of a
+verification, both over the time of a token decoded by itself; the paper's ``E / (K c + 1)`` takes v as 1. Both are
+printed beside the measured speed-up. A small model that decodes greedily repeats itself, which makes any draft look
+good: ``--temperatures 0 0.7 1`` also samples, and the rows say which texts are degenerate.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from saccade.callbacks.decoding.report import DEGENERATE_BELOW
 from saccade.cli.layer_search import held_out_files, prompts_of
 from saccade.common.timing import medians_in_turn
 from saccade.inference import Autoregressive, Decoder, Sampling, SelfSpeculative, Session
-from saccade.inference.drafting.drafter import Run
 from saccade.inference.request import Request
+from saccade.inference.state import GenerationState
 from saccade.inference.statistics import DecodingStats
 
 SEED = 0
@@ -47,11 +47,11 @@ Measured = tuple[dict[str, list[float]], dict[str, DecodingStats], dict[str, lis
 
 @dataclass(frozen=True)
 class RoundTimes:
-    """Seconds by the decoder's own code on a text that stands still, medians of calls that took turns.
+    """Seconds of the decoder's own code on a text that does not grow, medians of calls that took turns.
 
     Args:
-        draft: A draft alone, the device waited for behind it.
-        whole: A round with that draft. The device is waited for once, so the verification is what is left of it.
+        draft: A draft alone, up to the end of its work on the device.
+        whole: A round with that draft. The device is waited for once, so the rest of it is the verification.
     """
 
     draft: float
@@ -71,27 +71,27 @@ def round_times(
     Args:
         model: The model on its device.
         prompt: ``[1, length]`` ids before the steps.
-        decoder: Whose rounds are timed.
+        decoder: The decoder whose rounds are timed.
         width: Drafted tokens of a round.
         temperature: 0 chooses the best token, others draw.
-        repeats: Of which the median counts.
+        repeats: Number of calls of which the median is taken.
     """
     fixed = SelfSpeculative(
         skip=decoder.skip_set(model), draft_length=width, gamma=0.0, adaptive=False, engine=decoder.engine
     )
     sampling = Sampling(temperature=temperature, seed=SEED) if temperature else None
-    request = Request.read(model, prompt, None, width + 1, None, (), None)
-    skip, floor, streams = fixed.skipped(model), fixed.floor, (sampling or Sampling(seed=SEED)).streams(1)
-    with Session(model, request.positions + width, skip=skip, floor=floor) as session:
+    request = Request.read(model, prompt, None, width + 1, None, (), None, sampling=sampling, do_sample=False)
+    skip, pool, streams = fixed.skipped(model), fixed.pool, (sampling or Sampling(seed=SEED)).streams(1)
+    with Session(model, request.positions + width, skip=skip, pool=pool) as session:
         session.prefill([prompt[0, :-1].tolist()])
-        run = Run(session, [prompt[0].tolist()], sampling, streams)
+        state = GenerationState(session, [prompt[0].tolist()], sampling, streams)
         drafter = fixed.drafter(model, request)
 
         def drafting() -> None:
-            drafter.draft(run, [width])
+            drafter.draft(state, [width])
 
         def a_round() -> None:
-            play(fixed, run, drafter.draft(run, [width]), [0])
+            play(fixed.verifier(model, request), state, drafter.draft(state, [width]), [0])
             session.truncate([prompt.shape[1] - 1])
 
         return RoundTimes(*medians_in_turn([drafting, a_round], repeats, session.device))
@@ -100,7 +100,7 @@ def round_times(
 def decoded(
     decoders: dict[str, Decoder], model: PreTrainedModel, prompts: list[Tensor], new: int, runs: int, temperature: float
 ) -> Measured:
-    """Seconds for each token behind the first of every run, pooled counts and texts of the last run, by decoder."""
+    """By decoder: seconds for each token after the first of every run; pooled counts and texts of the last run."""
     paces: dict[str, list[float]] = {name: [] for name in decoders}
     counts: dict[str, DecodingStats] = {}
     texts: dict[str, list[list[int]]] = {}
@@ -126,12 +126,12 @@ def decoded(
 
 
 def main() -> None:
-    """Searches, measures, prints a table and one line of JSON, writes the rows."""
+    """Searches, measures, prints a table and one line of JSON, and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=model_place, required=True, help="folder of the model, with its tokenizer")
-    parser.add_argument("--label", required=True, help="how it was trained, in words, for the rows")
+    parser.add_argument("--label", required=True, help="how the model was trained, in words, for the rows")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, float32 elsewhere")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, else float32")
     parser.add_argument("--engine", default="auto", choices=("auto", "eager", "graph"))
     parser.add_argument("--trials", type=positive, default=200)
     parser.add_argument("--finalists", type=positive, default=10)
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--runs", type=positive, default=5)
     chosen = parser.parse_args()
     if not (Path(chosen.model) / "config.json").is_file():
-        raise SystemExit(f"--model: {chosen.model} holds no model; give the folder that a run exported, RUN/model")
+        raise SystemExit(f"--model must be a folder with a model, got {chosen.model}: give an exported one, RUN/model.")
     torch.manual_seed(SEED)
     device = torch.device(chosen.device)
     dtype = getattr(torch, chosen.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
@@ -194,7 +194,7 @@ def rows_of(
     temperature: float,
     facts: dict[str, Any],
 ) -> list[dict[str, Any]]:
-    """Two rows for each decoder: times as fast as one token at a time, and milliseconds a token."""
+    """Two rows for each decoder: the speed-up over one token at a time, and milliseconds a token."""
     paces, counts, written = measured
     token = median(paces["Autoregressive"])
     made = []
@@ -225,13 +225,13 @@ def cost_model(
     temperature: float,
     token: float,
 ) -> dict[str, float]:
-    """What the cost model says of a decoder whose counts are known.
+    """The prediction of the cost model for a decoder whose counts are known.
 
     Args:
         model: The model.
         prompt: ``[1, length]`` ids.
         decoder: The decoder.
-        counts: What it did.
+        counts: Its counts over all prompts.
         temperature: 0 is greedy.
         token: Seconds of a token of one-at-a-time decoding.
 

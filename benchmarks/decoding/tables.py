@@ -137,7 +137,7 @@ def _before_after_case(rows: list[dict[str, Any]]) -> str:
 
 
 def layer_skip() -> str:
-    """What self-speculation gains on a model trained for it, from :mod:`benchmarks.decoding.layer_skip`."""
+    """The speed-up of self-speculation on a model trained for it, from :mod:`benchmarks.decoding.layer_skip`."""
     rows = [row for row in read("layer_skip") if row["metric"] == "speedup" and "E" in row]
     if not rows:
         return "No rows yet: run `python -m benchmarks.decoding.layer_skip`."
@@ -158,7 +158,7 @@ def layer_skip() -> str:
         f"{'; '.join(dict.fromkeys(row['case'].split(', trained')[0] for row in rows))}; {first['device']}, torch"
         f" {first['versions']['torch']}; commit {commits_of(rows)}; real text has"
         f" {' and '.join(dict.fromkeys(format(row['distinct_4_real'], '.2f') for row in rows))} distinct 4-grams."
-        " Degenerate rows support no claim of speed.",
+        " Degenerate texts repeat themselves, so their rows support no claim of speed.",
     ]
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
-"""What a trained T2DR must show (learning checks L1 to L8, filling, scorer), and what training costs on a processor.
+"""Checks of a trained T2DR (learning L1 to L8, filling, scorer), and the cost of training on a processor.
 
-The checks take minutes, so they are no tests. Each is a row whose bound is the limit; the script fails when one does
-not hold. Run:
+The checks take minutes, so they are not among the tests. Each is a row whose bound is the limit; the script fails when
+one does not hold. Run:
 
     python -m benchmarks.t2dr.checks
 """
@@ -41,7 +41,7 @@ COSTLY = ("T2DR", "late fusion, zero fill", "cross-modal transformer", "TFR-Net-
 
 
 def trained(folder: str, generator: SyntheticSentiment) -> tuple[T2DR, MultimodalSentiment, MissingDataEvaluation]:
-    """A T2DR as the demo trains it, for 25 epochs and tested."""
+    """Trains a T2DR as the demo does, for 25 epochs, and tests it."""
     seed_everything(1111, verbose=False)
     data, module = MultimodalSentiment(generator=generator), ARMS["T2DR"]()
     logger = CSVLogger(folder, name="", version="logs")
@@ -50,7 +50,7 @@ def trained(folder: str, generator: SyntheticSentiment) -> tuple[T2DR, Multimoda
 
 
 def checks(folder: str) -> list[tuple[str, float, str, float]]:
-    """Name, measured figure, relation and limit of every check."""
+    """Name, measured value, relation and limit of every check."""
     module, data, bench = trained(folder, SyntheticSentiment())
     found = {(item["group"], item["name"]): item for item in bench.rows if item["kind"] == "condition"}
 
@@ -107,7 +107,7 @@ def whole(data: MultimodalSentiment) -> MultimodalBatch:
 
 
 def filling(module: T2DR, batch: MultimodalBatch) -> list[tuple[str, float, str, float]]:
-    """What SFP guesses of a modality from the text: does it find its own clip, is it nearer than the mean?"""
+    """Whether what SFP fills in for a modality from the text finds its own clip, and is nearer than the mean."""
     alone = erase(batch, Condition("x", "x", present=("text",)), 0)
     with torch.no_grad():
         guesses, truth = module.sfp(module.encode(alone)), module.encode(batch)
@@ -136,7 +136,7 @@ def top_1(guess: Tensor, truth: Tensor) -> float:
 
 
 def falls(module: T2DR, batch: MultimodalBatch) -> int:
-    """How often the text's mean weight falls as its observed share does, in five steps."""
+    """How often the text's mean weight falls while its observed share falls in five steps."""
     with torch.no_grad():
         weights = [
             float(module(erase(batch, Condition("x", "x", rates=(rate, 0.0, 0.0)), 0)).weights[:, 0].mean())
@@ -146,7 +146,7 @@ def falls(module: T2DR, batch: MultimodalBatch) -> int:
 
 
 def swapped(folder: str) -> float:
-    """Mean weight of vision when vision tells what text told, and the other way round."""
+    """Mean weight of vision when vision is as informative as text was, and text as vision was."""
     with tempfile.TemporaryDirectory(dir=folder) as other:
         module, data, _ = trained(other, SyntheticSentiment(text_error=1.5, vision_error=0.3))
     with torch.no_grad():
@@ -181,7 +181,7 @@ def cost(arm: str) -> tuple[list[float], float]:
 
 
 def main() -> int:
-    """Measure, write the rows, and return 1 where a check does not hold."""
+    """Measure, write the rows, and return 1 when a check does not hold."""
     warnings.filterwarnings("ignore")
     made, failed = [], 0
     for arm in COSTLY:

@@ -7,13 +7,13 @@ Each of the 3,000 recordings of the Free Spoken Digit Dataset is one sample:
 
 - audio: its log-mel energies, 24 bands, at most 50 frames;
 - vision: one of scikit-learn's handwritten digits of the same class, its 8 rows of 8 pixels as a sequence of 8;
-- text: the digit's word letter by letter between two special tokens, with letters mistaken and noise added, which
+- text: the digit's word letter by letter between two special tokens, with some letters replaced and noise added. This
   is the only part that is not real.
 
-The split is the data set's custom: of every speaker and digit recordings 0 to 4 are the test part, 5 to 9 the
-validation part, the others are trained on. Images are split too: those of test and validation samples are used once
-and in no other part. Everything follows from the seed; a sample depends neither on the others nor on `--limit`, but for
-the images that training samples share.
+The split is the usual one of the data set: for every speaker and digit, recordings 0 to 4 are the test part, 5 to 9 the
+validation part, and the others the training part. Images are split too: those of test and validation samples are used
+once and in no other part. The seed determines everything. A sample depends neither on the others nor on `--limit`,
+except for the images that training samples share.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PARTS = ("train", "valid", "test")
 RATE = 8000  # Hz
 WINDOW, HOP, FFT, BANDS, FRAMES = 200, 80, 256, 24, 50  # 25 ms and 10 ms
 TOKENS, TEXT_WIDTH = 12, 16
-# chosen so that a linear classifier of the text alone is right in 85 to 90 of 100 test samples
+# chosen so that a linear classifier of the text alone is right for 85 to 90 of 100 test samples
 MISTAKEN, NOISE = 0.45, 1.0
 ALPHABET = "abcdefghijklmnopqrstuvwxyz "
 HELD_OUT_IMAGES = 30  # of each digit for each held-out part: 6 speakers, 5 recordings
@@ -60,11 +60,12 @@ def read_recordings(path: Path, limit: int | None = None) -> dict[tuple[int, str
         Samples in -1..1, float64, at 8 kHz, by digit, speaker and index, in sorted order.
 
     Raises:
-        ValueError: The archive is not there, holds no recording, or one that is not mono at 8 kHz.
+        ValueError: The archive does not exist, holds no recording, or one that is not mono at 8 kHz.
     """
     if not path.is_file():
         raise ValueError(
-            f"recordings: {path} must be the archive of recordings, but is no file; see SACCADE_SHARED_DATA"
+            f"recordings must be the archive of recordings, got {path}, which is no file: name it, or set"
+            " SACCADE_SHARED_DATA."
         )
     found: dict[tuple[int, str, int], Array] = {}
     with tarfile.open(path) as archive:
@@ -76,11 +77,12 @@ def read_recordings(path: Path, limit: int | None = None) -> dict[tuple[int, str
             rate, samples = wavfile.read(io.BytesIO(stream.read()))
             if rate != RATE or samples.ndim != 1 or samples.dtype != np.int16:
                 raise ValueError(
-                    f"recordings: {member.name} must be mono, 16 bit and {RATE} Hz, but is {samples.dtype}, {rate} Hz"
+                    f"recordings must be mono, 16 bit and {RATE} Hz, got {member.name} with {samples.dtype} and {rate}"
+                    " Hz: convert it."
                 )
             found[int(match[1]), match[2], int(match[3])] = samples / 32768
     if not found:
-        raise ValueError(f"recordings: {path} must hold files <digit>_<speaker>_<index>.wav, but holds none")
+        raise ValueError(f"recordings must hold files <digit>_<speaker>_<index>.wav, got {path} without: name another.")
     return dict(sorted(found.items()))
 
 
@@ -106,7 +108,7 @@ def log_mel(samples: Array) -> Array:
     samples = np.pad(samples, (0, max(0, WINDOW - len(samples))))
     windows = np.lib.stride_tricks.sliding_window_view(samples, WINDOW)[::HOP] * np.hanning(WINDOW)
     power = np.abs(np.fft.rfft(windows, FFT)) ** 2
-    # the floor lies below the noise of 16 bits, and keeps silence from being a row of zeros
+    # the constant is below the noise of 16 bits, and keeps silence from becoming a row of zeros
     frames = np.log(power @ mel_filters().T + 1e-7)
     together = -(-len(frames) // FRAMES)
     averaged = [frames[start : start + together].mean(0) for start in range(0, len(frames), together)]
@@ -118,16 +120,16 @@ def spell(digit: int, draw: np.random.Generator) -> tuple[str, Array]:
 
     Args:
         digit: 0 to 9.
-        draw: Random numbers of this sample.
+        draw: Random numbers for this sample.
 
     Returns:
-        The letters as they were understood (the word, again and again), and the features float32
+        The letters with the replaced ones (the word, repeated), and the features float32
         [TOKENS, TEXT_WIDTH], whose first and last row are the special tokens.
     """
     letters = list(((WORDS[digit] + " ") * TOKENS)[: TOKENS - 2])
     for place in np.flatnonzero(draw.random(len(letters)) < MISTAKEN):
         letters[place] = ALPHABET[draw.integers(len(ALPHABET))]
-    # the table of a language, not of a sample: always the same
+    # the table is the same for all samples
     table = np.random.default_rng(26).normal(size=(len(ALPHABET) + 2, TEXT_WIDTH))
     rows = [len(ALPHABET), *(ALPHABET.index(letter) for letter in letters), len(ALPHABET) + 1]
     features = table[rows]
@@ -136,13 +138,13 @@ def spell(digit: int, draw: np.random.Generator) -> tuple[str, Array]:
 
 
 def split_images(seed: int) -> tuple[Array, dict[tuple[int, str], Array]]:
-    """Handwritten digits and who gets them.
+    """Handwritten digits, and the parts that they belong to.
 
     Args:
-        seed: Of the split.
+        seed: Seed of the split.
 
     Returns:
-        Pixels 0 to 1, float32 [N, 8, 8], and for each digit and part the numbers of its images.
+        Pixels 0 to 1, float32 [N, 8, 8], and for each digit and part the indices of its images.
     """
     data = load_digits()
     shares: dict[tuple[int, str], Array] = {}
@@ -163,7 +165,7 @@ def build(recordings: Path, seed: int = 0, limit: int | None = None) -> dict[str
 
     Args:
         recordings: The archive.
-        seed: Of images and text, not of the split of recordings.
+        seed: Seed of images and text, not of the split of recordings.
         limit: Only recordings whose index is below, at least 11; None takes all 50.
 
     Returns:
@@ -176,7 +178,9 @@ def build(recordings: Path, seed: int = 0, limit: int | None = None) -> dict[str
         ValueError: The recordings cannot be read, or too few are taken.
     """
     if limit is not None and limit < 11:
-        raise ValueError(f"limit: must be at least 11, one recording for training, but is {limit}")
+        raise ValueError(
+            f"limit must be at least 11, got {limit}: training needs one recording of each digit and speaker."
+        )
     images, shares = split_images(seed)
     samples: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
     used = dict.fromkeys(shares, 0)
@@ -230,11 +234,11 @@ def write(data: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    """The command."""
+    """Makes the data set and writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="file to write")
     parser.add_argument("--recordings", type=Path, default=SHARED_DATA / RECORDINGS, help="fsdd_recordings.tar.xz")
-    parser.add_argument("--seed", type=int, default=0, help="of images and text")
+    parser.add_argument("--seed", type=int, default=0, help="seed of images and text")
     parser.add_argument("--limit", type=int, default=None, help="only recordings whose index is below, at least 11")
     arguments = parser.parse_args()
     try:

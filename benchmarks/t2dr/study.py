@@ -1,6 +1,6 @@
-"""Do the parts of T2DR help? Every ablation arm and every baseline, five training seeds by five mask seeds.
+"""The study of T2DR: every ablation arm and every baseline, with five training seeds by five mask seeds.
 
-Each arm is trained and tested as `saccade fit` and `saccade test` do it: the same data, protocol, epochs, choice of
+Each arm is trained and tested as `saccade fit` and `saccade test` do it: same data, protocol and epochs, choice of the
 epoch on the validation split, and the five tests A to E. Arms are compared in pairs of the same training seed. Run:
 
     python -m benchmarks.t2dr.study --workers 2
@@ -61,7 +61,7 @@ def _baseline(kind: Any) -> Make:
 
 
 class CompleteViewTransformer(CrossmodalTransformer):
-    """The cross-modal transformer with T2DR's terms of the complete sample: how much of the gain is theirs?"""
+    """The cross-modal transformer with T2DR's loss terms of the complete sample, which shows how much these gain."""
 
     def losses(self, batch: MultimodalBatch) -> dict[str, Tensor]:
         """Compute the task's loss, and the terms of the complete samples with the weights of T2DR."""
@@ -110,19 +110,19 @@ def train_and_test(
     accelerator: str = "auto",
     logger: Any = False,
 ) -> tuple[MissingDataEvaluation, float]:
-    """Train as the demo does, and put the epoch that is best on the validation split to the tests A to E.
+    """Train as the demo does, and test the epoch that is best on the validation split with the tests A to E.
 
     Args:
-        module: To train.
-        data: To train and test on.
+        module: The model to train.
+        data: The data to train and test on.
         folder: Takes the checkpoint.
-        epochs: Of training.
-        mask_seeds: Of the tests.
-        accelerator: Of the trainer.
-        logger: Of the trainer.
+        epochs: Number of training epochs.
+        mask_seeds: Number of mask seeds of the tests.
+        accelerator: The trainer's accelerator.
+        logger: The trainer's logger.
 
     Returns:
-        The bench, and the seconds that training took.
+        The evaluation with its rows, and the seconds that training took.
     """
     bench, began = MissingDataEvaluation(TwoTierMissing(), mask_seeds=mask_seeds), time.perf_counter()
     best = ModelCheckpoint(folder, monitor="val_loss", filename="best")
@@ -133,7 +133,7 @@ def train_and_test(
     )  # fmt: skip
     trainer.fit(module, data)
     seconds = time.perf_counter() - began
-    with contextlib.redirect_stdout(io.StringIO()):  # the bench prints its table
+    with contextlib.redirect_stdout(io.StringIO()):  # the evaluation prints its table
         trainer.test(module, data, ckpt_path=best.best_model_path, verbose=False)
     return bench, seconds
 
@@ -144,13 +144,13 @@ def run(
     """Train and test one arm with one seed.
 
     Args:
-        arm: Of `ARMS`.
-        seed: Of weights, order and training masks.
+        arm: Name of an arm in `ARMS`.
+        seed: Seed of weights, order and training masks.
         data: `synthetic` or `digits`.
         features: The file of spoken digits.
-        epochs: Of training.
-        mask_seeds: Of the tests.
-        generator_seed: Of the synthetic data.
+        epochs: Number of training epochs.
+        mask_seeds: Number of mask seeds of the tests.
+        generator_seed: Seed of the synthetic data.
 
     Returns:
         Group means by metric, `per_seed` of each, and seconds.
@@ -200,19 +200,19 @@ def main() -> None:
     """Run the study, write its raw results, and its rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("synthetic", "digits"), default="synthetic")
-    parser.add_argument("--features", default=None, help="file that python -m benchmarks.t2dr.spoken_digits wrote")
+    parser.add_argument("--features", default=None, help="file that python -m benchmarks.t2dr.spoken_digits writes")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS, metavar="ARM", help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1111, 1112, 1113, 1114, 1115])
-    parser.add_argument("--generator_seed", type=int, default=3, help="of the synthetic data")
+    parser.add_argument("--generator_seed", type=int, default=3, help="seed of the synthetic data")
     parser.add_argument("--mask_seeds", type=positive, default=5)
-    parser.add_argument("--epochs", type=positive, help="25, for digits 12")
+    parser.add_argument("--epochs", type=positive, help="default: 25, for digits 12")
     parser.add_argument("--workers", type=positive, default=2)
-    parser.add_argument("--raw", help="every run's groups, one a line; t2dr_study_DATA.jsonl")
+    parser.add_argument("--raw", help="file of every run's groups, one a line; default: t2dr_study_DATA.jsonl")
     parser.add_argument("--read", action="store_true", help="make the rows from the raw file, without running anything")
     chosen = parser.parse_args()
     if chosen.data == "digits" and not (chosen.features and Path(chosen.features).is_file()):
         parser.error(
-            f"--features: {chosen.features} is no file; write it with python -m benchmarks.t2dr.spoken_digits, and name it"
+            f"--features must be a file, got {chosen.features}: make it with python -m benchmarks.t2dr.spoken_digits."
         )
     raw = Path(chosen.raw or f"t2dr_study_{chosen.data}.jsonl")
     chosen.epochs = chosen.epochs or EPOCHS[chosen.data]
@@ -221,11 +221,11 @@ def main() -> None:
     for item in earlier:
         if (found := (item["epochs"], item["generator_seed"])) != wanted:
             parser.error(
-                f"--raw: {raw} has runs of {found[0]} epochs and generator seed {found[1]}, not {wanted[0]} and"
-                f" {wanted[1]}; name another file"
+                f"--raw must have runs of {wanted[0]} epochs and generator seed {wanted[1]}, got {raw} with"
+                f" {found[0]} and {found[1]}: name another file."
             )
     if "T2DR" not in {item["arm"] for item in earlier} | set(() if chosen.read else chosen.arms):
-        parser.error(f"--arms: T2DR must be among them, or in {raw}; every arm is compared with it")
+        parser.error(f"--arms must have T2DR, or {raw} must: every arm is compared with it.")
     if not chosen.read:
         done = {(item["arm"], item["seed"]) for item in earlier}
         jobs = [
@@ -246,14 +246,14 @@ def main() -> None:
     if drawing := figure(results, chosen.data):
         drawing.savefig(IMAGES / f"t2dr_study_{chosen.data}.png", dpi=130)
     else:
-        print("no figure: an interval needs two seeds of T2DR and of another arm")
+        print("No figure is drawn: an interval needs two seeds of T2DR and of another arm.")
 
 
 def study_rows(results: list[dict[str, Any]], data: str) -> list[dict[str, Any]]:
     """One row for each arm and group of tests, and one for the mean of the tests A, B and C.
 
     Args:
-        results: Of `run`.
+        results: Results of `run`.
         data: Name of the data.
     """
     by_arm = _by_arm(results)
@@ -283,7 +283,7 @@ def study_rows(results: list[dict[str, Any]], data: str) -> list[dict[str, Any]]
 
 
 def _origin(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Where an arm's runs come from; seeds may have been spread over devices, all arms of a seed on one."""
+    """The origin of an arm's runs; its seeds may have run on several devices, all arms of a seed on the same one."""
     devices = dict.fromkeys(item["origin"]["device"] for item in runs)
     dirty = any(item["origin"]["dirty"] for item in runs)
     return runs[0]["origin"] | {"device": "; ".join(devices), "dirty": dirty}
@@ -323,7 +323,8 @@ def figure(results: list[dict[str, Any]], data: str) -> Figure | None:
     points.sort(key=lambda item: item[1], reverse=lower_is_better)
     drawing = Figure(figsize=(8, 0.34 * len(points) + 1.4), layout="constrained")
     axes = drawing.subplots()
-    widest = sorted(abs(point[1]) for point in points)[-2:][0] * 1.6  # the farthest of several is written aside
+    # a point far from the others is drawn at the edge, with its value beside it
+    widest = sorted(abs(point[1]) for point in points)[-2:][0] * 1.6
     for place, (_, mean, low, high) in enumerate(points):
         worse = low > 0 if lower_is_better else high < 0
         colour = "#4477aa" if worse else "#ccbb44"
@@ -333,7 +334,7 @@ def figure(results: list[dict[str, Any]], data: str) -> Figure | None:
             shown, place, xerr=0 if outside else [[mean - low], [high - mean]], fmt="o", color=colour, capsize=3
         )
         if outside:
-            aside = -46 if lower_is_better else 10  # towards the middle
+            aside = -46 if lower_is_better else 10  # the value is written towards the middle
             axes.annotate(f"{mean:+.3f}", (shown, place), (aside, -4), textcoords="offset points", fontsize=8)
     axes.set_yticks(range(len(points)), [point[0] for point in points])
     axes.axvline(0, color="black", linewidth=0.8)
@@ -346,7 +347,7 @@ def figure(results: list[dict[str, Any]], data: str) -> Figure | None:
 
 
 def _lines(raw: Path) -> list[dict[str, Any]]:
-    """Results of earlier runs; a study that was stopped goes on from there."""
+    """Reads the results of earlier runs; a study that was stopped continues from there."""
     return [json.loads(line) for line in raw.read_text().splitlines()] if raw.exists() else []
 
 

@@ -29,7 +29,7 @@ def t2dr_study(data: str = "synthetic", brief: bool = False) -> str:
         "| arm | " + " | ".join(GROUPS.values()) + " | T2DR is better by (95 % interval) | on A | on B |",
         "| --- |" + " --- |" * (len(GROUPS) + 3),
     ]
-    sign = -1 if rows[0]["metric"] == "mae" else 1  # of what is better
+    sign = -1 if rows[0]["metric"] == "mae" else 1  # of a better value
     for arm, found in sorted(by_arm.items(), key=lambda item: -sign * item[1]["mean of A, B, C"]["mean"]):
         means = " | ".join(f"{found[group]['mean']:.3f}" for group in GROUPS)
         gains = " | ".join(_gain(found[group], sign) for group in ("mean of A, B, C", "intra", "inter"))
@@ -47,7 +47,7 @@ def t2dr_study(data: str = "synthetic", brief: bool = False) -> str:
 
 
 def _gain(row: dict[str, Any], sign: int) -> str:
-    """What T2DR is better by than an arm, with its interval; empty for T2DR itself."""
+    """By how much T2DR is better than an arm, with the interval; an empty text for T2DR itself."""
     if "t2dr_minus_this" not in row:
         return ""
     mean, *ends = (sign * value for value in row["t2dr_minus_this"])

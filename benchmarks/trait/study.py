@@ -1,8 +1,8 @@
-"""Does Trait pick better training data? Leave one collection out, at equal numbers of trained pairs.
+"""The study of Trait: does it choose better training data, at equal numbers of trained pairs?
 
-Each collection is the target once, the others are the sources; adi and cisi share queries and never meet. Every
-selection trains the same small reranker on as many chunks: Trait's warm-up counts. What is compared are the held-out
-queries of the target, which no selection has measured. Run:
+Each collection is the target once, and the others are the sources. Every selection trains the same small reranker on
+equally many chunks; those of Trait's warm-up count. Selections are compared on the held-out queries of the target,
+which no selection has measured. The collection adi is not used, because it shares queries with cisi. Run:
 
     python -m benchmarks.trait.study --folder COLLECTIONS --workers 2
 """
@@ -36,14 +36,14 @@ from saccade.retrieval.measures import paired_bootstrap
 TARGETS = ("cran", "cisi", "med", "cacm", "npl")
 RULES = ("all_sources", "random", "polling", "similarity", "best_source")
 SIGNALS = ("fewshot", "pseudo", "both")
-# the rules judge their children too, and by the best signal
+# the rules measure their models too, with the best signal
 METHODS = (*(f"{rule}, both" for rule in RULES), *(f"trait, {signal}" for signal in SIGNALS))
 CHUNK, BUDGET, CANDIDATES, DEV = 64, 24, 100, 0.4
 
 
 @functools.cache
 def features(folder: str, name: str) -> CrossFeatures:
-    """A collection's features, which no target and no seed changes."""
+    """A collection's features, which depend on neither target nor seed."""
     from saccade.datamodules.retrieval.files import read_beir
 
     return CrossFeatures(list(read_beir(Path(folder) / name).corpus.values()))
@@ -53,13 +53,14 @@ def run(folder: str, target: str, method: str, seed: int) -> dict[str, Any]:
     """One search.
 
     Args:
-        folder: Of the collections.
-        target: Which is left out.
-        method: A selection and its signal, joined by a comma; without one it is fewshot.
-        seed: Of everything that is drawn.
+        folder: Folder of the collections.
+        target: The collection that is left out of the sources.
+        method: A selection and its signal, joined by a comma; without a signal it is fewshot.
+        seed: Seed of all random numbers.
 
     Returns:
-        Scores of the held-out queries of `bm25`, `base` and `best`, what was found, and what the warm-up said.
+        Scores of the held-out queries of `bm25`, `base` and `best`, the content of `trait.json`, and the gains of the
+        warm-up.
     """
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
@@ -137,14 +138,16 @@ def _scores(results: list[dict[str, Any]]) -> dict[tuple[str, str, int], dict[st
 
 
 def main() -> None:
-    """Runs what is missing, writes raw results and rows, prints a table."""
+    """Runs what is missing, writes raw results and rows, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=existing, required=True, help="holds the collections in BEIR's layout")
+    parser.add_argument("--folder", type=existing, required=True, help="folder of the collections in BEIR's layout")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), choices=TARGETS)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--workers", type=positive, default=2)
-    parser.add_argument("--raw", default="trait_study_raw.jsonl", help="every run, one a line; a stopped study goes on")
+    parser.add_argument(
+        "--raw", default="trait_study_raw.jsonl", help="file of all runs, one a line; a stopped study continues"
+    )
     chosen = parser.parse_args()
     raw = Path(chosen.raw)
     done = [json.loads(line) for line in raw.read_text().splitlines()] if raw.exists() else []
@@ -156,7 +159,7 @@ def main() -> None:
         for method in chosen.methods
         if (target, method, seed) not in known
     ]
-    for name in TARGETS:  # before the workers are made, which then share them
+    for name in TARGETS:  # before the workers start, which then share the features
         features(chosen.folder, name)
     with multiprocessing.get_context("fork").Pool(chosen.workers) as workers:
         for count, result in enumerate(workers.imap_unordered(_job, jobs), 1):

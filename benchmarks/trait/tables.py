@@ -9,12 +9,12 @@ from benchmarks.rows import by_method, commits_of, each_case, read, runs_of
 
 
 def trait_worlds() -> str:
-    """What choosing chunks gains over chance in synthetic worlds, from :mod:`benchmarks.trait.worlds`."""
+    """The gain of choosing chunks over random choice in synthetic worlds, from :mod:`benchmarks.trait.worlds`."""
     rows = [row for row in read("trait_worlds") if row["metric"] == "true_gain"]
     if not rows:
         return "No rows yet: run `python -m benchmarks.trait.worlds`."
     lines = [
-        "| sources | selection | true gain (mean; least to most) | over random | better than random |",
+        "| sources | selection | true gain (mean; minimum to maximum) | over random | better than random |",
         "| --- | --- | --- | --- | --- |",
     ]
     for row in rows:
@@ -31,7 +31,7 @@ def trait_worlds() -> str:
 
 
 def trait_study() -> str:
-    """What each selection makes of judged collections, from :mod:`benchmarks.trait.study`."""
+    """The result of each selection on judged collections, from :mod:`benchmarks.trait.study`."""
     rows = read("trait_study")
     if not rows:
         return "No rows yet: run `python -m benchmarks.trait.study`."
@@ -55,7 +55,7 @@ def trait_study() -> str:
 
 
 def trait_throughput() -> str:
-    """How fast Trait trains, measures and chooses, from :mod:`benchmarks.trait.throughput`."""
+    """Speed of training, measuring and choosing with Trait, from :mod:`benchmarks.trait.throughput`."""
     rows = read("trait_throughput")
     if not rows:
         return "No rows yet: run `python -m benchmarks.trait.throughput`."
@@ -77,7 +77,7 @@ def trait_throughput() -> str:
 
 
 def vector_search() -> str:
-    """How fast an index is built and searched, from :mod:`benchmarks.trait.vector_search`; a table for each machine."""
+    """Speed of an index, from :mod:`benchmarks.trait.vector_search`; one table for each machine."""
     rows = read("vector_search")
     if not rows:
         return "No rows yet: run `python -m benchmarks.trait.vector_search`."

@@ -1,9 +1,9 @@
-"""How fast a selection goes: pairs a second in training and in measuring, and the share of time in the surrogate.
+"""Speed of a selection: pairs a second in training and in measuring, and the share of time in the surrogate.
 
-A search as `configs/trait/demo.yaml` has it, scaled up: docstrings of eight installed packages, 30 trials, every pair
-once forwards and backwards for each pass over its chunk, and every dev query with its BM25 candidates after each trial.
-"pairs" of training are positive ones; hard negatives and the other documents of a batch come on top. A run is a whole
-search from a fresh module, so that the first measuring reads every text anew. Run:
+The search is that of `configs/trait/demo.yaml`, scaled up: docstrings of eight installed packages, 30 trials, one
+forward and backward of every pair for each pass over its chunk, and every dev query with its BM25 candidates after each
+trial. The "pairs" of training are positive ones; hard negatives and the other documents of a batch are not counted. A
+run is a whole search from a fresh module, so that its first measurement reads every text. Run:
 
     OMP_NUM_THREADS=1 python -m benchmarks.trait.throughput
 """
@@ -45,10 +45,10 @@ UNITS = {
 
 
 def figures(found: dict[str, Any]) -> dict[str, float]:
-    """What a search's `trait.json` says of its speed.
+    """The speed of a search, from its `trait.json`.
 
     Args:
-        found: Its content.
+        found: Content of the file.
 
     Returns:
         A value for each key of `UNITS`.
@@ -64,7 +64,7 @@ def figures(found: dict[str, Any]) -> dict[str, float]:
 
 
 def searched(module: Ranker, pool: ChunkPool, budget: int, candidates: int) -> dict[str, Any]:
-    """One search; the content of its `trait.json`."""
+    """Runs one search and returns the content of its `trait.json`."""
     callback = TraitSelection(budget, candidates=candidates)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -81,8 +81,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", type=positive, default=30, help="trials")
     parser.add_argument("--chunk-size", type=positive, default=128, help="pairs")
-    parser.add_argument("--max-pairs", type=positive, default=1280, help="of each package")
-    parser.add_argument("--candidates", type=positive, default=100, help="documents of each dev query")
+    parser.add_argument("--max-pairs", type=positive, default=1280, help="most pairs of each package")
+    parser.add_argument("--candidates", type=positive, default=100, help="documents for each dev query")
     parser.add_argument("--runs", type=positive, default=3)
     chosen = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -96,7 +96,7 @@ def main() -> None:
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in MODELS}
     found: dict[str, Any] = {}
     for number in range(chosen.runs):
-        for name, build in MODELS.items():  # in turn, so that what else the machine does falls on all
+        for name, build in MODELS.items():  # in turn, so that other load of the machine affects all of them
             seed_everything(1, verbose=False)
             found = searched(build(), pool, chosen.budget, chosen.candidates)
             runs[name].append(figures(found))

@@ -1,7 +1,7 @@
 """Vector search: building and searching `VectorIndex` (FAISS) against a plain torch matmul and topk.
 
-Vectors are random, of length 1, and lie in clusters, as those of texts do. "recall" is the share of the plain search's
-documents that an index finds; 1 for an exact one, but for documents whose scores differ in the last bit. Run:
+Vectors are random, of length 1 and clustered, as those of texts are. "recall" is the share of the plain search's
+documents that an index finds. It is 1 for an exact index, except where scores differ in the last bit only. Run:
 
     python -m benchmarks.trait.vector_search --vectors 1000000
 """
@@ -26,11 +26,11 @@ from benchmarks.rows import positive, replace, row
 from saccade.retrieval.faiss_bridge import faiss_module, gpu_count
 from saccade.retrieval.vector_index import VectorIndex
 
-_BLOCK = 64  # queries of the plain search at once: a million scores of each
+_BLOCK = 64  # queries of the plain search at once, each with a score for every vector
 
 
 def clustered(count: int, width: int, clusters: int, seed: int) -> Tensor:
-    """Vectors of length 1 around as many centres, float32 [count, width]."""
+    """Vectors of length 1 around so many centres, float32 [count, width]."""
     centres = torch.randn(clusters, width, generator=torch.Generator().manual_seed(0))
     draw = torch.Generator().manual_seed(seed)
     found = centres[torch.randint(clusters, (count,), generator=draw)]
@@ -39,12 +39,12 @@ def clustered(count: int, width: int, clusters: int, seed: int) -> Tensor:
 
 
 def plain(vectors: Tensor, queries: Tensor, top_k: int) -> Tensor:
-    """Places of the nearest vectors, [queries, top_k], by matmul and topk."""
+    """Indices of the nearest vectors, [queries, top_k], by matmul and topk."""
     return torch.cat([(part @ vectors.T).topk(top_k).indices.cpu() for part in queries.split(_BLOCK)])
 
 
 def measure_plain(vectors: Tensor, queries: Tensor, top_k: int, runs: int) -> tuple[list[float], Tensor]:
-    """Queries a second of every run of the plain search, and the places that it finds."""
+    """Queries a second of every run of the plain search, and the indices that it finds."""
     places = plain(vectors, queries[:_BLOCK], top_k)  # warms up
     speeds = []
     for _ in range(runs):
@@ -54,7 +54,7 @@ def measure_plain(vectors: Tensor, queries: Tensor, top_k: int, runs: int) -> tu
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds, with everything on a GPU done, and the result."""
+    """Seconds until the work is done, on a GPU too, and its result."""
     began = time.perf_counter()
     result = work()
     if torch.cuda.is_available():
@@ -64,7 +64,7 @@ def timed(work: Callable[[], Any]) -> tuple[float, Any]:
 
 @contextmanager
 def threads_of(faiss: Any, count: int) -> Iterator[None]:
-    """Both libraries with so many threads."""
+    """Lets torch and FAISS use so many threads."""
     before = torch.get_num_threads(), faiss.omp_get_max_threads()
     torch.set_num_threads(count)
     faiss.omp_set_num_threads(count)

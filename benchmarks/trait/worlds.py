@@ -1,9 +1,9 @@
-"""Trait's search on worlds whose truth is known: expected improvement beside random choice and the released formula.
+"""Trait's search in synthetic worlds with known gains: expected improvement, random choice, the released formula.
 
-A world has a hidden gain for each source, of either sign; the n-th chunk of a source adds 0.7 to the power of n - 1
-of it, and every measurement has a noise of 0.004. The figure is what the best model found truly gains over the base
-model. Nothing is trained, so minutes suffice. The script fails when the gate does not hold: with 28 sources, at least
-12 of 16 worlds won against random choice and a mean ratio of at least 1.3. Run:
+A world has a hidden gain for each source, positive or negative. The n-th chunk of a source adds this gain times 0.7 to
+the power of n - 1, and every measurement has noise of 0.004. The figure is the true gain of the best model found over
+the base model. Nothing is trained, so it takes minutes. The script fails when the limits are not reached: with 28
+sources, a higher gain than random choice in at least 12 of 16 worlds, and a mean ratio of at least 1.3. Run:
 
     OMP_NUM_THREADS=1 python -m benchmarks.trait.worlds
 """
@@ -37,11 +37,11 @@ METHODS = ("GP + EI", "GP + released formula", "released surrogate and formula",
 
 
 class World:
-    """A target whose score is known for every state.
+    """A target with a known score for every state.
 
     Args:
         sources: Number of sources.
-        seed: Of the hidden gains and of the noise.
+        seed: Seed of the hidden gains and of the noise.
     """
 
     def __init__(self, sources: int, seed: int) -> None:
@@ -53,7 +53,7 @@ class World:
         return float(self.gains @ ((1 - DECAY ** np.asarray(state, dtype=float)) / (1 - DECAY)))
 
     def measure(self, request: Request) -> float:
-        """What a noisy measurement says; the same request is answered the same."""
+        """A noisy measurement; the same request always gets the same answer."""
         state = list(request.father_state)
         if request.source is not None:
             state[request.source] += 1
@@ -64,10 +64,10 @@ class World:
 
 @dataclass
 class Timed(Selector):
-    """A selector whose time is taken.
+    """Measures the time of a selector's choices.
 
     Args:
-        selector: The rule.
+        selector: The measured selector.
     """
 
     selector: Selector
@@ -76,7 +76,7 @@ class Timed(Selector):
     def __call__(
         self, candidates: Sequence[Candidate], observations: Sequence[Observation], history: Sequence[int]
     ) -> int | None:
-        """The choice of the rule."""
+        """The selector's choice."""
         start = time.perf_counter()
         chosen = self.selector(candidates, observations, history)
         self.seconds.append(time.perf_counter() - start)
@@ -84,7 +84,7 @@ class Timed(Selector):
 
 
 def play(case: tuple[str, int, int]) -> dict[str, Any]:
-    """One search of a method in a world: true gain of its best, its optimism, backtracks and seconds per choice."""
+    """One search of a method in a world: true gain of its best model, optimism, backtracks and seconds per choice."""
     method, sources, seed = case
     rules: dict[str, Selector] = {
         "GP + EI": TraitSelector(seed=seed),
@@ -93,7 +93,7 @@ def play(case: tuple[str, int, int]) -> dict[str, Any]:
         "random": RandomSelector(seed),
     }
     world, select = World(sources, seed), Timed(rules[method])
-    # the loop is the same for all, so that only the choice differs
+    # the loop is the same for all methods, so only the choices differ
     events = list(search([CHUNKS] * sources, world.measure, select, TRIALS))
     best = [event for event in events if isinstance(event, Best)][-1]
     gain = world.truth(best.state)
@@ -109,11 +109,11 @@ def play(case: tuple[str, int, int]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Plays every method in every world, prints a table, writes the rows and checks the gate."""
+    """Plays every method in every world, prints a table, writes the rows and checks the limits."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seeds", type=positive, default=SEEDS, help="worlds of each size")
     parser.add_argument("--workers", type=positive, default=1, help="processes")
-    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS, help="what to play")
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS, help="methods to play")
     parser.add_argument("--dry", action="store_true", help="write no rows")
     arguments = parser.parse_args()
     cases = [(m, k, seed) for k in SOURCES for m in arguments.methods for seed in range(arguments.seeds)]
@@ -157,7 +157,7 @@ def main() -> None:
     if not arguments.dry:
         replace(rows)
     if failed:
-        sys.exit(f"the gate does not hold: at least {LEAST_WINS} of {SEEDS} wins and a ratio of {LEAST_RATIO}.")
+        sys.exit(f"GP + EI must win in at least {LEAST_WINS} of {SEEDS} worlds with a ratio of at least {LEAST_RATIO}.")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""How much of a video a draft needs, and what relaxed rules cost, on a trained pair and held-out scenes.
+"""Acceptance of drafts that read a pruned video, and accuracy of relaxed rules, on a trained pair and held-out scenes.
 
     python -m benchmarks.video.acceptance --target RUN/model --draft RUN/model --videos 100 --frames 32
 
-SpecVLM's accepted drafts a round (the bonus token not counted, as the paper has it) at every pruning ratio and
-selector, over those of the same videos without pruning, with 95 % intervals that resample videos. LVSpec and the rules
-it is compared with: accepted drafts, the share of tokens that are not the target's own, and how many of the facts that
-the target tells are still told. Whatever relaxes more accepts more, so rules are also tuned to accept equally much.
+For SpecVLM: accepted drafts a round (without the bonus token, as in the paper) at every pruning ratio and selector,
+over those of the same videos without pruning, with 95 % intervals that resample videos. For LVSpec and the rules that
+it is compared with: accepted drafts, the share of tokens that the target would not have chosen, and how many of the
+facts that the target tells are still told. A rule that relaxes more accepts more, so rules are also tuned to accept
+equally many.
 
 Videos are decoded in batches. ``--selectors``, ``--ratios`` and ``--rules`` measure a part of the study, for example
-one on each GPU (``--rules`` without a name leaves the rules out); rows of parts stand side by side.
+one part on each GPU; ``--rules`` without a name leaves the rules out. The rows of earlier calls are kept.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from saccade.inference.verification.relaxed import (
 
 SEED = 0
 CHAIN = 10
-"""Drafted tokens of a chain, as the paper has it."""
+"""Drafted tokens of a chain, as in the paper."""
 RATIOS = (0.5, 0.75, 0.9, 0.95)
 GRIDLESS = ("random", "uniform", "window", "attention", "attention_reversed", "two_stage")
 SELECTORS = (*GRIDLESS, "whole_frames", "frame_similarity", "temporal")
@@ -65,18 +66,18 @@ MATCHED: dict[str, tuple[str, Callable[[float], RelaxedRule]]] = {
     f"FLy+ as {OURS}": (OURS, lambda knob: FLyPlus(threshold=(1 - knob) * math.log(3))),
     "LVSpec as FLy": ("FLy", lambda knob: VisualRelaxation(relaxation=knob)),
 }
-"""Rules with a knob from 0 to 1, and the rule that each is tuned to accept as much as; more accepts more."""
-_HALVINGS = 5  # of a knob: to 1/32
+"""Rules with a setting from 0 to 1, and the rule whose acceptance each is tuned to; a higher value accepts more."""
+_HALVINGS = 5  # the setting is found to 1/32
 
 
 @dataclass
 class Outcome:
-    """What a decoder did with every video.
+    """The results of a decoder for every video.
 
     Args:
         accepted: Mean accepted drafts a round of each video.
-        relaxed: Share of all tokens that are not the target's own choice.
-        right: Facts told of each video.
+        relaxed: Share of all tokens that the target would not have chosen.
+        right: Facts of each video that its text tells.
         asked: Facts that each video has.
         texts: New tokens.
     """
@@ -93,7 +94,7 @@ class Study:
 
     Args:
         target: The target.
-        draft: The draft; ``None`` leaves the target to draft for itself.
+        draft: The draft; with ``None`` the target drafts for itself.
         data: Where the prompts are from.
         new: Most new tokens of an answer.
         size: Prompts of a batch.
@@ -128,7 +129,7 @@ class Study:
             items += batch.items
             texts += out.tokens
             counts += out.per_request
-        decoder.floor.clear()  # no decoder is used twice
+        decoder.pool.clear()  # no decoder is used twice
         scores = [self.data.score(item, text) for item, text in zip(items, texts, strict=True)]
         return Outcome(
             [stats.mean_accepted_draft_tokens for stats in counts],
@@ -139,7 +140,7 @@ class Study:
         )
 
     def note(self, method: str, outcome: Outcome, reference: Outcome, **extra: Any) -> None:
-        """Makes a row; a ratio over nothing is left empty."""
+        """Makes a row; a ratio whose denominator is 0 is ``None``."""
         kept = ratio_interval(outcome.accepted, reference.accepted, SEED) if any(reference.accepted) else None
         told = ratio_interval(outcome.right, self.own.right, SEED) if any(self.own.right) else None
         extra |= {
@@ -174,8 +175,8 @@ class Study:
         return LVSpec(self.draft, rule=rule, draft_length=self.length)
 
     def rules(self, names: Sequence[str]) -> None:
-        """Strict acceptance of chains, relaxed rules, and those tuned to accept as much as one of these."""
-        wanted = dict.fromkeys(("strict", *names))  # all are compared with strict
+        """Strict acceptance of chains, relaxed rules, and rules that are tuned to accept as much as one of these."""
+        wanted = dict.fromkeys(("strict", *names))  # the others are compared with it
         outcomes = {name: self.measured(self.relaxed(RULES[name])) for name in track(wanted, "relaxing")}
         for name, outcome in outcomes.items():
             self.note(name, outcome, outcomes["strict"])
@@ -185,7 +186,7 @@ class Study:
                 self.note(name, outcome, outcomes["strict"], knob=knob)
 
     def matched(self, make: Callable[[float], RelaxedRule], wanted: float) -> tuple[float, Outcome]:
-        """The knob at which a rule accepts nearly as many drafts a round as wanted, found by halving."""
+        """Finds by bisection the setting at which a rule accepts nearly as many drafts a round as wanted."""
         low, high = 0.0, 1.0
         tried: list[tuple[float, float, Outcome]] = []
         for _ in range(_HALVINGS):
@@ -199,16 +200,16 @@ class Study:
 
 
 def main() -> None:
-    """Measures, prints a table and one line of JSON, writes the rows."""
+    """Measures, prints a table and one line of JSON, and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=model_place, required=True, help="folder of the target, with its tokenizer")
     parser.add_argument(
-        "--draft", type=model_place, help="folder of the draft; none leaves the target to draft for itself"
+        "--draft", type=model_place, help="folder of the draft; without one, the target drafts for itself"
     )
-    parser.add_argument("--config", nargs="+", help="YAML files of the data; the target's run has one")
+    parser.add_argument("--config", nargs="+", help="YAML files of the data; default: the one of the target's run")
     parser.add_argument("--videos", type=positive, default=100)
-    parser.add_argument("--frames", type=positive, help="of a clip; the configuration's where it is left out")
-    parser.add_argument("--size", type=positive, help="height and width in pixels; likewise")
+    parser.add_argument("--frames", type=positive, help="frames of a clip; default: the configuration's")
+    parser.add_argument("--size", type=positive, help="height and width in pixels; default: the configuration's")
     parser.add_argument("--batch", type=positive, default=25, help="videos that are decoded together")
     parser.add_argument("--new-tokens", type=positive, default=192)
     parser.add_argument("--selectors", nargs="*", choices=SELECTORS, default=SELECTORS)

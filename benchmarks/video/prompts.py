@@ -1,4 +1,4 @@
-"""Held-out clips of a training run's world as prompts, and how good and how various the answers are."""
+"""Held-out clips of a training run's data as prompts, and measures of the answers' accuracy and variety."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Batch:
     """Prompts that are decoded together.
 
     Args:
-        items: Their numbers in the test part.
+        items: Their indices in the test part.
         inputs: What ``generate`` reads, padded on the left, on the models' device.
     """
 
@@ -40,22 +40,22 @@ class Batch:
 
 
 class HeldOut:
-    """The first clips of the test part of a run's data, with the answers that they have there.
+    """The first clips of the test part of a run's data, with their answers.
 
     Args:
-        configs: YAML files with a ``data`` section, a later one over an earlier one: a run's ``config.yaml``, or a
+        configs: YAML files with a ``data`` section; a later one overrides an earlier one: a run's ``config.yaml``, or a
             shipped one such as ``video/qwen.yaml``.
         tokenizer: Folder of the model.
         videos: How many clips.
         frames: Frames of a clip; ``None`` takes the configuration's.
-        size: Height and width of a frame in pixels; likewise.
+        size: Height and width of a frame in pixels; ``None`` takes the configuration's.
 
     Attributes:
         data: The datamodule, set up.
         video_tokens: Placeholders of a clip in its prompt.
 
     Raises:
-        SystemExit: A file cannot be used, or the data is not the embedded world.
+        SystemExit: A file cannot be used, or the data is not the embedded scenes.
     """
 
     def __init__(
@@ -64,11 +64,13 @@ class HeldOut:
         settings = data_settings(configs)
         changed = {"frames": frames, "height": size, "width": size}
         settings |= {name: value for name, value in changed.items() if value is not None}
-        # training scenes are only counted here, and a prompt may be as long as it is
+        # training scenes are not used, and prompts have no limit of length
         settings |= {"tokenizer": tokenizer, "test_scenes": videos, "batch_size": 1, "num_workers": 0}
         settings |= {"scenes": 1, "validation_scenes": 1, "max_tokens": 2**20}
         if settings.get("manifest") is not None:
-            raise SystemExit("--config: slot accuracy needs the embedded world; take a run without data.manifest")
+            raise SystemExit(
+                f"data.manifest must be empty, got {settings['manifest']}: only embedded scenes have known facts."
+            )
         self.data = VideoCaptions(**settings)
         self.data.setup()
         self.videos = videos
@@ -105,7 +107,7 @@ class HeldOut:
         """How many of a clip's facts a text tells."""
         found = self.data.score(self.text(tokens), item, "test")
         if found is None:
-            raise RuntimeError("the embedded world knows its facts")
+            raise RuntimeError(f"Clip {item} has no known facts: take the embedded scenes.")
         return found
 
     def variety(self, texts: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -127,7 +129,7 @@ class HeldOut:
 
 
 def data_settings(configs: Sequence[str]) -> dict[str, Any]:
-    """The datamodule's arguments of YAML files, a later one over an earlier one.
+    """The datamodule's arguments from YAML files; a later file overrides an earlier one.
 
     Raises:
         SystemExit: A file that is not there or has no ``data.init_args``.
@@ -136,16 +138,16 @@ def data_settings(configs: Sequence[str]) -> dict[str, Any]:
     for name in configs:
         path = next((path for path in (Path(name), CONFIGS / name) if path.is_file()), None)
         if path is None:
-            raise SystemExit(f"--config: there is no file {name}, nor is one shipped as configs/{name}")
+            raise SystemExit(f"--config must be a file or a shipped configuration, got {name}: give RUN/config.yaml.")
         given = (yaml.safe_load(path.read_text()) or {}).get("data") or {}
         if "init_args" not in given:
-            raise SystemExit(f"--config: {name} has no data.init_args; give the run's config.yaml")
+            raise SystemExit(f"--config must have data.init_args, got {name} without: give RUN/config.yaml.")
         merged |= given["init_args"]
     return {name: tuple(value) if isinstance(value, list) else value for name, value in merged.items()}
 
 
 def default_config(target: str) -> list[str]:
-    """The configuration that lies beside an exported model: ``RUN/config.yaml`` of ``RUN/model``."""
+    """The configuration beside an exported model: ``RUN/config.yaml`` for ``RUN/model``."""
     return [str(Path(target).parent / "config.yaml")]
 
 
@@ -153,40 +155,42 @@ def load(path: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> P
     """A vision-language model in evaluation mode.
 
     Raises:
-        SystemExit: There is none.
+        SystemExit: The folder has no such model.
     """
     try:
         model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype)
     except (OSError, ValueError) as error:
         raise SystemExit(
-            f"--target, --draft: {path} holds no vision-language model ({str(error).splitlines()[0]}); give the folder"
-            " that a run exported, RUN/model"
+            f"--target and --draft must be folders with vision-language models, got {path}"
+            f" ({str(error).splitlines()[0]}): give exported ones, RUN/model."
         ) from None
     return model.eval().to(device)
 
 
 def allow(model: PreTrainedModel, positions: int) -> None:
-    """Lets a model read longer texts than it was made for: rotary positions just go on."""
+    """Lets a model read texts of so many positions: rotary embeddings continue beyond the trained context."""
     config = text_config(model)
     config.max_position_embeddings = max(config.max_position_embeddings, positions)
 
 
 def ratio_interval(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
-    """Ratio of two means over the same videos, and its 95 % interval: a drawn video brings both its values.
+    """Ratio of two means over the same videos, and its 95 % bootstrap interval over videos.
 
     Args:
         a: Values of the numerator, one for each video.
-        b: Of the denominator, in the same order; their mean must not be 0.
-        seed: Of the draws.
+        b: Values of the denominator, in the same order; their mean must not be 0.
+        seed: Seed of the draws.
 
     Raises:
-        ValueError: Other numbers of values, or a denominator of 0.
+        ValueError: The numbers of values differ, or the denominator is 0.
     """
     if len(a) != len(b) or not len(a):
-        raise ValueError(f"a and b must hold one value for each video, got {len(a)} and {len(b)}.")
+        raise ValueError(
+            f"a and b must hold one value for each video, got {len(a)} and {len(b)} values: give equally many."
+        )
     above, below = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
     if below.mean() == 0:
-        raise ValueError("b must not have a mean of 0: there is nothing to divide by.")
+        raise ValueError("b must have a mean other than 0, got 0: it is what is divided by.")
     drawn = []
     for index in _resampled(len(above), seed):
         divisors = below[index].mean(1)
@@ -196,7 +200,7 @@ def ratio_interval(a: Sequence[float], b: Sequence[float], seed: int = 0) -> tup
 
 
 def _resampled(count: int, seed: int) -> Iterator[np.ndarray]:
-    """Numbers of drawn videos ``[draws, count]``, a piece at a time."""
+    """Indices of drawn videos ``[draws, count]``, some draws at a time."""
     draw = np.random.default_rng(seed)
     for _ in range(0, SAMPLES, _DRAWS):
         yield draw.integers(0, count, (_DRAWS, count))

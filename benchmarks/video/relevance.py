@@ -1,14 +1,14 @@
-"""Whether LVSpec's visual relevance is higher at words about what is seen, and in which layer most clearly.
+"""Whether LVSpec's visual relevance is higher for words about the video, and in which layer most clearly.
 
     python -m benchmarks.video.relevance --target RUN/model --videos 100 --frames 32
 
-The target captions held-out clips greedily. Every token of a caption has a visual relevance in every layer, exactly as
-:class:`saccade.inference.LVSpec` measures it with ``layer`` and ``score_at``. The figure is the AUC: how probable it is
-that a content word (noun, adjective, verb; facts are among them) has a higher relevance than a function word of the
-same caption, a tie counting half; 0.5 is chance. Two more AUCs say the same of words that tell a fact of the scene,
-over function words and over all other tokens. Intervals (95 %) resample videos. Tokens of different captions are not
-compared, as they never share a round. Most content words of this world's captions are filler that nobody needs to look
-for, which is why facts have figures of their own.
+The target captions held-out clips greedily. Every token of a caption has a visual relevance in every layer, computed as
+:class:`saccade.inference.LVSpec` does it with ``layer`` and ``score_at``. The figure is the AUC: the probability that a
+content word (noun, adjective, verb; facts are among them) has a higher relevance than a function word of the same
+caption; a tie counts half, and 0.5 is chance. Two more AUCs compare words that tell a fact of the scene with function
+words and with all other tokens. Intervals (95 %) resample videos. Tokens of different captions are not compared: they
+are never judged in the same round. Most content words of these captions can be written without seeing the video,
+so facts have figures of their own.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _OTHER = _words(
 )
 """Adverbs and words of order: neither function words nor nouns, adjectives or verbs."""
 _CARRIERS = _words("backdrop background surface digit digits numeral numerals edge corner total just only")
-"""Words of facts' wordings that would stand there as well if the fact were another one."""
+"""Words in the wordings of facts that do not depend on the fact."""
 _WORD = re.compile(r"[^\W_]+")
 COMPARISONS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "content": (frozenset({"fact", "content"}), frozenset({"function"})),
@@ -74,15 +74,15 @@ COMPARISONS: dict[str, tuple[frozenset[str], frozenset[str]]] = {
     "facts_over_rest": (frozenset({"fact"}), frozenset({"content", "function", "other"})),
 }
 """Classes whose tokens should be higher, and those of the tokens that they are compared with."""
-Source = tuple[int | str, str]
-"""A layer and a place: what a relevance is computed from."""
+StateKey = tuple[int | str, str]
+"""A layer and a value of ``score_at``: which states a relevance is computed from."""
 
 
 def _facts() -> re.Pattern[str]:
     groups = (lexicon.SIZES, lexicon.COLOURS, lexicon.DIRECTIONS, lexicon.BACKGROUNDS, lexicon.COUNTS)
     phrases = {phrase for group in groups for wordings in group.values() for phrase in wordings}
     phrases |= {*lexicon.DIGITS, *(str(label) for label in range(len(lexicon.DIGITS)))}
-    # longer ones first: "from right to left" is one fact
+    # longer ones first, because "from right to left" is one fact
     longest = sorted(phrases, key=len, reverse=True)
     return re.compile(r"(?<![\w-])(?:" + "|".join(re.escape(phrase) for phrase in longest) + r")(?![\w-])")
 
@@ -91,7 +91,7 @@ _FACTS = _facts()
 
 
 def classes(pieces: Sequence[str]) -> list[str]:
-    """What kind of word each token of a caption belongs to.
+    """The kind of word that each token of a caption belongs to.
 
     Args:
         pieces: The text of every token; that of special tokens is empty.
@@ -123,11 +123,11 @@ def classes(pieces: Sequence[str]) -> list[str]:
 
 
 def wins(above: np.ndarray, below: np.ndarray) -> float:
-    """In how many pairs the first value is the larger one; a tie counts half.
+    """The number of pairs in which the first value is the larger one; a tie counts half.
 
     Args:
         above: Scores of the tokens that should have the higher ones.
-        below: Scores that they are compared with, each with each.
+        below: Scores of the tokens that each of them is compared with.
     """
     order = np.sort(below)
     lower, upto = (np.searchsorted(order, above, side) for side in ("left", "right"))
@@ -135,19 +135,19 @@ def wins(above: np.ndarray, below: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def relevances(model: PreTrainedModel, read: VisualPrompt, start: int, neighbours: int) -> dict[Source, np.ndarray]:
-    """Visual relevance of every token of a text but the first, which LVSpec takes from the target unjudged.
+def relevances(model: PreTrainedModel, read: VisualPrompt, start: int, neighbours: int) -> dict[StateKey, np.ndarray]:
+    """Visual relevance of every token of a text but the first, which LVSpec always takes from the target.
 
     Args:
         model: The target.
-        read: The prompt with the text behind it.
+        read: The prompt followed by the text.
         start: Place of the text's first token.
-        neighbours: As :class:`saccade.inference.LVSpec` has it.
+        neighbours: Setting of :class:`saccade.inference.LVSpec`.
 
     Returns:
         Scores for each layer, ``norm`` included, and each of ``score_at``.
     """
-    found: dict[Source, np.ndarray] = {}
+    found: dict[StateKey, np.ndarray] = {}
     layers: list[int | str] = [*range(text_config(model).num_hidden_layers), "norm"]
     with ExitStack() as stack:
         noted = {layer: stack.enter_context(layer_output(model, layer)) for layer in layers}
@@ -156,7 +156,7 @@ def relevances(model: PreTrainedModel, read: VisualPrompt, start: int, neighbour
     for layer, taken in noted.items():
         states = taken[0][0]
         scores = visual_relevance(states[start:], states[read.visual], neighbours).cpu().numpy()
-        judge, own = scores[:-1], scores[1:]  # a state's logits decide the token behind it
+        judge, own = scores[:-1], scores[1:]  # a state's logits decide the next token
         found |= {(layer, "judge"): judge, (layer, "draft"): own, (layer, "max"): np.maximum(judge, own)}
     return found
 
@@ -181,14 +181,14 @@ class Study:
         self.decoder = Autoregressive()
         self.texts: list[list[int]] = []
         self.kinds: list[list[str]] = []
-        self.scores: list[dict[Source, np.ndarray]] = []
+        self.scores: list[dict[StateKey, np.ndarray]] = []
 
     def captions(self, batch: Batch) -> list[list[int]]:
-        """The target's own."""
+        """The target's captions of a batch."""
         return self.decoder.generate(self.target, max_new_tokens=self.new, **batch.inputs).tokens
 
     def captioned(self, batch: Batch) -> Iterator[tuple[list[int], list[int], VisualPrompt]]:
-        """Every prompt of a batch, its caption, and both as one text that is ready to be read."""
+        """Every prompt of a batch, its caption, and both as one prompt for the language part."""
         inputs = dict(batch.inputs)
         ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
         prompts = [known[real.bool()].tolist() for known, real in zip(ids, mask, strict=True)]
@@ -204,29 +204,29 @@ class Study:
                 self.texts.append(text)
                 self.kinds.append(classes([self.data.text([token]) for token in text])[1:])
                 self.scores.append(relevances(self.target, read, len(prompt), self.neighbours))
-        self.decoder.floor.clear()
+        self.decoder.pool.clear()
 
-    def auc(self, source: Source, comparison: str) -> tuple[float, float, float] | None:
+    def auc(self, key: StateKey, comparison: str) -> tuple[float, float, float] | None:
         """An AUC with its interval; ``None`` where no caption has tokens of both sides.
 
         Args:
-            source: A layer and a place.
+            key: A layer and a value of ``score_at``.
             comparison: A key of ``COMPARISONS``.
         """
         high, low = COMPARISONS[comparison]
         won, pairs = [], []
         for kinds, scores in zip(self.kinds, self.scores, strict=True):
-            own = scores[source]
+            own = scores[key]
             above, below = (own[[kind in side for kind in kinds]] for side in (high, low))
             won.append(wins(above, below))
             pairs.append(float(len(above) * len(below)))
         return ratio_interval(won, pairs, SEED) if any(pairs) else None
 
     def rows(self) -> list[dict[str, Any]]:
-        """A row for every layer and place.
+        """A row for every layer and value of ``score_at``.
 
         Raises:
-            SystemExit: The captions have no words that could be compared.
+            SystemExit: No caption has words of both kinds.
         """
         marks = [self.data.score(item, text) for item, text in enumerate(self.texts)]
         common = {
@@ -243,8 +243,8 @@ class Study:
             content = found["content"]
             if content is None:
                 raise SystemExit(
-                    "--target: no caption has both content and function words, so nothing can be compared; train the"
-                    " target first, or raise --new-tokens"
+                    "No caption of --target has both content and function words: train the target first, or raise"
+                    " --new-tokens."
                 )
             extra: dict[str, Any] = {"layer": layer, "score_at": place}
             for name, values in found.items():
@@ -260,13 +260,13 @@ class Study:
 
 
 def main() -> None:
-    """Measures, prints a table and one line of JSON, writes the rows."""
+    """Measures, prints a table and one line of JSON, and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=model_place, required=True, help="folder of the target, with its tokenizer")
-    parser.add_argument("--config", nargs="+", help="YAML files of the data; the target's run has one")
+    parser.add_argument("--config", nargs="+", help="YAML files of the data; default: the one of the target's run")
     parser.add_argument("--videos", type=positive, default=100)
-    parser.add_argument("--frames", type=positive, help="of a clip; the configuration's where it is left out")
-    parser.add_argument("--size", type=positive, help="height and width in pixels; likewise")
+    parser.add_argument("--frames", type=positive, help="frames of a clip; default: the configuration's")
+    parser.add_argument("--size", type=positive, help="height and width in pixels; default: the configuration's")
     parser.add_argument("--batch", type=positive, default=25, help="videos that are captioned together")
     parser.add_argument("--new-tokens", type=positive, default=192)
     parser.add_argument("--neighbours", type=positive, default=10, help="video tokens whose cosines are averaged")
@@ -289,7 +289,7 @@ def main() -> None:
 
 
 def report(made: Sequence[dict[str, Any]], case: str) -> None:
-    """Prints the table, and as one line of JSON the AUCs of content words and the state with each largest AUC."""
+    """Prints the table, and as one line of JSON the AUCs of content words and the best state for each AUC."""
     table = Table(title=f"{case}; AUC (95 %)")
     columns = ("state", "content over function words", "facts over function words", "facts over all other tokens")
     for column in columns:

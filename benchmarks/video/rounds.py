@@ -1,4 +1,4 @@
-"""What a round of a decoder costs, timed by the decoder's own code without the luck of its drafts."""
+"""Seconds of a decoder's round, timed with its own code for a given number of accepted drafts."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ from transformers import PreTrainedModel
 from saccade.common.timing import median_seconds
 from saccade.inference import Decoder, LVSpec, Session
 from saccade.inference.drafting.draft_session import SessionDrafter
-from saccade.inference.drafting.drafter import NoDraft, Run
+from saccade.inference.drafting.drafter import NoDraft
 from saccade.inference.huggingface.models import cache_bytes
 from saccade.inference.huggingface.visual_prompts import read_visual_prompts
 from saccade.inference.request import Request
+from saccade.inference.state import GenerationState
 from saccade.inference.verification.draft import Draft
 from saccade.inference.verification.relaxed import visual_relevance
+from saccade.inference.verification.verifier import Verifier
 
 _COMMITTED = 16  # new tokens that the text has when its rounds are timed
 
 
 @dataclass(frozen=True)
 class RoundCost:
-    """Seconds of a round, and what the draft holds.
+    """Seconds of a round, and the memory of its draft.
 
     Args:
         whole: A round from its draft to its commit.
         draft: Its draft alone.
-        relevance: Scoring how visual the drafted places are; ``None`` where nothing is scored.
+        relevance: Scoring the visual relevance of the drafted tokens; ``None`` where nothing is scored.
         draft_prompt: Tokens of the prompt that the draft reads; 0 without a draft model.
-        draft_kv_bytes: Keys and values of these.
-        draft_buffer_bytes: Size of its buffers, room for new tokens included.
+        draft_kv_bytes: Bytes of their keys and values.
+        draft_buffer_bytes: Bytes of its buffers, with room for new tokens.
     """
 
     whole: float
@@ -53,90 +55,101 @@ def round_cost(
     accepted: int,
     repeats: int,
 ) -> RoundCost:
-    """Times a round behind a prompt and the beginning of its answer; every repetition starts from the same text.
+    """Times a round after a prompt and the beginning of its answer; every repetition starts from the same text.
 
-    Whatever the verification says, a given number of drafts is taken for accepted: so many tokens the draft model has
-    to read at the start of its next draft, and so many slots the target moves at a commit.
+    Whatever the verification decides, a given number of drafts counts as accepted: so many tokens are read by the draft
+    model at the start of its next draft, and so many slots are moved by the target at a commit.
 
     Args:
-        decoder: Whose rounds are timed.
+        decoder: The decoder whose rounds are timed.
         model: The target.
         inputs: One prompt with its video.
-        answer: The target's own tokens behind it.
+        answer: The tokens with which the target continues it.
         new: Most new tokens of a call, so that the call's buffers and graphs serve here.
         accepted: Accepted drafts of the round.
-        repeats: Of which the median counts.
+        repeats: Number of rounds of which the median is taken.
     """
     visual = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
     request = Request.read(model, inputs["input_ids"], inputs["attention_mask"], new, None, None, None, visual)
     drafter = decoder.drafter(model, request)
     try:
         with Session(
-            model, request.positions + decoder.width, floor=decoder.floor, observation=decoder.observation(model)
+            model, request.positions + decoder.width, pool=decoder.pool, recording=decoder.recording(model)
         ) as session:
-            run = Run(session, [list(prompt) for prompt in request.prompts], None, [random.Random()], request.eos)
-            run.visual = read_visual_prompts(model, request.prompts, request.visual)
-            decoder.verify(session.prefill(request.prompts, run.visual)[:, None], NoDraft().draft(run, []), run)
+            state = GenerationState(
+                session, [list(prompt) for prompt in request.prompts], None, [random.Random()], request.eos
+            )
+            state.visual = read_visual_prompts(model, request.prompts, request.visual)
+            verifier = decoder.verifier(model, request)
+            verifier.begin(session.prefill(request.prompts, state.visual), state)
             known = list(answer[: max(1, min(_COMMITTED, new - 1))])
-            run.texts[0] += known
+            state.texts[0] += known
             if len(known) > 1:
                 session.forward(torch.tensor([known[:-1]], device=session.device))
                 session.commit([range(len(known) - 1)])
-            return _timed(decoder, drafter, run, accepted, repeats, len(known))
+            return _timed(decoder, verifier, drafter, state, accepted, repeats, len(known))
     finally:
         drafter.close()
 
 
-def _timed(decoder: Decoder, drafter: object, run: Run, accepted: int, repeats: int, known: int) -> RoundCost:
-    """The cost of rounds behind a text that the target has read."""
-    session, limits = run.session, [decoder.width]
+def _timed(
+    decoder: Decoder,
+    verifier: Verifier,
+    drafter: object,
+    state: GenerationState,
+    accepted: int,
+    repeats: int,
+    known: int,
+) -> RoundCost:
+    """The cost of rounds after a text that the target has read."""
+    session, limits = state.session, [decoder.width]
     read, length = 0, session.lengths[0]
     if isinstance(drafter, SessionDrafter):
-        drafter.follower.catch_up(run)
-        read = drafter.follower.session.lengths[0] - known
+        drafter.draft_session.catch_up(state)
+        read = drafter.draft_session.session.lengths[0] - known
     proposer = drafter if isinstance(drafter, SessionDrafter) else NoDraft()
-    first = proposer.draft(run, limits)
-    after = drafter.follower.session.lengths[0] if isinstance(drafter, SessionDrafter) else 0
+    first = proposer.draft(state, limits)
+    after = drafter.draft_session.session.lengths[0] if isinstance(drafter, SessionDrafter) else 0
     path = _path(first, accepted)
 
     def drafted() -> Draft:
         if isinstance(drafter, SessionDrafter):
-            # as far behind the text as the draft is after such a round, which adds one token of the target's own
-            drafter.follower.session.truncate([after - len(path)])
-        return proposer.draft(run, limits)
+            # the draft has not read the accepted tokens and the bonus token of the round before
+            drafter.draft_session.session.truncate([after - len(path)])
+        return proposer.draft(state, limits)
 
     def a_round() -> None:
-        play(decoder, run, drafted(), path)
+        play(verifier, state, drafted(), path)
         session.truncate([length])
 
     whole = median_seconds(a_round, repeats, session.device)
     draft = median_seconds(drafted, repeats, session.device)
     if not isinstance(drafter, SessionDrafter):
         return RoundCost(whole, 0.0)
-    model = drafter.follower.model
+    model = drafter.draft_session.model
     return RoundCost(
         whole,
         draft,
-        _relevance(decoder, run, first.tokens.shape[1], repeats),
+        _relevance(decoder, state, first.tokens.shape[1], repeats),
         read,
         cache_bytes(model, 1, read),
         drafter.cache_bytes,
     )
 
 
-def play(decoder: Decoder, run: Run, draft: Draft, path: Sequence[int]) -> None:
-    """A round from its verification on; whatever that says, a given path is committed.
+def play(verifier: Verifier, state: GenerationState, draft: Draft, path: Sequence[int]) -> None:
+    """A round from its verification on; whatever that decides, a given path is committed.
 
     Args:
-        decoder: Who judges.
-        run: A generation of one row.
+        decoder: The decoder that verifies.
+        state: A generation of one row.
         draft: The round's draft.
-        path: Nodes that the session keeps, the root first.
+        path: Nodes that are committed, the root first.
     """
-    session = run.session
-    last = session.token_column([run.texts[0][-1]])
+    session = state.session
+    last = session.token_column([state.texts[0][-1]])
     tokens = torch.cat([last, draft.tokens.to(last.device)], 1)
-    decoder.verify(session.forward(tokens, draft.tree), draft, run)
+    verifier.verify(session.forward(tokens, draft.tree), draft, state)
     session.commit([path])
 
 
@@ -148,9 +161,9 @@ def _path(draft: Draft, accepted: int) -> list[int]:
     return path
 
 
-def _relevance(decoder: Decoder, run: Run, drafted: int, repeats: int) -> float | None:
-    """Seconds of scoring a round's drafted places, as :class:`saccade.inference.LVSpec` does it."""
-    noted = run.session.noted
+def _relevance(decoder: Decoder, state: GenerationState, drafted: int, repeats: int) -> float | None:
+    """Seconds of scoring a round's drafted tokens, as :class:`saccade.inference.LVSpec` does it."""
+    noted = state.session.recorded
     if not isinstance(decoder, LVSpec) or noted.states is None:
         return None
     states, seen = noted.states[0], noted.visual_states[0]
@@ -158,4 +171,4 @@ def _relevance(decoder: Decoder, run: Run, drafted: int, repeats: int) -> float 
     def scored() -> None:
         visual_relevance(states, seen, decoder.neighbours, unit=True)[:drafted].tolist()
 
-    return median_seconds(scored, repeats, run.session.device)
+    return median_seconds(scored, repeats, state.session.device)

@@ -1,16 +1,18 @@
-"""What SpecVLM and LVSpec gain at true size: a trained pair, grown to the shapes of large models, on long videos.
+"""The speed-up of SpecVLM and LVSpec at full size: a trained pair, grown to the shapes of large models, on long videos.
 
     python -m benchmarks.video.speed --target RUN/model --draft RUN/model --target-shape 32B --draft-shape 7B
 
-Both models are grown first (:mod:`benchmarks.decoding.grow`): the same text at the cost of larger models. All ways answer the
-same held-out prompts within one process, in turn; one round warms up, each further round is a run. Times are those of
-whole calls and, as the paper has it, of decoding alone: behind the prefill of both models, the first draft included.
+Both models are grown first (:mod:`benchmarks.decoding.grow`): the same text at the cost of larger models. All methods
+answer the same held-out prompts within one process, in turn. The first round warms up, each further round is a run.
+Times are those of whole calls and, as in the paper, of decoding alone: after the prefill of both models, with the first
+draft.
 
-A round costs R tokens of autoregressive decoding. It is timed by the decoder's own code on a text that stands still, so
-that the luck of drafts has no part in it (:mod:`benchmarks.video.rounds`). The cost model says that decoding is
-(T + 1) / R times as fast where T drafts of a round are accepted; it is printed beside what the clock says.
+A round costs as much as R tokens of autoregressive decoding. It is timed with the decoder's own code on a text that
+does not grow, so that R does not depend on how many drafts happen to be accepted (:mod:`benchmarks.video.rounds`). The
+cost model predicts that decoding is (T + 1) / R times as fast when T drafts of a round are accepted; the prediction is
+printed beside the measured speed-up.
 
-``--clips`` names frames and size, 128x112: with 14 pixels to a token and two frames to a step, 4,096 tokens.
+``--clips`` names frames and size: 128x112 has 4,096 tokens, with 14 pixels to a token and two frames to a step.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from benchmarks.video.rounds import RoundCost, round_cost
 from saccade.common.provenance import device_names
 from saccade.common.timing import clock
 from saccade.inference import Autoregressive, Decoder, LVSpec, SpecVLM
-from saccade.inference.huggingface.generation_config import generation_settings
+from saccade.inference.huggingface.generation_config import end_of_text_ids
 from saccade.inference.huggingface.models import cache_bytes, text_config
 from saccade.inference.statistics import DecodingStats
 
@@ -51,11 +53,11 @@ PEERS = ("transformers generate", "transformers assistant_model")
 
 @dataclass
 class Result:
-    """What one way did with one prompt.
+    """The result of one method for one prompt.
 
     Args:
         tokens: New tokens.
-        ready: Seconds until the prompt was read, by the draft too, and the first tokens were there.
+        ready: Seconds until both models have read the prompt and the first tokens are there.
         whole: Seconds until the last token.
         first: Tokens that came with the prefill.
         stats: The decoder's own counts; ``None`` for transformers.
@@ -71,29 +73,30 @@ class Result:
 
     @property
     def later(self) -> int:
-        """Tokens behind the prefill."""
+        """Tokens after the prefill."""
         return len(self.tokens) - self.first
 
 
 class Marks(BaseStreamer):
-    """Notes when tokens come out of ``model.generate``, and how many."""
+    """Records when ``model.generate`` gives tokens, and how many."""
 
     def __init__(self) -> None:
         self.notes: list[tuple[float, int]] = []
 
     def put(self, value: Tensor) -> None:
-        """Takes tokens that are on the host already."""
+        """Records tokens, which are on the host already."""
         self.notes.append((time.perf_counter(), value.numel()))
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Does nothing."""
 
 
-Way = Callable[[dict[str, Any]], Result]
+Method = Callable[[dict[str, Any]], Result]
+"""What is measured: a function from the inputs of one prompt to a result."""
 
 
 def decoders(draft: PreTrainedModel, engine: Any) -> dict[str, Decoder]:
-    """Our ways: the reference, and three that draft with the smaller model."""
+    """The measured decoders: the reference, and three that draft with the smaller model."""
     return {
         BASE: Autoregressive(engine=engine),
         NAIVE: SpecVLM(draft, selector="none", prune_ratio=0.0, engine=engine),
@@ -102,8 +105,8 @@ def decoders(draft: PreTrainedModel, engine: Any) -> dict[str, Decoder]:
     }
 
 
-def ours(decoder: Decoder, model: PreTrainedModel, new: int) -> Way:
-    """A decoder as a way."""
+def ours(decoder: Decoder, model: PreTrainedModel, new: int) -> Method:
+    """A decoder of this library as a method."""
 
     def run(inputs: dict[str, Any]) -> Result:
         out = decoder.generate(model, max_new_tokens=new, **inputs)
@@ -113,8 +116,8 @@ def ours(decoder: Decoder, model: PreTrainedModel, new: int) -> Way:
     return run
 
 
-def peer(model: PreTrainedModel, new: int, **settings: object) -> Way:
-    """``model.generate`` as its users call it.
+def peer(model: PreTrainedModel, new: int, **settings: object) -> Method:
+    """``model.generate`` as a method.
 
     With an assistant the first round is counted as prefill, because both models read the prompt in it.
     """
@@ -135,33 +138,32 @@ def peer(model: PreTrainedModel, new: int, **settings: object) -> Way:
 
 
 def measure(
-    ways: dict[str, Way], prompts: Sequence[dict[str, Tensor]], runs: int, warm_ups: int = 1
+    methods: dict[str, Method], prompts: Sequence[dict[str, Tensor]], runs: int, warm_ups: int = 1
 ) -> dict[str, list[list[Result]]]:
-    """For every way the results of its runs, all prompts each; the ways take turns.
+    """The results of every method, for each run those of all prompts; the methods take turns.
 
-    Ours warm up by a whole round, in which every width of step is captured. Transformers has nothing to capture and is
-    warm by then.
+    A whole round warms up this library's decoders: they capture every width of step in it.
     """
-    found: dict[str, list[list[Result]]] = {name: [] for name in ways}
-    for attempt in track(range(runs + warm_ups), description=f"runs of {len(ways)} ways"):
-        for name, way in ways.items():
-            made = [way(inputs) for inputs in prompts]
+    found: dict[str, list[list[Result]]] = {name: [] for name in methods}
+    for attempt in track(range(runs + warm_ups), description=f"runs of {len(methods)} methods"):
+        for name, method in methods.items():
+            made = [method(inputs) for inputs in prompts]
             if attempt >= warm_ups:
                 found[name].append(made)
     return {name: made for name, made in found.items() if made}
 
 
 def measure_peers(
-    ways: dict[str, Way], prompts: Sequence[dict[str, Tensor]], runs: int
+    methods: dict[str, Method], prompts: Sequence[dict[str, Tensor]], runs: int
 ) -> dict[str, list[list[Result]]]:
-    """The same without a warm-up; where one fails, its rows are missing and the reason is printed."""
+    """The same for transformers, without a warm-up; a method that fails is left out, and the reason is printed."""
     found: dict[str, list[list[Result]]] = {}
-    for name, way in ways.items():
+    for name, method in methods.items():
         try:
-            found |= measure({name: way}, prompts, runs, warm_ups=0)
-        except Exception as error:  # theirs, whatever it is, must not cost our rows
+            found |= measure({name: method}, prompts, runs, warm_ups=0)
+        except Exception as error:  # whatever happens there, the other rows are written
             reason = str(error).splitlines()[0] if str(error) else ""
-            Console(soft_wrap=True).print(f"{name} failed: {type(error).__name__} {reason}", markup=False)
+            Console(soft_wrap=True).print(f"{name} is left out: {type(error).__name__} {reason}", markup=False)
     return found
 
 
@@ -170,9 +172,9 @@ class Report:
 
     Args:
         case: In words.
-        found: For every way its runs.
-        data: The prompts' origin.
-        costs: For every decoder what its round costs.
+        found: The runs of every method.
+        data: Where the prompts are from.
+        costs: The cost of a round of every decoder.
         bounds: ``bytes_per_second`` of the device and ``bound``, the ms of an autoregressive token at that speed.
     """
 
@@ -188,7 +190,7 @@ class Report:
         self.one = median(pace(run) for run in found[BASE])
 
     def rows(self) -> list[dict[str, Any]]:
-        """All rows: a way's speed-ups, milliseconds and tokens a second, and the cost of relevance."""
+        """All rows: speed-ups, milliseconds a token and tokens a second of every method, and the cost of relevance."""
         made = []
         for name, runs in self.found.items():
             extra = self.facts(name, runs[-1])
@@ -223,7 +225,7 @@ class Report:
         )
 
     def facts(self, name: str, results: Sequence[Result]) -> dict[str, Any]:
-        """What is known of a way beside its times, from one of its runs."""
+        """The entries of a method's rows beside its times, from one of its runs."""
         texts = [item.tokens for item in results]
         own = [item.tokens for item in self.found[BASE][-1]]
         extra: dict[str, Any] = {
@@ -251,7 +253,7 @@ class Report:
         return extra
 
     def predicted(self, name: str, accepted: float) -> dict[str, Any]:
-        """What the cost model says, and what the draft holds."""
+        """The prediction of the cost model, and the memory that the draft's prompt takes."""
         cost = self.costs[name]
         extra: dict[str, Any] = {
             "R": cost.whole / self.one,
@@ -269,40 +271,40 @@ class Report:
         return extra
 
     def slots(self, texts: Sequence[Sequence[int]]) -> float:
-        """Share of the clips' facts that are told."""
+        """Share of the clips' facts that the texts tell."""
         scores = [self.data.score(item, text) for item, text in enumerate(texts)]
         return sum(score.right for score in scores) / sum(score.asked for score in scores)
 
 
 def pace(run: Sequence[Result]) -> float:
-    """Seconds for each token behind the prefill."""
+    """Seconds for each token after the prefill."""
     return sum(item.whole - item.ready for item in run) / max(1, sum(item.later for item in run))
 
 
 def rate(run: Sequence[Result]) -> float:
-    """Tokens for each second of whole calls."""
+    """Tokens a second of whole calls."""
     return sum(len(item.tokens) for item in run) / sum(item.whole for item in run)
 
 
 def clip(text: str) -> tuple[int, int]:
-    """Frames and size from ``128x112``."""
+    """Reads frames and size from a text such as ``128x112``."""
     try:
         frames, size = (int(part) for part in text.split("x"))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"a clip is FRAMESxSIZE with two whole numbers, got {text}: for example 128x112"
+            f"must be FRAMESxSIZE with two whole numbers, got {text}: give for example 128x112"
         ) from None
     return frames, size
 
 
 def grown(path: str, name: str, vocabulary: int | None, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """A trained model at a named shape; a draft has the target's vocabulary, as speculation needs."""
+    """A trained model, grown to a named shape; a draft gets the target's vocabulary, which speculation needs."""
     shape = SHAPES[name] if vocabulary is None else replace(SHAPES[name], vocab_size=vocabulary)
     return grow(load(path, torch.float32), shape, dtype=dtype, device=device)
 
 
 def main() -> None:
-    """Measures, prints tables and a line of JSON each, writes the rows."""
+    """Measures, prints for each clip a table and one line of JSON, and writes the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--target", type=rows.model_place, required=True, help="folder of the trained target, with its tokenizer"
@@ -313,13 +315,13 @@ def main() -> None:
     parser.add_argument("--config", nargs="+", help="YAML files of the data; the target's run has one")
     parser.add_argument("--clips", nargs="+", type=clip, default=[(128, 112), (512, 112)], metavar="FRAMESxSIZE")
     parser.add_argument("--prompts", type=rows.positive, default=4)
-    parser.add_argument("--new-tokens", type=rows.positive, default=128, help="most new tokens; answers end before")
+    parser.add_argument("--new-tokens", type=rows.positive, default=128, help="most new tokens; answers may be shorter")
     parser.add_argument("--runs", type=rows.positive, default=3)
-    parser.add_argument("--peer-runs", type=int, default=1, help="runs in which transformers takes part")
+    parser.add_argument("--peer-runs", type=int, default=1, help="runs of transformers; 0 leaves it out")
     parser.add_argument("--repeats", type=rows.positive, default=20, help="rounds that are timed for R")
     parser.add_argument("--engine", default="auto", choices=("auto", "eager", "graph"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, float32 elsewhere")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, else float32")
     chosen = parser.parse_args()
     torch.manual_seed(SEED)
     on_gpu = torch.device(chosen.device).type == "cuda"
@@ -341,7 +343,7 @@ def main() -> None:
         rows.replace(made.rows())
         report(made.rows(), case)
         reports.append((made, prompts))
-    # transformers takes minutes: our rows of all lengths are safe by then
+    # transformers takes minutes, so the other rows are written first
     theirs = peer(target, chosen.new_tokens), peer(target, chosen.new_tokens, assistant_model=draft)
     peers = dict(zip(PEERS, theirs, strict=True))
     for made, prompts in reports:
@@ -359,22 +361,22 @@ def measured(
     bandwidth: float,
     chosen: argparse.Namespace,
 ) -> Report:
-    """What our ways do at one length of video."""
+    """Measures the decoders at one length of video."""
     new, longest = chosen.new_tokens, max(inputs["input_ids"].shape[1] for inputs in prompts)
     for model in (target, draft):
         allow(model, longest + new)
-        if not generation_settings(model)["eos"]:
-            raise SystemExit("--target and --draft must know the token that ends a text: take exported models")
+        if not end_of_text_ids(model):
+            raise SystemExit("--target and --draft must name an end-of-text token, got none: take exported models.")
     kept = decoders(draft, chosen.engine)
-    ways = {name: ours(decoder, target, new) for name, decoder in kept.items()}
-    found = measure(ways, prompts, chosen.runs)
+    methods = {name: ours(decoder, target, new) for name, decoder in kept.items()}
+    found = measure(methods, prompts, chosen.runs)
     costs = {}
     for name, decoder in kept.items():
         results = found[name][-1]
         counts = [item.stats for item in results if item.stats is not None]
         accepted = round(sum(counts[1:], counts[0]).mean_accepted_draft_tokens)
         costs[name] = round_cost(decoder, target, prompts[0], found[BASE][-1][0].tokens, new, accepted, chosen.repeats)
-        decoder.floor.clear()  # the next length needs the memory
+        decoder.pool.clear()  # the next length needs the memory
     needed = weight_bytes(target) + cache_bytes(target, 1, longest + new // 2)
     bounds = {"bytes_per_second": bandwidth, "bound": 1e3 * needed / bandwidth}
     return Report(case, found, data, costs, bounds)
@@ -383,13 +385,13 @@ def measured(
 def report(made: Sequence[dict[str, Any]], case: str) -> None:
     """Prints the table, and the speed-ups as one line of JSON."""
     table = Table(title=case)
-    for column in ("way", "decoding", "(T+1)/R", "T", "R", "whole", "ms/token", "ready, s", "not its own", "equal",
+    for column in ("method", "decoding", "(T+1)/R", "T", "R", "whole", "ms/token", "ready, s", "relaxed", "equal",
                    "distinct-4"):  # fmt: skip
         table.add_column(column)
-    by_way: dict[str, dict[str, dict[str, Any]]] = {}
+    by_name: dict[str, dict[str, dict[str, Any]]] = {}
     for item in made:
-        by_way.setdefault(item["method"], {})[item["metric"]] = item
-    for name, found in by_way.items():
+        by_name.setdefault(item["method"], {})[item["metric"]] = item
+    for name, found in by_name.items():
         gain = found["decode_speedup"]
         table.add_row(
             name,
@@ -404,9 +406,9 @@ def report(made: Sequence[dict[str, Any]], case: str) -> None:
         )
     Console(width=170).print(table)
     console = Console(soft_wrap=True, highlight=False)
-    pace = by_way[BASE]["ms_per_token"]
+    pace = by_name[BASE]["ms_per_token"]
     console.print(
-        f"device: {', '.join(device_names())}; the memory allows an autoregressive token in {pace['bound']:.2f} ms"
+        f"device: {', '.join(device_names())}; the bound of an autoregressive token is {pace['bound']:.2f} ms"
     )
     brief = {
         f"{item['method']} {item['metric']}": round(item["value"], 4)

@@ -10,10 +10,10 @@ from benchmarks.rows import by_method, commits_of, each_case, interval, read, ru
 
 
 def video_acceptance() -> str:
-    """What pruning and relaxed rules do to acceptance, from :mod:`benchmarks.video.acceptance`."""
+    """The effect of pruning and of relaxed rules on acceptance, from :mod:`benchmarks.video.acceptance`."""
     rows = read("video_acceptance")
     if not rows:
-        return "No rows yet: run `benchmarks/video_rows.sh`."
+        return "No rows yet: run `python -m benchmarks.video.rows_gpu`."
     return each_case(rows, _acceptance_case)
 
 
@@ -39,8 +39,7 @@ def _acceptance_case(rows: list[dict[str, Any]]) -> str:
     if relaxed:
         lines += [
             *([""] if lines else []),
-            "| rule | accepted a round | of strict (95 %) | not the target's own | facts right |"
-            " of the target's (95 %) |",
+            "| rule | accepted a round | of strict (95 %) | relaxed tokens | facts right | of the target's (95 %) |",
             "| --- |" + " --- |" * 5,
         ]
         for row in relaxed:
@@ -53,16 +52,16 @@ def _acceptance_case(rows: list[dict[str, Any]]) -> str:
 
 
 def video_speed() -> str:
-    """What SpecVLM and LVSpec gain at true size, from :mod:`benchmarks.video.speed`; a table for each case."""
+    """The speed-up of SpecVLM and LVSpec at full size, from :mod:`benchmarks.video.speed`; a table for each case."""
     rows = read("video_speed")
     if not rows:
-        return "No rows yet: run `benchmarks/video_rows.sh`."
+        return "No rows yet: run `python -m benchmarks.video.rows_gpu`."
     return each_case(rows, _speed_case)
 
 
 def _speed_case(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| way | decoding (spread) | (T+1)/R | T | R | whole call (spread) | ms a token | not the target's own |"
+        "| method | decoding (spread) | (T+1)/R | T | R | whole call (spread) | ms a token | relaxed tokens |"
         " facts right | keys and values of the draft |",
         "| --- |" + " --- |" * 9,
     ]
@@ -81,49 +80,50 @@ def _speed_case(rows: list[dict[str, Any]]) -> str:
     share = next(mine["relevance_share"]["value"] for mine in found.values() if "relevance_share" in mine)
     lines += [
         "",
-        f"{_video_origin(rows)} Times as fast as Autoregressive, {runs_of(base)}. The memory allows an"
-        f" autoregressive token in {base['bound']:.2f} ms. Scoring relevance takes {share:.1%} of a round of LVSpec.",
+        f"{_video_origin(rows)} Speed-ups are over Autoregressive, {runs_of(base)}. Reading what an autoregressive"
+        f" token needs takes {base['bound']:.2f} ms. Relaxed tokens are those that the target would not have chosen."
+        f" Scoring relevance takes {share:.1%} of a round of LVSpec.",
     ]
     return "\n".join(lines)
 
 
 def video_brief() -> str:
-    """What decoding gains at the shapes of :mod:`benchmarks.video.speed`, a line for each shape, the fastest first.
+    """The speed-ups at the shapes of :mod:`benchmarks.video.speed`, a line for each shape, the fastest first.
 
-    A way that was measured more than once at a shape stands there with its last measurement.
+    Of a method that was measured more than once at a shape, the last measurement is shown.
     """
     found = read("video_speed")
     if not found:
-        return "No rows yet: run `benchmarks/video_rows.sh`."
+        return "No rows yet: run `python -m benchmarks.video.rows_gpu`."
     whole = {(row["case"], row["method"]): row["value"] for row in found if row["metric"] == "whole_speedup"}
     last: dict[str, dict[str, dict[str, Any]]] = {}
     for row in sorted(found, key=lambda row: row["date"]):
         if row["metric"] == "decode_speedup" and row["method"] != "Autoregressive":
             models = re.search(r"(\S+) with draft ([^,]+),.* (\d+) video", row["case"]).groups()  # type: ignore[union-attr]
             last.setdefault("{} with a {} draft, {}".format(*models), {})[row["method"]] = row
-    names = dict.fromkeys(name for ways in last.values() for name in ways)
+    names = dict.fromkeys(name for methods in last.values() for name in methods)
     lines = ["| models, video tokens | " + " | ".join(names) + " |", "| --- |" + " --- |" * len(names)]
-    for models, ways in sorted(last.items(), key=lambda one: -max(row["value"] for row in one[1].values())):
+    for models, methods in sorted(last.items(), key=lambda one: -max(row["value"] for row in one[1].values())):
         cells = []
         for name in names:
-            row = ways.get(name)
-            cells.append("" if row is None else f"{row['value']:.2f} / {whole[row['case'], name]:.2f}")
-            if row and row.get("relaxed_share"):
-                cells[-1] += f", {row['relaxed_share']:.1%}"
+            found_row = methods.get(name, {})
+            cells.append(f"{found_row['value']:.2f} / {whole[found_row['case'], name]:.2f}" if found_row else "")
+            if found_row.get("relaxed_share"):
+                cells[-1] += f", {found_row['relaxed_share']:.1%}"
         lines.append(f"| {models} | " + " | ".join(cells) + " |")
-    shown = [row for ways in last.values() for row in ways.values()]
+    shown = [row for methods in last.values() for row in methods.values()]
     first = max(shown, key=lambda row: row["date"])
     lines += [
         "",
-        "Times as fast as Autoregressive on the same engine, decoding / whole call, and the share of tokens that are"
-        f" not the target's own where there are any; bfloat16, batch 1; {first['device']}, torch"
+        "Times as fast as Autoregressive on the same engine, decoding / whole call, and the share of tokens that the"
+        f" target would not have chosen where there are any; bfloat16, batch 1; {first['device']}, torch"
         f" {first['versions']['torch']}, transformers {first['versions']['transformers']}; commit {commits_of(shown)}.",
     ]
     return "\n".join(lines)
 
 
 def video_relevance() -> str:
-    """How well LVSpec's relevance finds words about what is seen, from :mod:`benchmarks.video.relevance`."""
+    """How well LVSpec's relevance finds words about the video, from :mod:`benchmarks.video.relevance`."""
     rows = [row for row in read("video_relevance") if row["score_at"] == "judge"]
     if not rows:
         return "No rows yet: run `python -m benchmarks.video.relevance`."

@@ -7,18 +7,16 @@ from dataclasses import dataclass, field
 from torch import nn
 from transformers import PreTrainedModel
 
-from saccade.common.checks import check_count, check_model, check_share
-from saccade.inference.decoder import Decoder
+from saccade.common.checks import check_count, check_share
+from saccade.inference.draft_decoder import DraftModelDecoder
 from saccade.inference.drafting.draft_model import DraftModelDrafter
 from saccade.inference.drafting.draft_session import DraftSession
 from saccade.inference.drafting.drafter import Drafter
-from saccade.inference.drafting.loading import draft_for
-from saccade.inference.engine.config import EngineConfig, EngineKind
 from saccade.inference.request import Request
 
 
 @dataclass
-class AssistedDecoding(Decoder):
+class AssistedDecoding(DraftModelDecoder):
     """Speculative decoding with an independent draft model of the same vocabulary (arXiv 2211.17192, 2302.01318).
 
     Args:
@@ -26,23 +24,21 @@ class AssistedDecoding(Decoder):
             or a loaded model.
         draft_length: Most drafted tokens in a round.
         confidence_threshold: Drafting stops behind a token whose probability is below this; 0 never stops early.
-        engine: How forwards of both models run: a kind's name, or all settings (:class:`saccade.inference.EngineConfig`).
+        engine: How forwards of both models run: the name of a kind, or all settings
+            (:class:`saccade.inference.EngineConfig`).
 
     Raises:
         ValueError: A setting outside its range, a draft that cannot be loaded, or of another vocabulary.
     """
 
-    draft_model: str | PreTrainedModel
+    draft_model: str | PreTrainedModel = field()  # required: the base has a default
     draft_length: int = 5
     confidence_threshold: float = 0.4
-    engine: EngineConfig | EngineKind = "auto"
-    _loaded: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        EngineConfig.of(self.engine)  # refuses wrong settings
+        super().__post_init__()
         check_count("draft_length", self.draft_length)
         check_share("confidence_threshold", self.confidence_threshold)
-        check_model("draft_model", self.draft_model)
 
     @property
     def width(self) -> int:
@@ -51,6 +47,6 @@ class AssistedDecoding(Decoder):
 
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
         """Drafts with the small model, on a cache of its own."""
-        draft = draft_for(self.draft_model, model, request, self._loaded)
-        follower = DraftSession(draft, request.max_new_tokens + self.width, request.prompts, self.floor)
-        return DraftModelDrafter(follower, self.draft_length, self.confidence_threshold)
+        draft = self.draft(model, request)
+        draft_session = DraftSession(draft, request.max_new_tokens + self.width, request.prompts, self.pool)
+        return DraftModelDrafter(draft_session, self.draft_length, self.confidence_threshold)

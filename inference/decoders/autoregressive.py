@@ -6,14 +6,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from saccade.inference.decoder import Decoder
+from saccade.inference.decoder import EngineDecoder
 from saccade.inference.drafting.drafter import Drafter, NoDraft
-from saccade.inference.engine.config import EngineConfig, EngineKind
 from saccade.inference.request import Request
 
 
 @dataclass
-class Autoregressive(Decoder):
+class Autoregressive(EngineDecoder):
     """One token of the target's own in every forward.
 
     >>> Autoregressive().width
@@ -25,11 +24,6 @@ class Autoregressive(Decoder):
     Raises:
         ValueError: A setting of the engine outside its range.
     """
-
-    engine: EngineConfig | EngineKind = "auto"
-
-    def __post_init__(self) -> None:
-        EngineConfig.of(self.engine)  # refuses wrong settings
 
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
         """Proposes nothing."""

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from saccade.common.checks import check_count
-from saccade.inference.decoder import Decoder
+from saccade.inference.decoder import EngineDecoder
 from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.drafting.ngram import NgramDrafter
-from saccade.inference.engine.config import EngineConfig, EngineKind
 from saccade.inference.request import Request
 
 
 @dataclass
-class PromptLookup(Decoder):
+class PromptLookup(EngineDecoder):
     """Drafts what followed the most recent earlier occurrence of the text's last n-gram (A. Saxena, 2023).
 
     Good where the output repeats its input: code editing, summaries, extraction.
@@ -31,10 +30,9 @@ class PromptLookup(Decoder):
 
     max_ngram: int = 3
     draft_length: int = 8
-    engine: EngineConfig | EngineKind = "auto"
 
     def __post_init__(self) -> None:
-        EngineConfig.of(self.engine)  # refuses wrong settings
+        super().__post_init__()
         for name in ("max_ngram", "draft_length"):
             check_count(name, getattr(self, name))
 

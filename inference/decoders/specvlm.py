@@ -6,17 +6,13 @@ from dataclasses import dataclass, field
 from typing import get_args
 
 from torch import nn
-from transformers import PreTrainedModel
 
-from saccade.common.checks import check_model
-from saccade.inference.decoder import Decoder
+from saccade.inference.draft_decoder import DraftModelDecoder
 from saccade.inference.drafting.draft_session import DraftSession
 from saccade.inference.drafting.draft_tree import DraftTreeDrafter
 from saccade.inference.drafting.drafter import Drafter
-from saccade.inference.drafting.loading import draft_for
 from saccade.inference.drafting.static_trees import StaticTree
-from saccade.inference.engine.config import EngineConfig, EngineKind
-from saccade.inference.engine.observation import Observation
+from saccade.inference.engine.recording import Recording
 from saccade.inference.huggingface.visual_prompts import PositionRule
 from saccade.inference.reduction.draft_prompt import pruned_video
 from saccade.inference.reduction.selector import VideoSelector
@@ -25,7 +21,7 @@ from saccade.inference.request import Request
 
 
 @dataclass
-class SpecVLM(Decoder):
+class SpecVLM(DraftModelDecoder):
     """Drafts a token tree from a pruned video and verifies it on the whole one; output is the target's own.
 
     The draft keeps ``1 - prune_ratio`` of the video tokens: those that the target attended to while it read the
@@ -43,26 +39,22 @@ class SpecVLM(Decoder):
             ``[[0], [1], [0, 0]]``.
         positions: Rotary positions of the draft after pruning: ``original`` keeps those of the whole prompt (ours),
             ``compact`` counts what is left (the authors' code).
-        engine: How forwards of both models run: a kind's name, or all settings (:class:`saccade.inference.EngineConfig`).
+        engine: How forwards of both models run: the name of a kind, or all settings
+            (:class:`saccade.inference.EngineConfig`).
 
     Raises:
         ValueError: A setting outside its range, a draft that cannot be loaded or is of another family, a prompt
             without a video, or a question that stands before it.
     """
 
-    draft_model: str | PreTrainedModel | None = None
     prune_ratio: float = 0.9
     selector: VideoSelector | str = "two_stage"
     tree: str | list[list[int]] = "default"
     positions: PositionRule = "original"
-    engine: EngineConfig | EngineKind = "auto"
-    _loaded: dict[str, nn.Module] = field(default_factory=dict, init=False, repr=False, compare=False)
     _shape: StaticTree = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        EngineConfig.of(self.engine)  # refuses wrong settings
-        if self.draft_model is not None:
-            check_model("draft_model", self.draft_model)
+        super().__post_init__()
         make_selector(self.selector, self.prune_ratio)
         if self.positions not in get_args(PositionRule):
             raise ValueError(f"positions must be original or compact, got {self.positions!r}.")
@@ -78,14 +70,14 @@ class SpecVLM(Decoder):
         """Nodes of the tree."""
         return len(self._shape.paths)
 
-    def observation(self, model: nn.Module) -> Observation:
+    def recording(self, model: nn.Module) -> Recording:
         """The attention on the video, where the selector looks at it."""
-        return Observation(attention=make_selector(self.selector, self.prune_ratio).needs_scores)
+        return Recording(attention=make_selector(self.selector, self.prune_ratio).needs_scores)
 
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
         """Drafts trees on a session over the pruned prompt."""
         shared = self.draft_model is None
         video = pruned_video(self, model, request, self.selector, self.prune_ratio, self.positions, shared)
-        draft = model if self.draft_model is None else draft_for(self.draft_model, model, request, self._loaded)
+        draft = self.draft(model, request)
         extra = request.max_new_tokens + self.width
-        return DraftTreeDrafter(DraftSession(draft, extra, request.prompts, self.floor, video), self._shape)
+        return DraftTreeDrafter(DraftSession(draft, extra, request.prompts, self.pool, video), self._shape)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from saccade.common.transfer import to_device
-from saccade.inference.drafting.drafter import Drafter, NoDraft, Run
+from saccade.inference.drafting.drafter import Drafter, NoDraft
+from saccade.inference.state import GenerationState
 from saccade.inference.verification.draft import Draft
 
 
@@ -41,36 +42,36 @@ class ChainDrafter(Drafter):
         self.length = length
 
     @abstractmethod
-    def begin(self, run: Run) -> Tensor:
+    def begin(self, state: GenerationState) -> Tensor:
         """Logits ``[batch, vocabulary]`` behind the texts: the distribution of the first drafted token."""
 
     @abstractmethod
-    def step(self, run: Run, tokens: Tensor) -> Tensor:
+    def step(self, state: GenerationState, tokens: Tensor) -> Tensor:
         """Logits ``[batch, vocabulary]`` after one more token ``[batch, 1]``."""
 
-    def end(self, run: Run) -> None:
+    def end(self, state: GenerationState) -> None:
         """Called when the draft is complete."""
 
-    def thresholds(self, run: Run) -> list[float]:
+    def thresholds(self, state: GenerationState) -> list[float]:
         """Confidence below which a row stops drafting; 0 never stops."""
-        return [0.0] * len(run.texts)
+        return [0.0] * len(state.texts)
 
-    def draft(self, run: Run, limits: Sequence[int]) -> Draft:
+    def draft(self, state: GenerationState, limits: Sequence[int]) -> Draft:
         """Drafts until every row is unsure, at its limit, or ``length`` tokens long."""
         limits = [min(limit, self.length) for limit in limits]
-        thresholds = self.thresholds(run)
+        thresholds = self.thresholds(state)
         counts = [0] * len(limits)
         open_rows = {row for row, limit in enumerate(limits) if limit > 0}
         columns: list[Tensor] = []
         distributions: list[Tensor] = []
         while open_rows:
-            logits = self.step(run, columns[-1]) if columns else self.begin(run)
-            if run.sampling is None:
+            logits = self.step(state, columns[-1]) if columns else self.begin(state)
+            if state.sampling is None:
                 tokens = logits.argmax(-1, keepdim=True)
             else:
                 # closed rows draw nothing, so that a row's random numbers do not depend on its neighbours
-                uniforms = [stream.random() if row in open_rows else 0.5 for row, stream in enumerate(run.streams)]
-                drawn = run.session.floor.captured(("draft", run.sampling.warpers), run.sampling.proposals)
+                uniforms = [stream.random() if row in open_rows else 0.5 for row, stream in enumerate(state.streams)]
+                drawn = state.session.pool.captured(("draft", state.sampling.warpers), state.sampling.proposals)
                 # a captured function's results are overwritten by its next call
                 points = to_device(uniforms, logits.device, torch.float64)
                 distribution, tokens = (made.clone() for made in drawn(logits, points))
@@ -78,15 +79,15 @@ class ChainDrafter(Drafter):
             columns.append(tokens)
             unsure: list[bool] = [False] * len(counts)
             if any(thresholds):
-                sure = run.session.floor.captured("confidence", confidence)(logits, tokens).tolist()
+                sure = state.session.pool.captured("confidence", confidence)(logits, tokens).tolist()
                 unsure = [share < threshold for share, threshold in zip(sure, thresholds, strict=True)]
             for row in list(open_rows):
                 counts[row] += 1
                 if unsure[row] or counts[row] >= limits[row]:
                     open_rows.remove(row)
         if not columns:
-            return NoDraft().draft(run, limits)
-        self.end(run)
-        device = run.session.device
+            return NoDraft().draft(state, limits)
+        self.end(state)
+        device = state.session.device
         drafted = torch.stack(distributions, 1).to(device) if distributions else None
         return Draft(torch.cat(columns, 1).to(device), counts, drafted)

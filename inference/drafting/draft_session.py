@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from saccade.common.timing import clock
 from saccade.common.transfer import to_device
-from saccade.inference.drafting.drafter import Drafter, Run
+from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.engine.pool import EnginePool
 from saccade.inference.engine.session import Session
 from saccade.inference.reduction.draft_prompt import PrunedVideo
+from saccade.inference.state import GenerationState
 
 
 class DraftSession:
@@ -24,7 +25,7 @@ class DraftSession:
         model: The draft model, on the target's device and with its vocabulary.
         extra: Slots beyond the prompts: new tokens and the widest step.
         prompts: Token ids of all prompts of the batch.
-        floor: Engines that are kept from call to call; ``None`` runs eagerly.
+        pool: Engines that are kept from call to call; ``None`` runs eagerly.
         video: How much of the videos the draft reads; ``None`` for text.
     """
 
@@ -33,10 +34,10 @@ class DraftSession:
         model: nn.Module,
         extra: int,
         prompts: Sequence[Sequence[int]],
-        floor: EnginePool | None = None,
+        pool: EnginePool | None = None,
         video: PrunedVideo | None = None,
     ) -> None:
-        self.model, self.extra, self.floor, self.video = model, extra, floor, video
+        self.model, self.extra, self.pool, self.video = model, extra, pool, video
         self.prompts = prompts
         self.rows = list(range(len(prompts)))
         self.prefill_seconds = 0.0
@@ -54,26 +55,26 @@ class DraftSession:
             raise RuntimeError("the draft has not read its prompts yet: catch_up comes first.")
         return self._open
 
-    def catch_up(self, run: Run) -> Tensor:
+    def catch_up(self, state: GenerationState) -> Tensor:
         """Reads what was committed since the last call: at first the prompts.
 
         Args:
-            run: The generation.
+            state: The generation.
 
         Returns:
             Logits behind the texts, ``[batch, vocabulary]``.
         """
         if self._open is None:
-            begin = clock(run.session.device)
-            logits = self._read_prompts(run)
-            self.prefill_seconds = clock(run.session.device) - begin
+            begin = clock(state.session.device)
+            logits = self._read_prompts(state)
+            self.prefill_seconds = clock(state.session.device) - begin
             if self.video is None:
                 return logits
         session = self.session
-        ends = [len(text) - gone for text, gone in zip(run.texts, self._gone, strict=True)]
+        ends = [len(text) - gone for text, gone in zip(state.texts, self._gone, strict=True)]
         session.truncate([end - 1 for end in ends])
         pending = [
-            text[length + gone :] for text, length, gone in zip(run.texts, session.lengths, self._gone, strict=True)
+            text[length + gone :] for text, length, gone in zip(state.texts, session.lengths, self._gone, strict=True)
         ]
         longest = max(len(tokens) for tokens in pending)
         padded = to_device([tokens + [0] * (longest - len(tokens)) for tokens in pending], session.device)
@@ -104,14 +105,14 @@ class DraftSession:
         """Size of the draft's buffers."""
         return 0 if self._open is None else self._open.storage.bytes
 
-    def _read_prompts(self, run: Run) -> Tensor:
+    def _read_prompts(self, state: GenerationState) -> Tensor:
         visual = None
-        texts: Sequence[Sequence[int]] = run.texts
+        texts: Sequence[Sequence[int]] = state.texts
         if self.video is not None:
-            visual = self.video.prompts(self.model, run, self.rows, self.prompts)
+            visual = self.video.prompts(self.model, state, self.rows, self.prompts)
             texts = [prompt.tokens for prompt in visual]
         read = [self.prompts[row] for row in self.rows] if visual is None else texts
-        session = Session(self.model, max(len(text) for text in read) + self.extra, floor=self.floor)
+        session = Session(self.model, max(len(text) for text in read) + self.extra, pool=self.pool)
         self._open = session.__enter__()
         self._gone = [0] * len(texts)
         if visual is not None:
@@ -120,29 +121,29 @@ class DraftSession:
 
 
 class SessionDrafter(Drafter):
-    """A drafter whose state is a follower; a subclass sets ``follower`` and writes how it drafts."""
+    """A drafter whose state is a draft session; a subclass sets ``draft_session`` and writes how it drafts."""
 
-    follower: DraftSession
+    draft_session: DraftSession
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drops finished rows from the draft's cache."""
-        self.follower.keep(rows)
+        self.draft_session.keep(rows)
 
     def close(self) -> None:
         """Gives the draft model back as it was."""
-        self.follower.close()
+        self.draft_session.close()
 
     @property
     def forwards(self) -> int:
         """Forward calls of the draft model, its prefill included."""
-        return self.follower.forwards
+        return self.draft_session.forwards
 
     @property
     def cache_bytes(self) -> int:
         """Size of the draft's buffers."""
-        return self.follower.cache_bytes
+        return self.draft_session.cache_bytes
 
     @property
     def prefill_seconds(self) -> float:
         """Time of choosing and reading the draft's prompts."""
-        return self.follower.prefill_seconds
+        return self.draft_session.prefill_seconds

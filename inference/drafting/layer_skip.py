@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from saccade.inference.drafting.chain import ChainDrafter
-from saccade.inference.drafting.drafter import Run
+from saccade.inference.state import GenerationState
 from saccade.inference.verification.draft import Draft, Verdict
 
 
@@ -64,27 +64,27 @@ class LayerSkipDrafter(ChainDrafter):
         self.adaptive = adaptive
         self._before: list[int] = []
 
-    def begin(self, run: Run) -> Tensor:
+    def begin(self, state: GenerationState) -> Tensor:
         """Reads the last committed token, which is not in the cache yet."""
-        self._before = list(run.session.lengths)
-        tokens = run.session.token_column([text[-1] for text in run.texts])
-        return self.step(run, tokens)
+        self._before = list(state.session.lengths)
+        tokens = state.session.token_column([text[-1] for text in state.texts])
+        return self.step(state, tokens)
 
-    def step(self, run: Run, tokens: Tensor) -> Tensor:
+    def step(self, state: GenerationState, tokens: Tensor) -> Tensor:
         """One forward of the kept sub-layers, behind what was drafted so far."""
-        logits = run.session.forward(tokens, skipped=True)[:, -1]
-        run.session.commit([[0]] * len(run.texts))
+        logits = state.session.forward(tokens, skipped=True)[:, -1]
+        state.session.commit([[0]] * len(state.texts))
         return logits
 
-    def end(self, run: Run) -> None:
+    def end(self, state: GenerationState) -> None:
         """Rolls the cache back: the verification writes the same slots with all layers."""
-        run.session.truncate(self._before)
+        state.session.truncate(self._before)
 
-    def thresholds(self, run: Run) -> list[float]:
+    def thresholds(self, state: GenerationState) -> list[float]:
         """The controllers' thresholds."""
         return [controller.gamma for controller in self.controllers]
 
-    def observe(self, run: Run, draft: Draft, verdicts: Sequence[Verdict]) -> None:
+    def observe(self, state: GenerationState, draft: Draft, verdicts: Sequence[Verdict]) -> None:
         """Lets the controllers learn from the round."""
         if self.adaptive:
             for controller, verdict, drafted in zip(self.controllers, verdicts, draft.counts, strict=True):

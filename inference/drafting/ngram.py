@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from saccade.inference.drafting.drafter import Drafter, Run
+from saccade.inference.drafting.drafter import Drafter
+from saccade.inference.state import GenerationState
 from saccade.inference.verification.draft import Draft, Verdict
 
 
@@ -60,7 +61,7 @@ class NgramDrafter(Drafter):
         self.largest, self.length = largest, length
         self._indices: list[NgramIndex] = []
 
-    def draft(self, run: Run, limits: Sequence[int]) -> Draft:
+    def draft(self, state: GenerationState, limits: Sequence[int]) -> Draft:
         """Looks every row up; rows without a match get nothing."""
         proposals = [
             index.lookup(min(limit, self.length)) if limit > 0 else []
@@ -68,14 +69,14 @@ class NgramDrafter(Drafter):
         ]
         longest = max(len(proposal) for proposal in proposals)
         padded = [proposal + [0] * (longest - len(proposal)) for proposal in proposals]
-        tokens = torch.tensor(padded, dtype=torch.long, device=run.session.device).reshape(len(padded), longest)
+        tokens = torch.tensor(padded, dtype=torch.long, device=state.session.device).reshape(len(padded), longest)
         return Draft(tokens, [len(proposal) for proposal in proposals])
 
-    def observe(self, run: Run, draft: Draft, verdicts: Sequence[Verdict]) -> None:
+    def observe(self, state: GenerationState, draft: Draft, verdicts: Sequence[Verdict]) -> None:
         """Indexes the tokens that were committed since the last round."""
         if not self._indices:
-            self._indices = [NgramIndex(self.largest) for _ in run.texts]
-        for index, text in zip(self._indices, run.texts, strict=True):
+            self._indices = [NgramIndex(self.largest) for _ in state.texts]
+        for index, text in zip(self._indices, state.texts, strict=True):
             index.extend(text[len(index.text) :])
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -1,1 +1,1 @@
-"""The floor on which decoders stand: session, cache, synchronisation of ranks."""
+"""The pool on which decoders stand: session, cache, synchronisation of ranks."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
-from saccade.common.checks import check_count
+from saccade.common.checks import check_count, check_switch
 
 EngineKind = Literal["auto", "eager", "graph"]
 """``eager`` runs the Hugging Face modules as they are; ``graph`` replays captured steps; ``auto`` chooses."""
@@ -16,7 +16,7 @@ KINDS: tuple[EngineKind, ...] = ("auto", "eager", "graph")
 
 @dataclass
 class EngineConfig:
-    """Settings of the floor that a decoder stands on. Its results do not depend on them beyond rounding.
+    """Settings of the pool that a decoder stands on. Its results do not depend on them beyond rounding.
 
     Args:
         kind: ``eager`` calls the model's own modules for every step. ``graph`` keeps lengths, positions and tree masks
@@ -26,6 +26,8 @@ class EngineConfig:
             captured, both go on eagerly and say so once.
         prefill_chunk: Prompts longer than this are read in pieces of this many tokens, which bounds memory.
         capacity: Slots of each row in tokens, at least the longest text and the widest step; ``None`` is just enough.
+        check_model: Compare the logits of a model whose class the tests do not cover with the engine's, on a few tokens,
+            the first time that it is used, and refuse the model where they differ beyond rounding.
 
     Raises:
         ValueError: A setting outside its range.
@@ -34,11 +36,13 @@ class EngineConfig:
     kind: EngineKind = "auto"
     prefill_chunk: int = 8192
     capacity: int | None = None
+    check_model: bool = True
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"engine.kind must be one of {', '.join(KINDS)}, got {self.kind!r}.")
         check_count("engine.prefill_chunk", self.prefill_chunk)
+        check_switch("engine.check_model", self.check_model)
         if self.capacity is not None:
             check_count("engine.capacity", self.capacity)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from saccade.inference.engine.fused import FusedStep, why_not_fused
 from saccade.inference.engine.hf_attention import device_step
 from saccade.inference.engine.hf_cache import session_cache
 from saccade.inference.huggingface.models import last_position, text_config
-from saccade.inference.huggingface.sublayer_skip import SublayerSkip, layer_output
+from saccade.inference.huggingface.sublayer_skip import SublayerSkip, layer_output, skip_sets
 from saccade.inference.trees import MAX_NODES, TokenTree
 
 Attached = Callable[[bool], AbstractContextManager[None]]
@@ -39,11 +38,13 @@ class Step:
     Args:
         tokens: ``[batch, nodes]`` ids.
         known: All that the host knows beside them, in one piece: ``[2 * batch + 2 * nodes]``.
+        runs: How often the step has run.
         captured: The graph, and the logits and states that it writes.
     """
 
     tokens: Tensor
     known: Tensor
+    runs: int = 0
     captured: tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None] | None = field(default=None, repr=False)
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -69,7 +70,7 @@ class GraphEngine:
         batch: Rows.
         capacity: Slots of each row that texts may use; the widest padded step is added.
         skip: Sub-layers that skipped steps leave out.
-        observed: Layer whose output is noted (:class:`saccade.inference.engine.observation.Observation`).
+        observed: Layer whose output is noted (:class:`saccade.inference.engine.recording.Recording`).
     """
 
     def __init__(
@@ -86,13 +87,11 @@ class GraphEngine:
         self.storage = KVCache(config.num_hidden_layers, capacity + MAX_NODES, captured=True)
         self.cache = session_cache(self.storage, config.num_hidden_layers)
         self._last_position = last_position(model)
-        reason = why_not_fused(model)
-        self._fused = None if reason else FusedStep(model)
-        if reason:
-            warnings.warn(
-                f"{type(model).__name__}: its own modules run in the graph, without fused kernels: {reason}.",
-                stacklevel=2,
-            )
+        self._fused = None if why_not_fused(model) else FusedStep(model)
+        self.proven = self._fused is not None
+        """Whether replayed steps are known to be right; a model's own modules may have been captured with a value of
+        the host that changes from step to step, so their first replay is compared with an eager step."""
+        self.replayed = False  # whether the last step had run before
         self._steps: dict[tuple[int, bool], Step] = {}
         self._pool: Any = None
         self._signature = _addresses(model)
@@ -111,7 +110,7 @@ class GraphEngine:
             and observed == self.observed
             and batch == self.batch
             and capacity <= self.capacity
-            and _sets(skip) == _sets(self.skip)
+            and skip_sets(skip) == skip_sets(self.skip)
             and _addresses(model) == self._signature
         )
 
@@ -151,6 +150,8 @@ class GraphEngine:
                 torch.zeros(self.batch, padded, dtype=torch.long, device=tokens.device),
                 torch.zeros(2 * self.batch + 2 * padded, dtype=torch.long, device=tokens.device),
             )
+        step.runs += 1
+        self.replayed = step.runs > 1
         step.tokens[:rows, :nodes].copy_(tokens)
         # nobody looks at padding nodes: at depth 0 they see the prefix and the root
         extra = padded - nodes
@@ -170,7 +171,7 @@ class GraphEngine:
         lengths, offsets, depths, ancestors = step.parts()
         positions = ((lengths + offsets)[:, None] + depths).clamp(max=self._last_position)
         if self._fused is not None:
-            attention, mlp = _sets(self.skip) if skipped else (frozenset(), frozenset())
+            attention, mlp = skip_sets(self.skip) if skipped else (frozenset(), frozenset())
             return self._fused(step.tokens, positions, lengths, ancestors, self.storage, attention, mlp, self.observed)
         device_side = device_step(lengths, ancestors)
         noted = layer_output(self.model, self.observed)
@@ -208,9 +209,18 @@ class GraphEngine:
         return step.captured
 
 
-def _sets(skip: SublayerSkip | None) -> tuple[frozenset[int], frozenset[int]]:
-    return (frozenset(), frozenset()) if skip is None else (skip.attention, skip.mlp)
-
-
 def _addresses(model: nn.Module) -> tuple[int, ...]:
     return tuple(weight.data_ptr() for weight in model.parameters())
+
+
+def why_not_captured(model: nn.Module) -> str:
+    """Why a model's steps should not be captured unasked, or an empty string.
+
+    Hooks and changed forwards are code of the host: a graph would run them once, at its capture, and never again.
+    """
+    for path, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            return f"{path or type(model).__name__} has a hook or a changed forward"
+    if any(weight.device.type == "meta" for weight in model.parameters()):
+        return "some of its weights are not loaded"
+    return ""

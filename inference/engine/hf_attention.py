@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from saccade.inference.engine.attention import decode_attention
-from saccade.inference.engine.observation import watching
-
-if TYPE_CHECKING:
-    pass
-
+from saccade.inference.engine.recording import active_recorder
+from saccade.inference.huggingface.model_lock import ModelLock, evaluation_mode
 
 ATTENTION_NAME = "saccade"
 
+# Arguments of transformers' attention functions that say nothing about which scores are computed: positions are turned
+# into queries and keys already, and the others choose outputs, kernels or the loss.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "cache_position",
+        "deterministic",
+        "logits_to_keep",
+        "num_items_in_batch",
+        "output_hidden_states",
+        "output_router_logits",
+        "past_key_values",
+        "position_embeddings",
+        "position_ids",
+        "return_dict",
+        "target_dtype",
+        "use_cache",
+    }
+)
 
 _DEVICE_STEP: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("saccade_device_step", default=None)
 
@@ -47,7 +62,7 @@ def session_attention(
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    **_: Any,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention over "prefix + token tree" as transformers' attention interface expects it.
 
@@ -60,16 +75,21 @@ def session_attention(
         value: Like ``key``.
         attention_mask: ``[batch or 1, 1, tokens, slots]``, true where a token may look, from the session.
             ``None``: causal when several tokens fill an empty cache, everything visible to a single token.
-        dropout: Ignored; a session never trains.
+        dropout: Must be 0; a session never trains.
         scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
+        others: What a model hands over beside these (a sliding window, attention sinks, a cap on the scores, ...).
 
     Returns:
         ``[batch, tokens, heads, head_dim]`` and ``None`` for the attention weights.
+
+    Raises:
+        ValueError: An argument that changes the result and is not known here; the message names it.
     """
+    _refuse_other_arguments(module, attention_mask, dropout, others)
     batch, heads, tokens, head_dim = query.shape
     kv_heads, slots = key.shape[1], key.shape[2]
     groups = heads // kv_heads
-    if (watcher := watching()) is not None:
+    if (watcher := active_recorder()) is not None:
         watcher.add(query, key, scaling)
     if (step := _DEVICE_STEP.get()) is not None:
         return decode_attention(query, key, value, *step, scaling=scaling), None
@@ -87,11 +107,40 @@ def session_attention(
     return out.reshape(batch, heads, tokens, value.shape[-1]).transpose(1, 2).contiguous(), None
 
 
+def _refuse_other_arguments(
+    module: nn.Module, attention_mask: Tensor | None, dropout: float, others: Mapping[str, Any]
+) -> None:
+    """Refuses whatever would change the scores: ``None``, false and 0 are taken as "off"."""
+    name = type(module).__name__
+    if others.get("is_causal") is False or getattr(module, "is_causal", True) is False:
+        raise ValueError(
+            f"{name} attends in both directions (is_causal=False), which no cached decoder can follow: use a causal "
+            "model."
+        )
+    if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.shape[1] != 1:
+        raise ValueError(
+            f"{name} has an attention_mask for each head, which a session's attention does not know: decode this model "
+            "with model.generate."
+        )
+    for key, value in {**others, "dropout": dropout}.items():
+        if key in _WITHOUT_EFFECT or key == "is_causal" or _is_off(value):
+            continue
+        shown = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"={value!r}"
+        raise ValueError(
+            f"{name} hands {key}{shown} to its attention, which a session's attention does not know: decode this model "
+            "with model.generate."
+        )
+
+
+def _is_off(value: Any) -> bool:
+    return value is None or (isinstance(value, (bool, int, float)) and not value)
+
+
 class SessionAttention:
     """Hands a model's attention to a session, and puts the model in evaluation mode, for single forwards.
 
-    Between the forwards the model is the user's own: a stream may be left unfinished, two may take turns, and a target
-    may share its configuration, or all of itself, with its draft.
+    Between the forwards the model is as the user left it: a stream may be left unfinished, two may take turns, and a
+    target may share its configuration, or all of itself, with its draft. Threads take turns forward by forward.
 
     Args:
         model: A supported Hugging Face model.
@@ -102,22 +151,19 @@ class SessionAttention:
 
         AttentionInterface.register(ATTENTION_NAME, session_attention)
         self._parts: list[Any] = list(model.modules())
+        self._lock = ModelLock(model)
         configs = {id(part.config): part.config for part in self._parts if hasattr(part, "config")}
         self._configs = [item for item in configs.values() if hasattr(item, "_attn_implementation_internal")]
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Within this context the model is the session's; restored on the way out, also after an exception."""
-        before = [config._attn_implementation_internal for config in self._configs]
-        training = [part for part in self._parts if part.training]
-        try:
-            for config in self._configs:
-                config._attn_implementation_internal = ATTENTION_NAME
-            for part in training:
-                part.training = False
-            yield
-        finally:
-            for config, implementation in zip(self._configs, before, strict=True):
-                config._attn_implementation_internal = implementation
-            for part in training:
-                part.training = True
+        """Within this context the model uses the session's attention; restored at its end, also after an error."""
+        with self._lock.held(), evaluation_mode(self._parts):
+            before = [config._attn_implementation_internal for config in self._configs]
+            try:
+                for config in self._configs:
+                    config._attn_implementation_internal = ATTENTION_NAME
+                yield
+            finally:
+                for config, implementation in zip(self._configs, before, strict=True):
+                    config._attn_implementation_internal = implementation

@@ -15,9 +15,9 @@ from saccade.inference.engine.config import EngineConfig
 from saccade.inference.engine.graphs import GraphEngine, NotCapturedError
 from saccade.inference.engine.hf_attention import SessionAttention
 from saccade.inference.engine.hf_cache import session_cache
-from saccade.inference.engine.observation import Noted, Observation, VisualAttention
 from saccade.inference.engine.pool import EnginePool
 from saccade.inference.engine.rank_agreement import RankAgreement
+from saccade.inference.engine.recording import AttentionRecorder, Recorded, Recording
 from saccade.inference.huggingface.models import (
     cache_bytes,
     check_supported,
@@ -30,25 +30,32 @@ from saccade.inference.huggingface.sublayer_skip import SublayerSkip, layer_outp
 from saccade.inference.huggingface.visual_prompts import VisualPrompt
 from saccade.inference.trees import TokenTree
 
+# relative difference of the logits of a replayed and an eager step: their kernels round differently, and a mixture of
+# experts may choose another expert where two are level; a value that was captured by mistake changes much more
+_REPLAY_TOLERANCE = {torch.float64: 1e-6, torch.float32: 0.01}
+
 
 class Session:
     """Drives a Hugging Face model over growing texts whose rows have their own lengths.
 
-    The model is changed while a forward runs, never between forwards. Use the session as a context manager: it gives
-    the memory of its cache back at the end.
+    The model is changed while a forward runs, never between forwards. Use the session as a context manager: it frees
+    its cache at the end.
     ``lengths[b]`` tokens of row ``b`` are in the cache. ``forward`` writes behind them without moving the lengths,
     ``commit`` keeps what was accepted, ``truncate`` rolls back. Rolling back moves a number and nothing else.
+
+    A session outlives a generation where it is handed to :meth:`saccade.inference.Decoder.start`: the next prompt then
+    reads only what the cache does not hold yet.
 
     Args:
         model: A decoder-only Hugging Face model with full attention, for example Llama, Qwen2 or Qwen3.
         capacity: Slots of each row: the longest text plus the widest step.
         skip: Sub-layers that ``forward(..., skipped=True)`` leaves out.
         synced: Agree with the other ranks before every forward, as sharded weights (ZeRO-3, FSDP) need.
-        floor: Where engines are kept from session to session; ``None`` is a floor of default settings.
-        observation: What is noted in ``noted`` beside the logits; ``None`` notes nothing.
+        pool: Where graph engines are kept from session to session; ``None`` is a pool of default settings.
+        recording: What is recorded in ``recorded`` beside the logits; ``None`` records nothing.
 
     Raises:
-        ValueError: The model cannot be driven exactly (the message says what stands in the way).
+        ValueError: The model cannot be driven exactly (the message names the reason).
     """
 
     def __init__(
@@ -58,36 +65,35 @@ class Session:
         *,
         skip: SublayerSkip | None = None,
         synced: bool = False,
-        floor: EnginePool | None = None,
-        observation: Observation | None = None,
+        pool: EnginePool | None = None,
+        recording: Recording | None = None,
     ) -> None:
         check_supported(model)
         self.model = model
         self.skip = skip
         self.device = device_of(model)
-        config = text_config(model)
-        layers = config.num_hidden_layers
-        self.floor = floor or EnginePool(EngineConfig())
-        wanted = self.floor.settings.capacity
+        self.pool = pool or EnginePool(EngineConfig())
+        wanted = self.pool.settings.capacity
         if wanted is not None and wanted < capacity:
             raise ValueError(
-                f"engine.capacity is {wanted} tokens, but the longest text and its widest step need {capacity}: raise "
-                "it, or leave it out."
+                f"engine.capacity must be at least {capacity} tokens, the longest text and its widest step, got "
+                f"{wanted}: raise it, or leave it out."
             )
-        capacity = capacity if wanted is None else wanted
-        self._engine: GraphEngine | None = None
-        self._last_position = last_position(model)
-        self.storage = KVCache(layers, capacity)
-        self.cache = session_cache(self.storage, layers)
+        self.capacity = capacity if wanted is None else wanted
+        self.recording = recording or Recording()
+        self.recorded = Recorded()
         self.lengths: list[int] = []
         self.offsets: list[int] = []
-        self.observation = observation or Observation()
-        self.noted = Noted()
         self.target_forwards = 0
         self.draft_forwards = 0
+        self._texts: list[list[int]] = []  # tokens that are known to be in the cache, from the first on
+        self._engine: GraphEngine | None = None
+        self._new_storage()
+        self._last_position = last_position(model)
         self._closed = False
+        self._in_use = False
         self._attention = SessionAttention(model)
-        self.gate = self._make_gate() if synced else None
+        self.agreement = self._make_agreement() if synced else None
         # Sharded weights are gathered into tensors that training uses again: those must not be inference tensors.
         self._grad_free = torch.no_grad if synced else torch.inference_mode
 
@@ -97,14 +103,43 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._closed = True
-        if self._engine is None:
-            self.storage.clear()
-        else:
-            self.floor.give_back(self._engine)
+        self.close()
+
+    def close(self) -> None:
+        """Frees the cache, or gives the engine back to the pool; the session cannot be used any more."""
+        if not self._closed:
+            self._closed = True
+            self._free()
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Reserves the session for one generation at a time.
+
+        Raises:
+            ValueError: Another generation uses it, or it is closed.
+        """
+        self._check_open()
+        if self._in_use:
+            raise ValueError("the session is in use by another generation: finish or close that one first.")
+        self._in_use = True
+        try:
+            yield
+        finally:
+            self._in_use = False
+
+    def remember(self, texts: Sequence[Sequence[int]]) -> None:
+        """Notes which tokens the cache holds, so that the next prompt reads only what follows them.
+
+        Args:
+            texts: For every row the tokens that were read, and perhaps more.
+        """
+        self._texts = [list(text[:length]) for text, length in zip(texts, self.lengths, strict=True)]
 
     def prefill(self, prompts: Sequence[Sequence[int]], visual: Sequence[VisualPrompt] | None = None) -> Tensor:
-        """Reads the prompts, padded on the right inside, into an empty cache.
+        """Reads the prompts, padded on the right inside.
+
+        What the cache already holds of them, from their beginning on, is not read again: in a batch, as much as is
+        known of every row. Prompts with images or videos, and another number of rows, begin with an empty cache.
 
         Args:
             prompts: One list of token ids for each row; lengths may differ.
@@ -121,15 +156,20 @@ class Session:
         if not all(lengths):
             raise ValueError(f"the prompt of row {lengths.index(0)} is empty: give at least one token.")
         longest = max(lengths)
-        self._allocate(len(prompts))
+        known = 0 if visual is not None else self._known(prompts)
+        if known == 0:
+            if self.lengths:
+                self._free()
+                self._new_storage()
+            self._allocate(len(prompts))
         tokens = torch.tensor([list(prompt) + [0] * (longest - len(prompt)) for prompt in prompts]).to(self.device)
-        watch = None
-        if visual is not None and self.observation.attention:
-            watch = VisualAttention([prompt.visual for prompt in visual], lengths)
+        recorder = None
+        if visual is not None and self.recording.attention:
+            recorder = AttentionRecorder([prompt.visual for prompt in visual], lengths)
         states: list[Tensor] = []
         last: list[Tensor | None] = [None] * len(prompts)
-        for start in range(0, longest, self.floor.settings.prefill_chunk):
-            stop = min(longest, start + self.floor.settings.prefill_chunk)
+        for start in range(known, longest, self.pool.settings.prefill_chunk):
+            stop = min(longest, start + self.pool.settings.prefill_chunk)
             self.storage.place([start] * len(prompts), stop - start)
             ends = sorted({length - 1 - start for length in lengths if start < length <= stop})
             keep = torch.tensor(ends or [0], device=self.device)
@@ -139,29 +179,55 @@ class Session:
             else:
                 read, positions = _visual_piece(visual, start, stop)
             self._count(skipped=False)
-            with nullcontext() if watch is None else watch.watching(start):
+            with nullcontext() if recorder is None else recorder.recording(start):
                 logits = self._call(read, None, positions, keep, False)
-            if visual is not None and self.noted.states is not None:
-                states.append(self.noted.states)
+            if visual is not None and self.recorded.states is not None:
+                states.append(self.recorded.states)
             for row, length in enumerate(lengths):
                 if start < length <= stop:
                     last[row] = logits[row, ends.index(length - 1 - start)]
         self.lengths = lengths
+        self._texts = [list(prompt) for prompt in prompts]
         self.offsets = [0] * len(prompts) if visual is None else [prompt.offset for prompt in visual]
-        if watch is not None:
-            self.noted.scores = watch.scores()
+        if visual is not None:
+            self._texts = [[] for _ in prompts]  # the tokens alone do not say which images stand in their places
+        if recorder is not None:
+            self.recorded.scores = recorder.scores()
         if visual is not None and states:
             whole = torch.cat(states, 1)
-            self.noted.visual_states = [whole[row, prompt.visual] for row, prompt in enumerate(visual)]
+            self.recorded.visual_states = [whole[row, prompt.visual] for row, prompt in enumerate(visual)]
         # the states behind the prompts judge the first token as a forward's states judge theirs
-        self.noted.states = None
+        self.recorded.states = None
         return torch.stack([row for row in last if row is not None])
+
+    def _known(self, prompts: Sequence[Sequence[int]]) -> int:
+        """How many leading tokens of all prompts the cache holds; the last token of each is always read."""
+        if len(prompts) != len(self.lengths) or any(self.offsets):
+            return 0
+        shared = []
+        for prompt, text, length in zip(prompts, self._texts, self.lengths, strict=True):
+            most = min(len(prompt) - 1, len(text), length)
+            differing = (place for place in range(most) if prompt[place] != text[place])
+            shared.append(next(differing, most))
+        return min(shared)
+
+    def _new_storage(self) -> None:
+        layers = text_config(self.model).num_hidden_layers
+        self.storage = KVCache(layers, self.capacity)
+        self.cache = session_cache(self.storage, layers)
+        self.lengths, self.offsets, self._texts, self.recorded = [], [], [], Recorded()
+
+    def _free(self) -> None:
+        if self._engine is None:
+            self.storage.clear()
+        else:
+            self.pool.give_back(self._engine)
+            self._engine = None
 
     def _allocate(self, batch: int) -> None:
         """Takes an engine where the settings ask for one, and refuses a cache that the device cannot hold."""
-        capacity = self.storage.capacity
-        layer = self.observation.layer
-        self._engine = self.floor.lease(self.model, batch, capacity, self.skip, self.gate is not None, layer)
+        layer = self.recording.layer
+        self._engine = self.pool.lease(self.model, batch, self.capacity, self.skip, self.agreement is not None, layer)
         if self._engine is not None:
             self.storage, self.cache = self._engine.storage, self._engine.cache
         if not self.storage.bytes:
@@ -199,14 +265,29 @@ class Session:
         if self._engine is not None:
             try:
                 with self._grad_free():
-                    logits, self.noted.states = self._engine.forward(
+                    logits, self.recorded.states = self._engine.forward(
                         tokens, self.lengths, self.offsets, shape, skipped, self._attached
                     )
+                if not self._engine.proven and self._engine.replayed:
+                    return self._proven(logits, tokens, shape, skipped)
                 return logits
             except NotCapturedError as error:
-                self.floor.refuse(self.model, error)
+                self.pool.refuse(self.model, error)
                 self._engine = None
         return self._eager(tokens, shape, skipped)
+
+    def _proven(self, replayed: Tensor, tokens: Tensor, shape: TokenTree, skipped: bool) -> Tensor:
+        """The logits of a replayed step, if an eager one agrees; else those of the eager one, as from then on."""
+        states = self.recorded.states
+        eager = self._eager(tokens, shape, skipped)
+        difference = (replayed - eager).double().norm() / eager.double().norm()
+        if self._engine is not None and bool(difference < _REPLAY_TOLERANCE.get(eager.dtype, 0.2)):
+            self._engine.proven = True
+            self.recorded.states = states
+            return replayed
+        self.pool.refuse(self.model, NotCapturedError("a replayed step differs from the model's own forward"))
+        self._engine = None
+        return eager
 
     def _eager(self, tokens: Tensor, shape: TokenTree, skipped: bool) -> Tensor:
         nodes = tokens.shape[1]
@@ -255,6 +336,9 @@ class Session:
         if min(lengths, default=0) < 0:
             raise ValueError(f"lengths must not be below 0, got {list(lengths)}.")
         self.lengths = [min(old, new) for old, new in zip(self.lengths, lengths, strict=True)]
+        for row, (text, length) in enumerate(zip(self._texts, self.lengths, strict=True)):
+            if length < len(text):  # what is written there next may be another token
+                self._texts[row] = text[:length]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drops all rows but the given ones, in their order."""
@@ -265,18 +349,19 @@ class Session:
                 self.storage.compact(rows)
         self.lengths = [self.lengths[row] for row in rows]
         self.offsets = [self.offsets[row] for row in rows]
-        self.noted.keep(rows)
+        self._texts = [self._texts[row] for row in rows]
+        self.recorded.keep(rows)
 
     def drain(self) -> None:
         """Takes part in the forwards of other ranks until all are done; nothing to do without ``synced``."""
-        if self.gate is not None:
+        if self.agreement is not None:
             with self._grad_free():
-                self.gate.drain()
+                self.agreement.drain()
 
     def _call(
         self, read: dict[str, Tensor], mask: Tensor | None, positions: Tensor, keep: Tensor | int, skipped: bool
     ) -> Tensor:
-        layer = self.observation.layer
+        layer = self.recording.layer
 
         def run() -> Tensor:
             with self._attached(skipped), layer_output(self.model, layer) as taken:
@@ -288,11 +373,13 @@ class Session:
                     use_cache=True,
                     logits_to_keep=keep,
                 ).logits
-            self.noted.states = taken[0] if taken else None
-            return logits
+            self.recorded.states = taken[0] if taken else None
+            # a forward that does not know logits_to_keep returns the logits of all tokens
+            wanted = isinstance(keep, Tensor) and logits.shape[1] != len(keep)
+            return logits[:, keep] if wanted else logits
 
         with self._grad_free():
-            return run() if self.gate is None else self.gate.call("draft" if skipped else "target", run)
+            return run() if self.agreement is None else self.agreement.call("draft" if skipped else "target", run)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -313,7 +400,7 @@ class Session:
             else:
                 yield
 
-    def _make_gate(self) -> RankAgreement:
+    def _make_agreement(self) -> RankAgreement:
         def dummy(skipped: bool) -> None:
             token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
             with self._attached(skipped):

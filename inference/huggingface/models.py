@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import inspect
+from functools import partial
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    pass
+# Rotary scalings whose frequencies do not change with the length of the text; the factor says how far they reach.
+_FIXED_SCALINGS = ("linear", "yarn", "llama3")
 
 
 def text_config(model: Any) -> Any:
@@ -21,10 +23,69 @@ def language_part(model: nn.Module) -> nn.Module:
     return next((part for path, part in model.named_modules() if path.split(".")[-1] == "language_model"), model)
 
 
+def base_model(model: nn.Module) -> nn.Module:
+    """The Hugging Face model inside wrappers of PEFT; the model itself where there are none."""
+    while hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+        inner = model.get_base_model()
+        if inner is model:
+            break
+        model = inner
+    return model
+
+
+def takes_logits_to_keep(model: nn.Module) -> bool:
+    """Whether a model's forward names ``logits_to_keep``, as seen through wrappers of PEFT.
+
+    A forward with ``**kwargs`` may swallow it, so it is not handed over there; see :func:`kept_logits`.
+    """
+    return "logits_to_keep" in inspect.signature(base_model(model).forward).parameters
+
+
+def kept_logits(logits: Tensor, keep: Tensor | int, tokens: int) -> Tensor:
+    """The wanted logits, whether or not the model has left out the others.
+
+    Args:
+        logits: ``[batch, tokens or kept, vocabulary]``, as a forward returned them.
+        keep: Indices of the wanted places; a number counts them from the end, 0 is all.
+        tokens: Places that the forward has read.
+
+    Returns:
+        ``[batch, kept, vocabulary]``.
+
+    Raises:
+        ValueError: Neither all places nor the wanted ones came back.
+    """
+    wanted = len(keep) if isinstance(keep, Tensor) else keep or tokens
+    if logits.shape[1] == wanted:
+        return logits
+    if logits.shape[1] != tokens:
+        raise ValueError(
+            f"the forward returned logits of {logits.shape[1]} places, {wanted} of {tokens} were wanted: its "
+            "logits_to_keep must be that of transformers."
+        )
+    return logits[:, keep.to(logits.device)] if isinstance(keep, Tensor) else logits[:, -wanted:]
+
+
 def device_of(model: Any) -> torch.device:
-    """The device on which a Hugging Face model takes its token ids."""
-    device: torch.device = model.get_input_embeddings().weight.device
+    """The device on which a Hugging Face model takes its token ids, also where accelerate has offloaded its weights."""
+    embedding = model.get_input_embeddings()
+    device: torch.device = embedding.weight.device
+    if device.type == "meta":
+        hook = getattr(embedding, "_hf_hook", None)
+        for each in getattr(hook, "hooks", [hook]):
+            place = getattr(each, "execution_device", None)
+            if place is not None:
+                return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
     return device
+
+
+def weights_in_place(model: nn.Module) -> bool:
+    """Whether all weights lie where they are used: none on ``meta``, none moved by accelerate for each forward."""
+    return not any(weight.is_meta for weight in model.parameters()) and not any(
+        getattr(each, "offload", False)
+        for part in model.modules()
+        for each in getattr(getattr(part, "_hf_hook", None), "hooks", [getattr(part, "_hf_hook", None)])
+    )
 
 
 def precision_of(model: Any) -> torch.dtype:
@@ -34,9 +95,30 @@ def precision_of(model: Any) -> torch.dtype:
 
 
 def last_position(model: Any) -> int:
-    """Index of the last position that a model knows; beyond all texts where its configuration names none."""
-    context = getattr(text_config(model), "max_position_embeddings", None)
-    return 2**62 if context is None else int(context) - 1
+    """Index of the last position in a model's table of positions; beyond all texts where positions are rotary."""
+    config = text_config(model)
+    context = getattr(config, "max_position_embeddings", None)
+    return 2**62 if context is None or getattr(config, "rope_parameters", None) else int(context) - 1
+
+
+def context_length(model: Any) -> int | None:
+    """Positions that a model is made for, those that its rotary scaling adds included; ``None`` where it names none."""
+    config = text_config(model)
+    context: int | None = getattr(config, "max_position_embeddings", None)
+    if context is None:
+        return None
+    for rope in rotary_settings(config):
+        if rope.get("rope_type") in _FIXED_SCALINGS and rope.get("factor"):
+            original = rope.get("original_max_position_embeddings") or context
+            context = max(context, int(rope["factor"] * original))
+    return context
+
+
+def rotary_settings(config: Any) -> list[dict[str, Any]]:
+    """The settings of rotary positions in a text configuration: one for all layers, or one for each kind of layer."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    nested = [item for item in rope.values() if isinstance(item, dict)]
+    return nested or [dict(rope)]
 
 
 def cache_bytes(model: Any, batch: int, capacity: int) -> int:
@@ -68,29 +150,88 @@ def check_supported(model: nn.Module) -> None:
     """Refuses models whose cache or attention a session cannot drive exactly.
 
     Raises:
-        ValueError: Names the property that stands in the way.
+        ValueError: Names the property of the model, and what to do.
     """
     name = type(model).__name__
     if not hasattr(model, "config") or not hasattr(model.config, "get_text_config"):
         raise ValueError(f"{name} is not a Hugging Face model: pass a model loaded with AutoModelForCausalLM.")
     config = text_config(model)
     if getattr(model.config, "is_encoder_decoder", False):
-        raise ValueError(f"{name} is an encoder-decoder: decoders work on decoder-only language models.")
+        raise ValueError(f"{name} is an encoder-decoder: pass a decoder-only language model.")
     if not getattr(model, "_supports_attention_backend", False):
-        raise ValueError(f"{name} does not use transformers' attention interface: its attention cannot be driven.")
+        raise ValueError(
+            f"{name} does not use transformers' attention interface, so a session cannot drive its attention: decode "
+            "it with model.generate."
+        )
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise ValueError(
-            f"{name} has {', '.join(sorted(kinds - {'full_attention'}))} layers: only full attention is supported."
+            f"{name} has {', '.join(sorted(kinds - {'full_attention'}))} layers, and only full attention is supported: "
+            "decode it with model.generate."
         )
     window = getattr(config, "sliding_window", None)
     if window is not None and getattr(config, "layer_types", None) is None:
-        raise ValueError(f"{name} uses a sliding window of {window}: set config.sliding_window to None.")
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in {"dynamic", "longrope"}:
         raise ValueError(
-            f"{name} has {rope['rope_type']} rotary scaling, whose frequencies change with the length of the text: "
-            "no cached decoder can be exact with it; use linear, yarn or llama3 scaling."
+            f"{name} uses a sliding window of {window} tokens, and only full attention is supported: decode it with "
+            "model.generate."
         )
+    for rope in rotary_settings(config):
+        if rope.get("rope_type") in {"dynamic", "longrope"}:
+            raise ValueError(
+                f"{name} has {rope['rope_type']} rotary scaling, whose frequencies change with the length of the text, "
+                "so that no cached decoder can be exact with it: use linear, yarn or llama3 scaling."
+            )
     if getattr(config, "attn_logit_softcapping", None) is not None:
-        raise ValueError(f"{name} caps its attention logits: not supported by the session's attention.")
+        raise ValueError(
+            f"{name} caps its attention scores (attn_logit_softcapping), which a session's attention does not do: "
+            "decode it with model.generate."
+        )
+    _refuse_soft_prompts(model)
+    _refuse_missing_weights(model)
+
+
+def _refuse_soft_prompts(model: nn.Module) -> None:
+    """Refuses adapters of PEFT whose effect is not in the layers: it would be lost, or be there at every step."""
+    # inside PeftModel.generate the base model is what decoders see; PEFT has put a method of its own on it
+    method = vars(model).get("prepare_inputs_for_generation")
+    for holder in (model, getattr(method, "__self__", None)):
+        configs = getattr(holder, "peft_config", None)
+        active = getattr(holder, "active_adapter", None)
+        if not isinstance(configs, dict) or callable(active):
+            continue
+        for adapter in [active] if isinstance(active, str) else list(active or []):
+            config = configs.get(adapter)
+            kind = getattr(getattr(config, "peft_type", None), "value", "")
+            if getattr(config, "is_prompt_learning", False):
+                raise ValueError(
+                    f"the PEFT adapter {adapter!r} is of type {kind} and puts virtual tokens before the prompt, which "
+                    "Saccade's decoders do not read: use model.generate, or an adapter of the layers such as LoRA."
+                )
+            if getattr(config, "alora_invocation_tokens", None):
+                raise ValueError(
+                    f"the PEFT adapter {adapter!r} begins at its alora_invocation_tokens, which Saccade's decoders do "
+                    "not follow: use model.generate, or plain LoRA."
+                )
+    for part in model.modules():
+        for hook in part._forward_pre_hooks.values():
+            given = hook.keywords if isinstance(hook, partial) else {}
+            for argument in ("adapter_names", "alora_offsets"):
+                if given.get(argument) is not None:
+                    raise ValueError(
+                        f"{argument} of PEFT is not supported by Saccade's decoders: choose one adapter for the batch "
+                        "with set_adapter."
+                    )
+
+
+def _refuse_missing_weights(model: nn.Module) -> None:
+    """Refuses weights on ``meta`` that no hook of accelerate brings to the device for a forward."""
+    if not any(weight.is_meta for weight in model.parameters()):
+        return
+    hooked = {path for path, part in model.named_modules() if getattr(part, "_hf_hook", None) is not None}
+    for path, weight in model.named_parameters():
+        parts = path.split(".")
+        if weight.is_meta and not any(".".join(parts[:end]) in hooked for end in range(len(parts))):
+            raise ValueError(
+                f"the weight {path} of {type(model).__name__} has no values (it lies on the device meta): load the "
+                "model with from_pretrained."
+            )

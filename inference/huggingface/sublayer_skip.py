@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    pass
+from saccade.inference.huggingface.model_lock import ModelLock
 from saccade.inference.huggingface.models import language_part
 
 
@@ -51,7 +50,7 @@ class SublayerSkip:
 
     A skipped sub-layer is the identity on the residual stream and its norm is not computed (Draft & Verify,
     arXiv 2309.08168). The model is changed inside ``active()`` only, which is entered for single forwards: between
-    them it is the user's own, and several skip sets can take turns on it.
+    them it is as the user left it, and several skip sets can take turns on it, also in several threads.
 
     Args:
         model: A Llama-, Qwen2- or Qwen3-shaped causal language model.
@@ -71,6 +70,7 @@ class SublayerSkip:
                     f"skip.{name} names layer {wrong[0]}, but the model's layers are 0 to {len(self.layers) - 1}: "
                     "search a skip set for this model."
                 )
+        self._lock = ModelLock(model)
         self.attention, self.mlp = frozenset(attention), frozenset(mlp)
         self._forwards = {
             index: self._forward(self.layers[index], index not in self.attention, index not in self.mlp)
@@ -85,17 +85,21 @@ class SublayerSkip:
             ValueError: A layer's forward is patched already.
         """
         changed: list[Any] = []
-        try:
-            for index, forward in self._forwards.items():
-                layer: Any = self.layers[index]
-                if "forward" in vars(layer):
-                    raise ValueError(f"layer {index} has been patched by somebody else: detach that first.")
-                layer.forward = forward
-                changed.append(layer)
-            yield self
-        finally:
-            for layer in changed:
-                del layer.forward
+        with self._lock.held():
+            try:
+                for index, forward in self._forwards.items():
+                    layer: Any = self.layers[index]
+                    if "forward" in vars(layer):
+                        raise ValueError(
+                            f"the forward of layer {index} has been replaced, so its sub-layers cannot be skipped: "
+                            "remove what replaced it (a hook of accelerate, a patch), or use another decoder."
+                        )
+                    layer.forward = forward
+                    changed.append(layer)
+                yield self
+            finally:
+                for layer in changed:
+                    del layer.forward
 
     def _forward(self, layer: Any, keep_attention: bool, keep_mlp: bool) -> Callable[..., Tensor]:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -107,6 +111,11 @@ class SublayerSkip:
             return hidden_states
 
         return forward
+
+
+def skip_sets(skip: SublayerSkip | None) -> tuple[frozenset[int], frozenset[int]]:
+    """The layers whose attention and whose MLP are skipped; empty without a skip."""
+    return (frozenset(), frozenset()) if skip is None else (skip.attention, skip.mlp)
 
 
 @contextmanager
@@ -125,11 +134,12 @@ def layer_output(model: nn.Module, layer: int | str | None) -> Iterator[list[Ten
     part = part.get_submodule("model") if part is model else part
     watched = part.get_submodule("norm") if isinstance(layer, str) else layers[layer]
     taken: list[Tensor] = []
-    handle = watched.register_forward_hook(lambda module, given, made: taken.append(made))
-    try:
-        yield taken
-    finally:
-        handle.remove()
+    with ModelLock(watched).held():
+        handle = watched.register_forward_hook(lambda module, given, made: taken.append(made))
+        try:
+            yield taken
+        finally:
+            handle.remove()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What decoders need from inside Hugging Face's vision-language models; :mod:`compat` for the language part.
+"""What decoders need from inside Hugging Face's vision-language models; :mod:`models` does so for language parts.
 
 Works on transformers 5.17 to 5.23. What is changed on a model is changed for a single call and restored after it.
 """
@@ -6,12 +6,14 @@ Works on transformers 5.17 to 5.23. What is changed on a model is changed for a 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from saccade.inference.huggingface.model_lock import ModelLock, evaluation_mode
 from saccade.inference.huggingface.models import language_part
 from saccade.inference.huggingface.vision_windows import joined_windows
 
@@ -26,9 +28,26 @@ VISUAL_INPUTS = (
 )
 """Tensors of a processor that vision-language models read beside token ids."""
 
-# what `generate` hands a custom decoder instead of the tensors themselves: features, and positions made of grids
+# features that were encoded already, and the positions that belong to them
 _PREPARED = ("mm_encoder_outputs", "position_ids")
 _MADE_HERE = ("mm_token_type_ids",)  # kinds of tokens: read off the ids, whatever padding they came with
+
+# what a language part is handed beside embeddings, mask and positions, and what has no effect on its result
+_WITHOUT_EFFECT = frozenset(
+    {
+        "cache_position",
+        "input_ids",
+        "logits_to_keep",
+        "mm_token_type_ids",
+        "num_items_in_batch",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "return_dict",
+        "token_type_ids",
+        "use_cache",
+    }
+)
 
 
 class _Reached(Exception):  # noqa: N818 -- a way out of a forward, not an error
@@ -80,12 +99,12 @@ def visual_inputs(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Tenso
     ids = visual_token_ids(model)
     for name in found:
         if name not in (*VISUAL_INPUTS, *_PREPARED):
-            how = (
-                ": pass sampling=Sampling(temperature=...)"
-                if name in ("do_sample", "temperature", "top_k", "top_p")
-                else ""
-            )
-            raise ValueError(f"{name} is not an input of decoders{how}; of images and videos they read {_listed()}.")
+            how = f"of images and videos they read {', '.join(VISUAL_INPUTS)}"
+            if name in ("temperature", "top_k", "top_p"):
+                how = "pass sampling=Sampling(temperature=...)"
+            elif name == "inputs_embeds":
+                how = "give input_ids"
+            raise ValueError(f"{name} is not an input of decoders: {how}.")
         if not ids:
             raise ValueError(
                 f"{type(model).__name__} is a language model and cannot read {name}: pass a vision-language model, or "
@@ -135,45 +154,127 @@ def language_inputs(model: Any, tokens: Tensor, mask: Tensor, visual: Mapping[st
         ValueError: Placeholders and features do not match, or the language part has a changed forward.
     """
     part: Any = language_part(model)
-    if part is model or "forward" in vars(part):
+    if part is model:
         raise ValueError(
-            f"{type(model).__name__} has no language part of its own, or it has been patched: detach that."
+            f"{type(model).__name__} has no language part of its own: decode its images and videos with model.generate."
         )
-    inputs = dict(visual)
-    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
-        kinds = torch.zeros_like(tokens)
-        for kind, name in enumerate(("image_token_id", "video_token_id"), start=1):
-            kinds[tokens == getattr(model.config, name)] = kind
-        inputs["mm_token_type_ids"] = kinds
-    counter = next((module for module in model.modules() if hasattr(module, "rope_deltas")), None)
-    before = getattr(counter, "rope_deltas", None)
-    training = [module for module in model.modules() if module.training]
+    if "forward" in vars(part) and not hasattr(part, "_hf_hook"):
+        raise ValueError(
+            f"the forward of the language part of {type(model).__name__} has been replaced: remove what replaced it."
+        )
+    inputs = visual_arguments(model, tokens, visual)
 
     def reached(*_: Any, **given: Any) -> None:
         raise _Reached(given)
 
-    part.forward = reached
-    for module in training:
-        module.training = False
     try:
-        with torch.no_grad(), joined_windows(model):
+        with (
+            ModelLock(model).held(),
+            evaluation_mode(model.modules()),
+            kept_position_counter(model),
+            _forward_of(part, reached),
+            torch.no_grad(),
+            joined_windows(model),
+        ):
             model(input_ids=tokens, attention_mask=mask, use_cache=False, **inputs)
     except _Reached as way_out:
         given = way_out.args[0]
     except (ValueError, StopIteration) as error:
         reason = str(error).splitlines()[0] if str(error) else "there are more placeholders than videos"
-        raise ValueError(f"the videos or images do not fit their placeholders in the prompts: {reason}") from None
-    finally:
-        del part.forward
-        for module in training:
-            module.training = True
-        if counter is not None:
-            counter.rope_deltas = before
+        raise ValueError(
+            f"the videos or images do not fit their placeholders in the prompts ({reason.rstrip('.')}): pass ids and "
+            "pixels as one call of the processor made them."
+        ) from None
+    _refuse_other_inputs(model, given, mask)
     positions = given.get("position_ids")
     if positions is None:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand(1, *tokens.shape)
     return given["inputs_embeds"], positions[-3:] if positions.ndim == 3 else positions[None]
 
 
-def _listed() -> str:
-    return ", ".join(VISUAL_INPUTS)
+def visual_arguments(model: Any, tokens: Tensor, visual: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a forward of a vision-language model is given beside ids and mask: pixels, and the kinds of all tokens.
+
+    Args:
+        model: A vision-language model.
+        tokens: ``[batch, length]`` ids.
+        visual: Images and videos of the batch.
+    """
+    inputs: dict[str, Any] = dict(visual)
+    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+        kinds = torch.zeros_like(tokens)
+        for kind, name in enumerate(("image_token_id", "video_token_id"), start=1):
+            kinds[tokens == getattr(model.config, name, None)] = kind
+        inputs["mm_token_type_ids"] = kinds
+    return inputs
+
+
+@contextmanager
+def _forward_of(part: Any, forward: Any) -> Iterator[None]:
+    """Within this context a module has another forward; what was there before is there again after it."""
+    before = vars(part).get("forward")
+    part.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del part.forward
+        else:
+            part.forward = before
+
+
+@contextmanager
+def kept_position_counter(model: nn.Module) -> Iterator[None]:
+    """Restores what a model with M-RoPE remembers of its last prompt (``rope_deltas``) at the end of the context."""
+    counter: Any = next((module for module in model.modules() if hasattr(module, "rope_deltas")), None)
+    before = getattr(counter, "rope_deltas", None)
+    try:
+        yield
+    finally:
+        if counter is not None:
+            counter.rope_deltas = before
+
+
+def _refuse_other_inputs(model: nn.Module, given: Mapping[str, Any], mask: Tensor) -> None:
+    """Refuses what the language part is handed beside embeddings and positions and a session would not hand over."""
+    name = type(model).__name__
+    for key, value in given.items():
+        if key in ("inputs_embeds", "position_ids") or key in _WITHOUT_EFFECT or value is None or value is False:
+            continue
+        if key == "attention_mask":
+            for each in value.values() if isinstance(value, Mapping) else [value]:
+                if each is not None and not _is_causal(each, mask):
+                    raise ValueError(
+                        f"{name} gives its language part an attention_mask that is not causal (a bidirectional prefix, "
+                        "for example), which a session does not follow: decode this model with model.generate."
+                    )
+            continue
+        if key == "past_key_values" and not value.get_seq_length():
+            continue
+        raise ValueError(
+            f"{name} hands {key} to its language part beside embeddings and positions, which a session does not do: "
+            "decode its images and videos with model.generate."
+        )
+
+
+def _is_causal(given: Any, mask: Tensor) -> bool:
+    """Whether an attention mask lets every token see itself and what is before it, whatever padding may see.
+
+    Args:
+        given: ``[batch, length]``, equal to ``mask``, or ``[batch or 1, heads, length, length]``, boolean or added to
+            scores. Anything else is taken for another mask.
+        mask: ``[batch, length]``, 0 at padding on the right.
+    """
+    if not isinstance(given, Tensor):
+        return False
+    real = mask.bool()
+    if given.ndim == 2:
+        return given.shape == mask.shape and bool((given.to(mask.device).bool() == real).all())
+    length = mask.shape[1]
+    if given.ndim != 4 or given.shape[-2:] != (length, length):
+        return False
+    seen = (given if given.dtype == torch.bool else given == 0).to(mask.device)
+    hidden = seen if given.dtype == torch.bool else given.to(mask.device) > torch.finfo(given.dtype).min / 2
+    causal = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    # a number that neither hides nor does nothing is a bias
+    return bool((((seen == causal) & (hidden == causal)) | ~(real[:, None, :, None] & real[:, None, None, :])).all())

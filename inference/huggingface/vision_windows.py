@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from saccade.inference.huggingface.model_lock import ModelLock
+
 # transformers hands all windows over at once, with their borders, where the name contains "flash"
 _NAME = "saccade_flash_windows"
 
@@ -30,14 +32,18 @@ def joined_windows(model: nn.Module) -> Iterator[None]:
 
     AttentionInterface.register(_NAME, window_attention)
     towers = {id(part.config): part.config for part in model.modules() if isinstance(part, Qwen2_5_VLVisionAttention)}
-    changed = [config for config in towers.values() if config._attn_implementation_internal == "sdpa"]
-    try:
-        for config in changed:
-            config._attn_implementation_internal = _NAME
+    if not towers:
         yield
-    finally:
-        for config in changed:
-            config._attn_implementation_internal = "sdpa"
+        return
+    with ModelLock(model).held():
+        changed = [config for config in towers.values() if config._attn_implementation_internal == "sdpa"]
+        try:
+            for config in changed:
+                config._attn_implementation_internal = _NAME
+            yield
+        finally:
+            for config in changed:
+                config._attn_implementation_internal = "sdpa"
 
 
 def window_attention(

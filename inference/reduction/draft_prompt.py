@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from saccade.inference.drafting.drafter import Run
-from saccade.inference.huggingface.generation_config import generation_settings
+from saccade.inference.huggingface.generation_config import end_of_text_ids
 from saccade.inference.huggingface.vision import visual_token_ids
 from saccade.inference.huggingface.visual_prompts import PositionRule, VisualPrompt, read_visual_prompts
 from saccade.inference.reduction.selector import VideoSelector, VideoView
 from saccade.inference.reduction.selectors import make_selector
 from saccade.inference.request import Request
+from saccade.inference.state import GenerationState
 
 
 def pruned_video(
@@ -47,7 +47,7 @@ def pruned_video(
             "or use another decoder."
         )
     chosen = make_selector(selector, prune_ratio)
-    ends = {*generation_settings(model)["eos"], *request.eos}
+    ends = {*end_of_text_ids(model), *request.eos}
     for row, prompt in enumerate(request.prompts):
         places = [place for place, token in enumerate(prompt) if token in ids]
         if not places:
@@ -84,22 +84,22 @@ class PrunedVideo:
     positions: PositionRule
 
     def prompts(
-        self, model: nn.Module, run: Run, rows: Sequence[int], whole: Sequence[Sequence[int]]
+        self, model: nn.Module, state: GenerationState, rows: Sequence[int], whole: Sequence[Sequence[int]]
     ) -> list[VisualPrompt]:
         """The draft's prompts of the unfinished rows.
 
         Args:
             model: The draft model.
-            run: The generation; the target has read its prompts.
+            state: The generation; the target has read its prompts.
             rows: Indices of the unfinished rows in the batch.
             whole: Token ids of all prompts of the batch.
 
         Raises:
             ValueError: What the selector needs is not there.
         """
-        seen = run.visual or []
+        seen = state.visual or []
         own = seen if self.visual is None else read_visual_prompts(model, whole, self.visual)
-        scores = run.session.noted.scores
+        scores = state.session.recorded.scores
         made = []
         for place, row in enumerate(rows):
             prompt = own[place if self.visual is None else row]

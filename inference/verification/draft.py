@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from saccade.inference.trees import TokenTree
@@ -32,6 +33,11 @@ class Draft:
     probabilities: Tensor | None = None
     tree: TokenTree | None = None
 
+    @classmethod
+    def empty(cls, rows: int, device: torch.device) -> Draft:
+        """No proposals for any of the rows."""
+        return cls(torch.empty(rows, 0, dtype=torch.long, device=device), [0] * rows)
+
     def shape(self) -> TokenTree:
         """The tree, also for a chain."""
         return self.tree if self.tree is not None else TokenTree.chain(self.tokens.shape[1])
@@ -42,8 +48,8 @@ class Draft:
         listed: list[list[int]] = self.tokens.tolist()
         return listed
 
-    def accepted(self, row: int, verdict: Verdict) -> list[int]:
-        """The tokens that a verdict adds to a row's text: the accepted ones and the target's own."""
+    def verified(self, row: int, verdict: Verdict) -> list[int]:
+        """The tokens that a verdict adds to a row's text: the accepted ones and the target's own behind them."""
         return [self.ids[row][node - 1] for node in verdict.path[1:]] + [verdict.token]
 
 

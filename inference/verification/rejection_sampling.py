@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from saccade.common.transfer import to_device
-from saccade.inference.sampling import NO_DISTRIBUTION, Sampling, draw, draw_on_device
+from saccade.inference.sampling import NO_DISTRIBUTION, NO_DRAFT_DISTRIBUTION, Sampling, draw, draw_on_device
 
 if TYPE_CHECKING:
     from saccade.inference.engine.pool import EnginePool
 from saccade.inference.verification.draft import Draft, Verdict
+
+_BROKEN_DRAFT = -2
 
 
 def verify_sampling(
@@ -27,7 +29,7 @@ def verify_sampling(
     draft: Draft,
     sampling: Sampling,
     streams: Sequence[random.Random],
-    floor: EnginePool | None = None,
+    pool: EnginePool | None = None,
 ) -> list[Verdict]:
     """Accepts drafted tokens so that the output has exactly the target's sampling distribution.
 
@@ -36,7 +38,7 @@ def verify_sampling(
         draft: The proposals, with the distributions they were drawn from.
         sampling: The warpers that define the target's distribution.
         streams: One stream of random numbers for each row.
-        floor: Where the judgement of chains may run as one graph; ``None`` runs it step by step.
+        pool: Where the judgement of chains may run as one graph; ``None`` runs it step by step.
 
     Returns:
         One verdict for each row.
@@ -45,7 +47,7 @@ def verify_sampling(
         ValueError: The logits hold NaN.
     """
     if draft.tree is None and draft.tokens.shape[1]:
-        return _verify_chain(logits, draft, sampling, streams, floor)
+        return _verify_chain(logits, draft, sampling, streams, pool)
     target = sampling.probabilities(logits)
     children = draft.shape().children
     ratios = _first_child_ratios(target, draft)
@@ -79,7 +81,7 @@ def _verify_chain(
     draft: Draft,
     sampling: Sampling,
     streams: Sequence[random.Random],
-    floor: EnginePool | None,
+    pool: EnginePool | None,
 ) -> list[Verdict]:
     """The rule for chains, on the device up to its result; a row draws one number a proposal and one for its token."""
     columns = draft.tokens.shape[1]
@@ -96,8 +98,10 @@ def _verify_chain(
     def judge(*given: Tensor) -> Tensor:
         return _chain_verdicts(sampling, *given)
 
-    judged = judge if floor is None else floor.captured(("chain", sampling.warpers), judge)
+    judged = judge if pool is None else pool.captured(("chain", sampling.warpers), judge)
     verdicts: list[list[int]] = judged(*known).tolist()
+    if any(token == _BROKEN_DRAFT for _, token in verdicts):
+        raise ValueError(NO_DRAFT_DISTRIBUTION)
     if any(token < 0 for _, token in verdicts):
         raise ValueError(NO_DISTRIBUTION)
     return [Verdict(list(range(accepted + 1)), token) for accepted, token in verdicts]
@@ -111,7 +115,9 @@ def _chain_verdicts(
     counts: Tensor,
     proposals: Tensor | None = None,
 ) -> Tensor:
-    """``[batch, 2]``: how many drafted tokens stand, and the target's token behind them; -1 where it says NaN.
+    """``[batch, 2]``: how many drafted tokens are accepted, and the target's token behind them.
+
+    The token is -1 where the target's logits hold NaN, and ``_BROKEN_DRAFT`` where the draft's do.
 
     Args:
         sampling: Defines the target's distribution.
@@ -129,21 +135,24 @@ def _chain_verdicts(
         odds = odds / proposals.to(odds).gather(-1, index)
     odds = odds[..., 0]
     counted = torch.arange(drafted, device=tokens.device) < counts[:, None]
-    stands = (points[:, :-1] < odds) & counted
-    accepted = stands.long().cumprod(1).sum(1)
+    accepts = (points[:, :-1] < odds) & counted
+    accepted = accepts.long().cumprod(1).sum(1)
     rest = target.gather(1, accepted[:, None, None].expand(-1, 1, target.shape[-1]))[:, 0]
-    # what fell is taken out of the target's distribution; behind a whole draft nothing fell
-    fell = accepted.clamp(max=drafted - 1)[:, None]
+    # the rejected token is taken out of the target's distribution; behind a whole draft nothing was rejected
+    rejected = accepted.clamp(max=drafted - 1)[:, None]
     if proposals is None:
-        left = rest.scatter(1, tokens.gather(1, fell), 0.0)
+        left = rest.scatter(1, tokens.gather(1, rejected), 0.0)
     else:
-        drawn = proposals.to(rest).gather(1, fell[..., None].expand(-1, 1, rest.shape[-1]))[:, 0]
+        drawn = proposals.to(rest).gather(1, rejected[..., None].expand(-1, 1, rest.shape[-1]))[:, 0]
         left = (rest - drawn).clamp(min=0)
         # a draft equal to the target is rejected by rounding alone, and leaves nothing: the target itself is then right
         left = torch.where(left.sum(-1, keepdim=True) > 0, left, rest)
     token = draw_on_device(torch.where((accepted < counts)[:, None], left, rest), points[:, -1])
     broken = (odds.isnan() & counted).any(1) | (token < 0)
-    return torch.stack([accepted, token.masked_fill(broken, -1)], 1)
+    token = token.masked_fill(broken, -1)
+    if proposals is not None:
+        token = token.masked_fill((proposals.gather(-1, index)[..., 0].isnan() & counted).any(1), _BROKEN_DRAFT)
+    return torch.stack([accepted, token], 1)
 
 
 def _first_child_ratios(target: Tensor, draft: Draft) -> list[list[float]]:
@@ -154,7 +163,10 @@ def _first_child_ratios(target: Tensor, draft: Draft) -> list[list[float]]:
     index = draft.tokens.to(target.device)[..., None]
     odds = target[:, parents].gather(-1, index)[..., 0]
     if draft.probabilities is not None:
-        odds = odds / draft.probabilities.to(odds).gather(-1, index)[..., 0]
+        proposals = draft.probabilities.to(odds).gather(-1, index)[..., 0]
+        if bool(proposals.isnan().any()):
+            raise ValueError(NO_DRAFT_DISTRIBUTION)
+        odds = odds / proposals
     ratios: list[list[float]] = odds.tolist()
     if any(math.isnan(odd) for row in ratios for odd in row):
         raise ValueError(NO_DISTRIBUTION)

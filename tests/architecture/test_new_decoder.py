@@ -40,7 +40,7 @@ from tests.support.models import plant_constant, tiny_model
 def test_a_text_that_repeats_its_last_token_is_accepted_whole() -> None:
     model = tiny_model()
     plant_constant(model, 7)
-    out = Repeat(draft_length=3).generate(model, torch.tensor([[7] * 4]), max_new_tokens=9)
+    out = Repeat(draft_length=3).generate(model, torch.tensor([[3, 5, 7]]), max_new_tokens=9)
     assert out.tokens == [[7] * 9]
     assert out.stats.acceptance_histogram == {3: 2}
 ''',

@@ -1,4 +1,4 @@
-"""What several benchmarks of videos are tried on."""
+"""A run folder with small untrained video models, for the benchmarks of videos."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def video_model(layers: int) -> dict:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Two threads wait for each other longer than these models compute, where other jobs run too."""
+    """One thread: on a loaded machine two threads wait for each other longer than these models compute."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

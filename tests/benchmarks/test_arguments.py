@@ -1,4 +1,4 @@
-"""Counts on the command lines of benchmarks."""
+"""Wrong arguments on the command lines of benchmarks end them at once with one line."""
 
 import importlib
 import sys
@@ -37,7 +37,9 @@ def test_a_study_of_t2dr_does_not_mix_its_runs(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
         importlib.import_module("benchmarks.t2dr.study").main()
     assert end.value.code == 2
-    assert "12 epochs and generator seed None, not 25 and 3; name another file" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "--raw must have runs of 25 epochs and generator seed 3, got " in told
+    assert told.endswith("with 12 and None: name another file.\n")
 
 
 def test_a_study_of_digits_needs_their_file(monkeypatch, capsys):
@@ -45,15 +47,15 @@ def test_a_study_of_digits_needs_their_file(monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         importlib.import_module("benchmarks.t2dr.study").main()
     assert end.value.code == 2
-    assert "--features: None is no file; write it with" in capsys.readouterr().err
+    assert "--features must be a file, got None: make it with" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("given", "wanted"),
     [
-        (["--temperature=-1"], "--temperature: must be at least 0, but is -1.0"),
-        (["--temperature=nan"], "--temperature: must be at least 0, but is nan"),
-        (["--batch=5", "--prompts=12"], "--prompts: must be a multiple of --batch, but 12 is none of 5"),
+        (["--temperature=-1"], "--temperature must be at least 0 and finite, got -1.0: 0 is greedy."),
+        (["--temperature=nan"], "--temperature must be at least 0 and finite, got nan: 0 is greedy."),
+        (["--batch=5", "--prompts=12"], "--prompts must be a multiple of --batch (5), got 12: change one of them."),
     ],
 )
 def test_decoding_that_cannot_be_measured(given, wanted, monkeypatch, capsys):
@@ -80,7 +82,7 @@ def test_what_is_not_there_is_told_at_once(name, argument, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         importlib.import_module(f"benchmarks.{name}").main()
     assert end.value.code == 2
-    assert f"argument {argument}: there is no runs/nobody/latest/model; name one" in capsys.readouterr().err
+    assert f"argument {argument}: there is no runs/nobody/latest/model: name an existing one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,13 @@ def test_a_program_that_is_not_there_fails_in_one_line(tmp_path, capsys):
     assert "No such file or directory: '/nowhere/program'; the whole output is in" in capsys.readouterr().err
 
 
+def test_a_log_that_cannot_be_written_fails_and_nothing_waits_for_it(tmp_path, capsys):
+    (tmp_path / "a.log").mkdir()
+    jobs = [Job("a", (sys.executable, "-c", "")), Job("b", (sys.executable, "-c", ""), ("a",), lane=1)]
+    assert Runner(jobs, tmp_path, ["0", "1"]).run() == 1
+    assert "a failed: [Errno 21] Is a directory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("jobs", "message"),
     [

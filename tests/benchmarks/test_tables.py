@@ -1,4 +1,4 @@
-"""The tables of README and docs: which pages have them, who makes them, and tables that no page has yet."""
+"""The tables of README and docs: which pages have them, which folder makes them, and tables that no page has yet."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_pages_are_found_and_written(site, monkeypatch, capsys):
     assert tables.main() == 0
 
 
-def test_a_table_that_nobody_makes_is_refused():
+def test_an_unknown_table_is_refused():
     with pytest.raises(ValueError, match=r"^table must be one of .*vector_search.*, got decoded: mend the page\.$"):
         tables.render("<!-- table decoded -->\n<!-- end -->\n")
 

@@ -13,6 +13,7 @@ import torch
 from saccade.common import provenance as module
 from saccade.common.files import write_json, write_text
 from saccade.common.provenance import git_state, provenance
+from tests.support.processes import TIME_LIMIT
 
 
 def git(folder, *arguments):
@@ -63,7 +64,7 @@ def test_record(tmp_path, monkeypatch):
     assert record["versions"]["torch"] == torch.__version__
     assert {"python", "saccade", "lightning", "transformers", "peft"} <= set(record["versions"])
     age = datetime.now(UTC) - datetime.fromisoformat(record["date"])
-    assert timedelta(0) <= age < timedelta(minutes=1)
+    assert timedelta(0) <= age < timedelta(seconds=TIME_LIMIT)
     assert record["device"]
     text = json.dumps(record)
     assert socket.gethostname() not in text

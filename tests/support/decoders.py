@@ -20,8 +20,9 @@ from saccade.inference import (
     SelfSpeculative,
     SpecVLM,
 )
-from saccade.inference.drafting.drafter import Drafter, Run
+from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.request import Request
+from saccade.inference.state import GenerationState
 from saccade.inference.trees import TokenTree
 from saccade.inference.verification.draft import Draft
 from tests.support.models import copy_layers
@@ -89,8 +90,8 @@ class Proposals(Drafter):
     def __init__(self, propose: Callable[[list[int], int], list[int]]) -> None:
         self.propose = propose
 
-    def draft(self, run: Run, limits: Sequence[int]) -> Draft:
-        rows = [self.propose(text, limit)[:limit] for text, limit in zip(run.texts, limits, strict=True)]
+    def draft(self, state: GenerationState, limits: Sequence[int]) -> Draft:
+        rows = [self.propose(text, limit)[:limit] for text, limit in zip(state.texts, limits, strict=True)]
         width = max(len(row) for row in rows)
         tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows], dtype=torch.long)
         return Draft(tokens.reshape(len(rows), width), [len(row) for row in rows])
@@ -116,11 +117,11 @@ class TreeProposals(Drafter):
     def __init__(self, tree: TokenTree, propose: Callable[[list[int]], list[int]]) -> None:
         self.tree, self.propose = tree, propose
 
-    def draft(self, run: Run, limits: Sequence[int]) -> Draft:
+    def draft(self, state: GenerationState, limits: Sequence[int]) -> Draft:
         depth = max(self.tree.depths)
         if min(limits) < depth:
             return Draft(torch.empty(len(limits), 0, dtype=torch.long), [0] * len(limits))
-        tokens = torch.tensor([self.propose(text) for text in run.texts])
+        tokens = torch.tensor([self.propose(text) for text in state.texts])
         return Draft(tokens, [len(self.tree) - 1] * len(limits), None, self.tree)
 
 

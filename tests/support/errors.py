@@ -1,4 +1,4 @@
-"""What every refusal must be: one line that names what, why and the mend."""
+"""Checks a refusal: one line that says what is wrong and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the shared public data lies, for the tests that use it; they skip, with a reason, where it is absent."""
+"""Where the shared public data is. Tests that use it are skipped, with a reason, where it is absent."""
 
 import os
 from pathlib import Path

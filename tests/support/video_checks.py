@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from saccade.inference import Decoder, Session, TokenTree
-from saccade.inference.drafting.drafter import Drafter, Run
+from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.huggingface.models import language_part
 from saccade.inference.reduction.selector import VideoSelector, VideoView
 from saccade.inference.reduction.selectors import make_selector
 from saccade.inference.request import Request
+from saccade.inference.state import GenerationState
 from saccade.inference.verification.draft import Draft, Verdict
+from saccade.inference.verification.verifier import Verifier
 from tests.support.video_models import VIDEO, VideoPrompts, tiny_video_model
 
 WITHIN = 1e-6  # transformers' norms round to float32
@@ -200,38 +202,45 @@ class VideoAudit:
         self.compact = decoder.positions == "compact"
         self.selector = decoder.selector = Noting(make_selector(decoder.selector, decoder.prune_ratio))
         self.rounds = self.catch_ups = self.rejections = self.nodes = self.draft_nodes = 0
-        drafter, verify = decoder.drafter, decoder.verify
+        drafter, verifier = decoder.drafter, decoder.verifier
 
         def audited(_: Decoder, target: nn.Module, request: Request) -> Drafter:
             return self._watched(drafter(target, request))
 
-        def judged(_: Decoder, logits: Tensor, draft: Draft, run: Run) -> list[Verdict]:
-            if self.trees and draft.tokens.shape[1]:
-                self._check_target_tree(logits, draft, run)
-            verdicts: list[Verdict] = verify(logits, draft, run)
-            return verdicts
+        def judging(_: Decoder, target: nn.Module, request: Request) -> Verifier:
+            made = verifier(target, request)
+            verify = made.verify
 
-        decoder.drafter, decoder.verify = MethodType(audited, decoder), MethodType(judged, decoder)
+            def judged(logits: Tensor, draft: Draft, state: GenerationState) -> list[Verdict]:
+                if self.trees and draft.tokens.shape[1]:
+                    self._check_target_tree(logits, draft, state)
+                verdicts: list[Verdict] = verify(logits, draft, state)
+                return verdicts
+
+            made.verify = judged  # type: ignore[method-assign]
+            return made
+
+        decoder.drafter, decoder.verifier = MethodType(audited, decoder), MethodType(judging, decoder)
 
     def _watched(self, made: Any) -> Drafter:
-        follower, observe = made.follower, made.observe
-        catch_up = follower.catch_up
+        draft_session, observe = made.draft_session, made.observe
+        catch_up = draft_session.catch_up
 
-        def observed(run: Run, draft: Draft, verdicts: Sequence[Verdict]) -> None:
-            self._check_target(run)
+        def observed(state: GenerationState, draft: Draft, verdicts: Sequence[Verdict]) -> None:
+            self._check_target(state)
             self.rejections += sum(len(v.path) - 1 < n for v, n in zip(verdicts, draft.counts, strict=True))
-            observe(run, draft, verdicts)
+            observe(state, draft, verdicts)
 
-        def caught_up(run: Run) -> Tensor:
+        def caught_up(state: GenerationState) -> Tensor:
             first = not self.catch_ups
-            logits: Tensor = catch_up(run)
-            self._check_draft(run, follower.session, logits)
+            logits: Tensor = catch_up(state)
+            self._check_draft(state, draft_session.session, logits)
             if first and self.trees:
-                self._watch_trees(follower.session)
-            self._run = run
+                self._watch_trees(draft_session.session)
+            self._state = state
             return logits
 
-        made.observe, follower.catch_up = observed, caught_up
+        made.observe, draft_session.catch_up = observed, caught_up
         drafter: Drafter = made
         return drafter
 
@@ -247,19 +256,19 @@ class VideoAudit:
             self.drafts[row] = Stock(self.draft_model, self.rows[row], keep, self.compact)
         return self.drafts[row]
 
-    def _check_target(self, run: Run) -> None:
-        assert run.session.lengths == [len(text) - 1 for text in run.texts]
-        last = run.session.token_column([text[-1] for text in run.texts])
-        logits = run.session.forward(last)[:, -1]  # behind the committed slots, and not committed
-        for place, text in enumerate(run.texts):
+    def _check_target(self, state: GenerationState) -> None:
+        assert state.session.lengths == [len(text) - 1 for text in state.texts]
+        last = state.session.token_column([text[-1] for text in state.texts])
+        logits = state.session.forward(last)[:, -1]  # behind the committed slots, and not committed
+        for place, text in enumerate(state.texts):
             row, new = self._row(text)
             right, held = self.targets[row].read(new)
             assert (logits[place] - right[-1]).abs().max() < WITHIN
-            _same_cache(run.session, place, held, len(text) - 1)
+            _same_cache(state.session, place, held, len(text) - 1)
         self.rounds += 1
 
-    def _check_draft(self, run: Run, session: Session, logits: Tensor) -> None:
-        for place, text in enumerate(run.texts):
+    def _check_draft(self, state: GenerationState, session: Session, logits: Tensor) -> None:
+        for place, text in enumerate(state.texts):
             row, new = self._row(text)
             stock = self._draft(row)
             right, held = stock.read(new)
@@ -268,8 +277,8 @@ class VideoAudit:
             _same_cache(session, place, held, session.lengths[place])
         self.catch_ups += 1
 
-    def _check_target_tree(self, logits: Tensor, draft: Draft, run: Run) -> None:
-        for place, text in enumerate(run.texts):
+    def _check_target_tree(self, logits: Tensor, draft: Draft, state: GenerationState) -> None:
+        for place, text in enumerate(state.texts):
             row, new = self._row(text)
             tokens = [text[-1], *draft.tokens[place].tolist()]
             self.nodes += _same_tree(self.targets[row], new[:-1], tokens, draft.shape(), logits[place])
@@ -280,7 +289,7 @@ class VideoAudit:
         def watched(tokens: Tensor, tree: TokenTree | None = None, *, skipped: bool = False) -> Tensor:
             logits = forward(tokens, tree, skipped=skipped)
             if tree is not None:
-                for place, text in enumerate(self._run.texts):
+                for place, text in enumerate(self._state.texts):
                     row, new = self._row(text)
                     nodes = tokens[place].tolist()
                     self.draft_nodes += _same_tree(self._draft(row), new[:-1], nodes, tree, logits[place])

@@ -2,7 +2,6 @@
 
 from saccade.inference.verification.relaxed.baselines import RandomRelaxation, Strict
 from saccade.inference.verification.relaxed.fly import FLy, FLyPlus, top_entropy
-from saccade.inference.verification.relaxed.forecast import expected_accepted, mismatch_rate
 from saccade.inference.verification.relaxed.lvspec import VisualRelaxation
 from saccade.inference.verification.relaxed.relevance import directions, visual_relevance
 from saccade.inference.verification.relaxed.rule import (
@@ -28,8 +27,6 @@ __all__ = [
     "Strict",
     "VisualRelaxation",
     "directions",
-    "expected_accepted",
-    "mismatch_rate",
     "standing",
     "top_entropy",
     "visual_relevance",

@@ -65,8 +65,8 @@ class Judged:
         drafted: K drafted tokens.
         choices: K + 1 choices of the target (argmax of its logits): at every drafted place, and behind the last.
         relevance: K scores of visual relevance; for rules with ``needs_relevance``.
-        entropies: K entropies of the target at the drafted places (:func:`saccade.inference.verification.relaxed.top_entropy`);
-            for rules with ``needs_entropies``.
+        entropies: K entropies of the target at the drafted places
+            (:func:`saccade.inference.verification.relaxed.top_entropy`); for rules with ``needs_entropies``.
         ranks: K ranks of the drafted tokens in the target's distribution, 0 the best (:func:`standing`); for rules
             with ``needs_standing``.
         ratios: K probabilities of the drafted tokens, each divided by the target's largest; likewise.

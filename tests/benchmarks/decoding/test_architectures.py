@@ -1,4 +1,4 @@
-"""The benchmark of further model classes at a width of 64: its rows say what was done."""
+"""The benchmark of further model classes at a width of 64: its rows agree with what was measured."""
 
 from __future__ import annotations
 

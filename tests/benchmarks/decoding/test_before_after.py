@@ -1,4 +1,4 @@
-"""Two trees side by side: this tree beside itself, and beside what is no tree."""
+"""The comparison of two trees: this tree with itself, and with a folder that is not a checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The decoding benchmark on a model of a few thousand weights: its rows say what was done."""
+"""The decoding benchmark on a model of a few thousand weights: its rows agree with what was measured."""
 
 from __future__ import annotations
 

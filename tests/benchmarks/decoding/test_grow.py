@@ -283,22 +283,27 @@ def test_what_need_not_be_zero_is_not(model, grown):
 def test_a_smaller_size_is_refused(name):
     model = small("qwen2")
     has = getattr(shape_of(model), name)
-    with pytest.raises(ValueError, match=rf"^{name} must be at least the model's {has}, got {has - 1}\.$"):
+    with pytest.raises(
+        ValueError, match=rf"^{name} must be at least the model's {has}, got {has - 1}: take a larger shape\.$"
+    ):
         grow(model, replace(EVERYTHING, **{name: has - 1}))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"head_dim": 20}, r"head_dim must be a multiple of the model's 8, got 20\."),
-        ({"num_attention_heads": 13}, r"num_attention_heads must be a multiple of num_key_value_heads \(3\), got 13\."),
+        ({"head_dim": 20}, r"head_dim must be a multiple of the model's 8, got 20: change the shape\."),
+        (
+            {"num_attention_heads": 13},
+            r"num_attention_heads must be a multiple of num_key_value_heads \(3\), got 13.*",
+        ),
         (
             {"num_attention_heads": 6, "num_key_value_heads": 6},
             r"num_attention_heads must be at least the model's 2 for each of the 6 .* take at least 12\.",
         ),
-        ({"hidden_size": 100}, r"hidden_size must be a multiple of Llama's heads \(12\), got 100\."),
-        ({"hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 2}, r"hidden_size must be more than .*"),
-        ({"tied": True}, r"tied must be False for a model whose head is not its embedding, got True\."),
+        ({"hidden_size": 100}, r"hidden_size must be a multiple of the 12 heads, got 100: Llama needs it\."),
+        ({"hidden_size": 32, "num_attention_heads": 8, "num_key_value_heads": 2}, r"hidden_size must be above .*"),
+        ({"tied": True}, r"tied must be False for a model whose head is not its embedding, got True: take False\."),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(change, message):
@@ -308,12 +313,18 @@ def test_shapes_that_do_not_fit_are_refused(change, message):
 
 def test_other_models_and_precisions_are_refused():
     model = small("llama")
-    with pytest.raises(ValueError, match=r"^model must be one of LlamaForCausalLM, .*, got LlamaModel\.$"):
+    with pytest.raises(
+        ValueError, match=r"^model must be one of LlamaForCausalLM, .*, got LlamaModel: take one of these\.$"
+    ):
         grow(model.model, EVERYTHING)
-    with pytest.raises(ValueError, match=r"^dtype must be bfloat16, float32 or float64, got torch\.float16\.$"):
+    with pytest.raises(
+        ValueError, match=r"^dtype must be bfloat16, float32 or float64, got torch\.float16: take one of these\.$"
+    ):
         grow(model, EVERYTHING, dtype=torch.float16)
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
-    with pytest.raises(ValueError, match=r"^model must have rotary embeddings of type default, .*, got dynamic\.$"):
+    with pytest.raises(
+        ValueError, match=r"^model must have rotary embeddings of type default, .*, got dynamic: take another model\.$"
+    ):
         grow(small("llama", rope_parameters=rope), EVERYTHING)
 
 

@@ -1,4 +1,4 @@
-"""The layer-skip benchmark on a model of a few thousand weights: its rows say what was done."""
+"""The layer-skip benchmark on a model of a few thousand weights: its rows agree with what was measured."""
 
 from __future__ import annotations
 
@@ -33,5 +33,7 @@ def test_rows(inside, monkeypatch, capsys):
 
 def test_a_model_that_is_not_there(monkeypatch):
     monkeypatch.setattr("sys.argv", ["layer_skip", "--model", "nowhere", "--label", "x"])
-    with pytest.raises(SystemExit, match="--model: nowhere holds no model; give the folder that a run exported"):
+    with pytest.raises(
+        SystemExit, match=r"^--model must be a folder with a model, got nowhere: give an exported one, RUN/model\.$"
+    ):
         layer_skip.main()

@@ -126,18 +126,18 @@ def archive(path, name, rate):
 
 def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch, capsys):
     for path, reason in (
-        (tmp_path / "none.tar.xz", "but is no file"),
-        (archive(tmp_path / "a.tar.xz", "notes.wav", 8000), "but holds none"),
-        (archive(tmp_path / "b.tar.xz", "3_theo_1.wav", 16000), "3_theo_1.wav must be mono, 16 bit and 8000 Hz"),
+        (tmp_path / "none.tar.xz", "which is no file"),
+        (archive(tmp_path / "a.tar.xz", "notes.wav", 8000), "a.tar.xz without"),
+        (archive(tmp_path / "b.tar.xz", "3_theo_1.wav", 16000), "mono, 16 bit and 8000 Hz, got 3_theo_1.wav"),
     ):
-        with pytest.raises(ValueError, match=rf"^recordings: [^\n]*{reason}[^\n]*$"):
+        with pytest.raises(ValueError, match=rf"^recordings must [^\n]*{reason}[^\n]*$"):
             spoken_digits.build(path)
-    with pytest.raises(ValueError, match="limit: must be at least 11"):
+    with pytest.raises(ValueError, match="limit must be at least 11, got "):
         spoken_digits.build(tmp_path / "a.tar.xz", limit=10)
     monkeypatch.setattr(sys, "argv", ["x", str(tmp_path / "out.pkl"), "--recordings", str(tmp_path / "a.tar.xz")])
     with pytest.raises(SystemExit):
         spoken_digits.main()
-    assert "error: recordings: " in capsys.readouterr().err
+    assert "error: recordings must " in capsys.readouterr().err
     assert not (tmp_path / "out.pkl").exists()
 
 

@@ -48,9 +48,9 @@ def test_one_seed_gives_rows_and_no_figure():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--arms", "LNLN-like"], "--arms: T2DR must be among them, or in"),
+        (["--arms", "LNLN-like"], "--arms must have T2DR, or "),
         (["--arms", "LNLN"], "argument --arms: invalid choice: 'LNLN'"),
-        (["--read"], "--arms: T2DR must be among them, or in"),
+        (["--read"], "--arms must have T2DR, or "),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_the_work(arguments, said, monkeypatch, capsys, tmp_path):

@@ -1,11 +1,11 @@
-"""The acceptance study on an untrained pair and two videos: its rows say what was done."""
+"""The acceptance study on an untrained pair and two videos: its rows agree with what was measured."""
 
 from __future__ import annotations
 
 import pytest
 
-from benchmarks import tables
 from benchmarks.video import acceptance as video_acceptance
+from benchmarks.video import tables
 from saccade.inference.verification.relaxed import Strict, VisualRelaxation
 
 COMMON = ("--videos", "3", "--batch", "2", "--new-tokens", "12", "--device", "cpu")
@@ -33,11 +33,11 @@ def test_rows(video_run, rows, monkeypatch, capsys):
         "SpecVLM, none", "SpecVLM, uniform, 0.5", "SpecVLM, two_stage, 0.5", "strict", "LVSpec 0.7",
         "random as LVSpec 0.7", "FLy+ as LVSpec 0.7",
     ]  # fmt: skip
-    for row in rows[:4]:  # lossless: the texts are the target's own
+    for row in rows[:4]:  # lossless: the texts are those of the target
         assert (row["same_texts"], row["relaxed_share"]) == (3, 0.0)
         assert row["retention_interval"] in ((1.0, 1.0), None)  # an untrained target may tell nothing
     assert rows[0]["of_reference"] == 1.0
-    # without pruning the target is its own perfect draft: every tree is accepted to its full depth or to the limit
+    # without pruning the target drafts exactly what it chooses: every tree is accepted to its full depth or the limit
     assert rows[0]["value"] == pytest.approx((5 + 5 - 1) / 2, abs=0.51)
     assert rows[4]["value"] >= rows[3]["value"]
     assert {row["knob"] for row in rows[5:]} <= {0.25, 0.5, 0.75}

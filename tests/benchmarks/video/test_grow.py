@@ -83,7 +83,7 @@ def test_logits_agree(family: str, change: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_video_is_seen(family: str) -> None:
-    """Otherwise the comparison of logits would prove little about eyes."""
+    """Otherwise the comparison of logits would prove little about the vision tower."""
     model = grow(small(family), LARGER, dtype=torch.float32)
     before = logits(model, family)
     tower = model.model.visual if family == "qwen2_5_vl" else model.model.vision_tower
@@ -144,7 +144,9 @@ def test_weight_bytes_leave_out_what_only_the_prompt_needs() -> None:
 
 
 def test_heads_that_do_not_fill_the_width_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"^hidden_size must be Qwen2\.5-VL's 12 heads of 24, 288, got 312\.$"):
+    with pytest.raises(
+        ValueError, match=r"^hidden_size must be Qwen2\.5-VL's 12 heads of 24, 288, got 312: change the shape\.$"
+    ):
         grow(small("qwen2_5_vl"), replace(LARGER, hidden_size=312))
 
 

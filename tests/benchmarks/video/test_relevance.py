@@ -97,7 +97,7 @@ def test_classes_of_words() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("place", PLACES)
 def test_scores_are_those_of_the_decoder(family: str, place: str) -> None:
-    """Of a strict chain whose drafts are all the target's own: one forward over the text scores the same places."""
+    """For a strict chain of which all drafts are accepted: one forward over the text scores the same tokens."""
     model, prompts = video_model(family), video_prompts(family, rows=2, seed=3)
     visual = asked(prompts)
     ids, mask = visual.pop("input_ids"), visual.pop("attention_mask")
@@ -185,7 +185,7 @@ def test_every_score_meets_the_class_of_its_token(video_run, rows, monkeypatch):
 
 def test_a_target_that_writes_no_words_is_refused(video_run, rows, monkeypatch):
     monkeypatch.setattr(Study, "captions", lambda study, batch: [[5, 5, 5]] * len(batch.items))
-    with pytest.raises(SystemExit, match=r"^--target: no caption has both content and function words"):
+    with pytest.raises(SystemExit, match=r"^No caption of --target has both content and function words: train"):
         run(monkeypatch, "--target", str(video_run / "model"), *COMMON)
     assert rows == []
 

@@ -1,4 +1,4 @@
-"""The speed of an untrained pair, grown a little: its rows say what was done."""
+"""The speed of an untrained pair, grown a little: its rows agree with what was measured."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from benchmarks import tables
 from benchmarks.decoding.grow import Shape
 from benchmarks.video import speed as video_speed
+from benchmarks.video import tables
 
 TINY = Shape(
     hidden_size=256, intermediate_size=128, num_hidden_layers=3, num_attention_heads=2, num_key_value_heads=1,
@@ -31,7 +31,7 @@ def rows(video_run, monkeypatch, capsys):
     )  # fmt: skip
     monkeypatch.setattr("sys.argv", ["video_speed", *arguments])
     video_speed.main()
-    # our ways' rows come twice: before transformers' and with them
+    # the decoders' rows are written twice: before those of transformers and with them
     return list({(row["case"], row["method"], row["metric"]): row for row in kept}.values())
 
 
@@ -87,4 +87,4 @@ def test_a_failing_peer_costs_none_of_our_rows(capsys):
     first, second = video_speed.PEERS
     found = video_speed.measure_peers({first: fails, second: works}, [{}], runs=2)
     assert {name: len(made) for name, made in found.items()} == {second: 2}
-    assert f"{video_speed.PEERS[0]} failed: RuntimeError no such cache\n" in capsys.readouterr().out
+    assert f"{video_speed.PEERS[0]} is left out: RuntimeError no such cache\n" in capsys.readouterr().out

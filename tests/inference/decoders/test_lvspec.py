@@ -68,9 +68,9 @@ def stocks(family: str, seed: int, rows: int) -> list[Stock]:
 
 def uncaptured(decoder: LVSpec) -> LVSpec:
     """The decoder on the graphs' steps, run one by one on a processor."""
-    vars(decoder).pop("_floor", None)
+    vars(decoder).pop("_pool", None)
     decoder.engine = "graph"
-    decoder.floor.uncaptured = True
+    decoder.pool.uncaptured = True
     return decoder
 
 
@@ -340,16 +340,16 @@ def test_other_selectors_serve_too(selector: str, scored: bool) -> None:
     family = "qwen2_5_vl"
     model, prompts = video_model(family), video_prompts(family, rows=2, seed=9)
     decoder = LVSpec(selector=selector, prune_ratio=0.5, rule=VisualRelaxation(relaxation=0.0, pst_window=0))
-    assert decoder.observation(model).attention == scored
+    assert decoder.recording(model).attention == scored
     assert decode(decoder, family, prompts).tokens == right_texts(family, 9, 2, NEW)
 
 
 def test_states_are_noted_for_rules_that_look_at_them_alone() -> None:
     model: PreTrainedModel = video_model("qwen2_5_vl")
-    assert LVSpec().observation(model).layer == -1
-    assert LVSpec(layer="norm").observation(model).layer == "norm"
+    assert LVSpec().recording(model).layer == -1
+    assert LVSpec(layer="norm").recording(model).layer == "norm"
     for rule in (Strict(), RandomRelaxation(), FLy(), FLyPlus()):
-        assert LVSpec(rule=rule).observation(model).layer is None
+        assert LVSpec(rule=rule).recording(model).layer is None
     assert not LVSpec.lossless
 
 

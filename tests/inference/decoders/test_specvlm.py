@@ -9,15 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper
 
 from saccade.inference import Sampling, SpecVLM, TokenTree
-from saccade.inference.drafting.drafter import Run
 from saccade.inference.drafting.static_trees import StaticTree
 from saccade.inference.reduction.selectors import SELECTORS
-from saccade.inference.verification.draft import Draft, Verdict
 from tests.inference.verification.test_sampling_law import deviation
+from tests.support.verifiers import GreedyBonus, judged_by
 from tests.support.video_checks import (
     Keeping,
     Stock,
@@ -36,9 +34,9 @@ OWN_TREE = [[0], [1], [2], [0, 0], [1, 0], [1, 1], [1, 1, 0]]
 
 def uncaptured(decoder: SpecVLM) -> SpecVLM:
     """The decoder on the graphs' steps, run one by one on a processor."""
-    vars(decoder).pop("_floor", None)
+    vars(decoder).pop("_pool", None)
     decoder.engine = "graph"
-    decoder.floor.uncaptured = True
+    decoder.pool.uncaptured = True
     return decoder
 
 
@@ -193,16 +191,6 @@ def test_a_target_that_sees_its_siblings_is_found() -> None:
         decoder.generate(model, **asked(prompts), max_new_tokens=12)
 
 
-class Greedy(SpecVLM):
-    """A planted bug: the token behind the accepted ones is the target's favourite, not a drawn one."""
-
-    def verify(self, logits: Tensor, draft: Draft, run: Run) -> list[Verdict]:
-        verdicts = super().verify(logits, draft, run)
-        for row, verdict in enumerate(verdicts):
-            verdict.token = int(logits[row, verdict.path[-1]].argmax())
-        return verdicts
-
-
 def sampled_law(model: PreTrainedModel, prompt: VideoPrompts, sampling: Sampling) -> dict[tuple[int, int, int], float]:
     """Probability of every continuation of three tokens, with transformers' own warpers."""
     stock = Stock(model, prompt)
@@ -217,7 +205,7 @@ def sampled_law(model: PreTrainedModel, prompt: VideoPrompts, sampling: Sampling
     return law
 
 
-@pytest.mark.parametrize(("kind", "found"), [(SpecVLM, False), (Greedy, True)])
+@pytest.mark.parametrize(("kind", "found"), [(SpecVLM, False), (judged_by(GreedyBonus, SpecVLM), True)])
 def test_sampling_keeps_the_targets_law(kind: type[SpecVLM], found: bool) -> None:
     family, rows = "qwen2_5_vl", 1000
     model, prompt = video_model(family), video_prompts(family, seed=7)

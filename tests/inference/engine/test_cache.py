@@ -12,9 +12,10 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from saccade.inference import Autoregressive, Decoder, PromptLookup, Sampling, Session, TokenTree
-from saccade.inference.drafting.drafter import Drafter, Run
+from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.engine.cache import KVCache
 from saccade.inference.request import Request
+from saccade.inference.state import GenerationState
 from saccade.inference.verification.draft import Draft, Verdict
 from tests.support.decoders import DECODERS, LOSSLESS, Proposing, ProposingTrees
 from tests.support.models import copy_layers, prompts, tiny_model
@@ -34,23 +35,23 @@ class Audit:
             made = original(target, request)
             observe = made.observe
 
-            def audited(run: Run, draft: Draft, verdicts: Sequence[Verdict]) -> None:
-                self.check(run)
+            def audited(state: GenerationState, draft: Draft, verdicts: Sequence[Verdict]) -> None:
+                self.check(state)
                 self.rejections += sum(len(v.path) - 1 < n for v, n in zip(verdicts, draft.counts, strict=True))
-                observe(run, draft, verdicts)
+                observe(state, draft, verdicts)
 
             made.observe = audited  # type: ignore[method-assign]
             return made
 
         decoder.drafter = MethodType(drafter, decoder)  # type: ignore[method-assign]
 
-    def check(self, run: Run) -> None:
-        session = run.session
-        assert session.lengths == [len(text) - 1 for text in run.texts]
-        last = session.token_column([text[-1] for text in run.texts])
+    def check(self, state: GenerationState) -> None:
+        session = state.session
+        assert session.lengths == [len(text) - 1 for text in state.texts]
+        last = session.token_column([text[-1] for text in state.texts])
         # writes behind the committed slots only, and is not committed
         logits = session.forward(last)[:, -1]
-        for row, text in enumerate(run.texts):
+        for row, text in enumerate(state.texts):
             fresh = DynamicCache()
             with torch.no_grad():
                 expected = self.model(torch.tensor([text]), past_key_values=fresh).logits[0, -1]
@@ -221,9 +222,9 @@ def test_prompt_lookup_drafts_committed_tokens_only() -> None:
         made = original(target, request)
         draft = made.draft
 
-        def recorded(run: Run, limits: Sequence[int]) -> Draft:
-            out = draft(run, limits)
-            for text, tokens, count in zip(run.texts, out.tokens.tolist(), out.counts, strict=True):
+        def recorded(state: GenerationState, limits: Sequence[int]) -> Draft:
+            out = draft(state, limits)
+            for text, tokens, count in zip(state.texts, out.tokens.tolist(), out.counts, strict=True):
                 seen.append((list(text), tokens[:count]))
             return out
 

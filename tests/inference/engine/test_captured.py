@@ -27,9 +27,9 @@ def test_a_floor_keeps_one_for_each_key_and_none_where_steps_run_eagerly():
     def function(a: torch.Tensor) -> torch.Tensor:
         return a
 
-    floor = EnginePool(EngineConfig("graph"))
-    assert floor.captured(("draft", 1.0), function) is floor.captured(("draft", 1.0), function)
-    assert floor.captured(("draft", 1.0), function) is not floor.captured(("draft", 0.5), function)
+    pool = EnginePool(EngineConfig("graph"))
+    assert pool.captured(("draft", 1.0), function) is pool.captured(("draft", 1.0), function)
+    assert pool.captured(("draft", 1.0), function) is not pool.captured(("draft", 0.5), function)
     assert EnginePool(EngineConfig("eager")).captured("draft", function) is function
 
 
@@ -39,13 +39,13 @@ def test_a_floor_keeps_one_for_each_key_and_none_where_steps_run_eagerly():
 @pytest.mark.parametrize("top_p", [1.0, 0.8])
 def test_a_captured_judgement_is_the_judgement(picked, top_p):
     draw = torch.Generator().manual_seed(0)
-    floor, sampling = EnginePool(EngineConfig("graph")), Sampling(temperature=0.7, top_p=top_p)
+    pool, sampling = EnginePool(EngineConfig("graph")), Sampling(temperature=0.7, top_p=top_p)
     for _ in range(5):  # captured, then replayed on other numbers
         logits = torch.randn(2, 4, 50, generator=draw).cuda()
         proposals = torch.randn(2, 3, 50, generator=draw).softmax(-1).cuda()
         tokens = torch.multinomial(proposals.view(6, 50).cpu(), 1, generator=draw).view(2, 3).cuda()
         draft = Draft(tokens, [3, 2], None if picked else proposals)
-        found = [verify_sampling(logits, draft, sampling, Sampling(seed=4).streams(2), each) for each in (None, floor)]
+        found = [verify_sampling(logits, draft, sampling, Sampling(seed=4).streams(2), each) for each in (None, pool)]
         assert found[0] == found[1]
 
 

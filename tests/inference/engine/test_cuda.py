@@ -37,7 +37,7 @@ def test_graphs_write_what_eager_forwards_write(architecture, ties, name, dtype)
     right = Autoregressive(engine="eager").generate(model, **on_cuda(batch), max_new_tokens=64).tokens
     decoder = LOSSLESS[name](model)
     decoder.engine = "graph"
-    vars(decoder).pop("_floor", None)
+    vars(decoder).pop("_pool", None)
     for _ in range(2):  # captured, then replayed from another call
         tokens = decoder.generate(model, **on_cuda(batch), max_new_tokens=64).tokens
         if dtype == torch.float64:
@@ -45,7 +45,7 @@ def test_graphs_write_what_eager_forwards_write(architecture, ties, name, dtype)
         else:
             left = rows_that_left(model.cpu().double(), batch, tokens, right)
             model.to(dtype).cuda()
-            vars(decoder).pop("_floor", None)
+            vars(decoder).pop("_pool", None)
             assert all(gap <= TOLERANCE[torch.float32] for _, _, gap in left)
 
 
@@ -55,7 +55,7 @@ def test_a_graph_is_captured_once_for_each_width():
     model = tiny_model("llama", residual=0.3, dtype=torch.float32).cuda()
     decoder = SelfSpeculative(skip={"attention": [1], "mlp": []}, draft_length=6, engine="graph")
     decoder.generate(model, **on_cuda(prompts(model, [5])), max_new_tokens=60)
-    engine = decoder.floor._idle[0]
+    engine = decoder.pool._idle[0]
     graphs = {key: step.captured for key, step in engine._steps.items()}
     assert all(graph is not None for graph in graphs.values())
     assert {nodes for nodes, _ in graphs} <= {1, 2, 4, 8}
@@ -81,7 +81,7 @@ def test_videos_are_decoded_as_eager_forwards_decode_them(family, alone):
             out = decoder.generate(*given, max_new_tokens=40, **visual)
             left = [row for row, tokens in enumerate(out.tokens) if tokens != right.tokens[row]]
             assert len(left) <= 1, "random float32 logits tie within rounding now and then, not in every row"
-        assert all(step.captured for engine in decoder.floor._idle for step in engine._steps.values())
+        assert all(step.captured for engine in decoder.pool._idle for step in engine._steps.values())
     loose = [LVSpec(draft, engine=kind).generate(*given, max_new_tokens=40, **visual) for kind in ("eager", "graph")]
     assert sum(a != b for a, b in zip(loose[0].tokens, loose[1].tokens, strict=True)) <= 1
 
@@ -143,10 +143,10 @@ def test_fused_steps_through_interpreted_kernels(monkeypatch):
     if DEVICE != "cpu":
         pytest.skip("the kernels are compiled here, see above")
     model = tiny_model("qwen3", dtype=torch.float32, layers=2)
-    floor = EnginePool(EngineConfig("graph"))
-    floor.uncaptured = True
+    pool = EnginePool(EngineConfig("graph"))
+    pool.uncaptured = True
     decoder = Autoregressive()
-    vars(decoder)["_floor"] = floor
+    vars(decoder)["_pool"] = pool
     batch = prompts(model, [4, 7])
     right = Autoregressive().generate(model, **batch, max_new_tokens=4).tokens
     called = []
@@ -155,4 +155,4 @@ def test_fused_steps_through_interpreted_kernels(monkeypatch):
     monkeypatch.setattr(fused, "decode_attention", lambda *a, **k: called.append(1) or triton_decode_attention(*a, **k))
     assert decoder.generate(model, **batch, max_new_tokens=4).tokens == right
     assert len(called) == 3 * 2  # three steps behind the prefill, two layers
-    assert isinstance(floor._idle[0]._fused, FusedStep)
+    assert isinstance(pool._idle[0]._fused, FusedStep)

@@ -22,9 +22,9 @@ LENGTHS = [1, 5, 17, 9, 3]
 
 def stepwise(decoder):
     """A decoder on graph steps, uncaptured."""
-    vars(decoder).pop("_floor", None)
+    vars(decoder).pop("_pool", None)
     decoder.engine = "graph"
-    decoder.floor.uncaptured = True
+    decoder.pool.uncaptured = True
     return decoder
 
 
@@ -42,11 +42,11 @@ def test_graph_steps_write_what_eager_forwards_write(architecture, ties, name):
     assert decoder.generate(model, **batch, max_new_tokens=40, eos_token_id=eos).tokens == right
     # a second call stands on the first one's buffers and graphs
     again = prompts(model, [8, 2, 30, 4, 11], seed=7)
-    engines = [engine for engine in decoder.floor._idle if engine.model is model]
+    engines = [engine for engine in decoder.pool._idle if engine.model is model]
     assert len(engines) == 1
     right = Autoregressive().generate(model, **again, max_new_tokens=30).tokens
     assert decoder.generate(model, **again, max_new_tokens=30).tokens == right
-    assert [engine for engine in decoder.floor._idle if engine.model is model] == engines
+    assert [engine for engine in decoder.pool._idle if engine.model is model] == engines
 
 
 def test_modules_as_they_are_run_on_device_lengths_too():
@@ -69,19 +69,19 @@ def test_logits_are_those_of_the_modules(fused, skipped):
     """The draft of Draft & Verify is no matter of the text, so its logits are compared themselves."""
     model = tiny_model("qwen3", residual=0.5)
     skip = SublayerSkip(model, [1], [0, 2])
-    floor = EnginePool(EngineConfig("graph"))
-    floor.uncaptured = True
+    pool = EnginePool(EngineConfig("graph"))
+    pool.uncaptured = True
     tree = TokenTree((-1, 0, 0, 1, 3))
     tokens = torch.tensor([[5, 6, 7, 8, 9], [1, 2, 3, 4, 0]])
     handle = None if fused else model.model.norm.register_forward_hook(lambda *_: None)
     found = []
-    for each in (None, floor):
-        with warnings.catch_warnings(), Session(model, 40, skip=skip, floor=each) as session:
+    for each in (None, pool):
+        with warnings.catch_warnings(), Session(model, 40, skip=skip, pool=each) as session:
             warnings.simplefilter("ignore")
             session.prefill([[1, 2, 3], [4, 5, 6, 7, 8]])
             found.append(session.forward(tokens, tree, skipped=skipped))
     assert torch.allclose(*found, atol=1e-12)
-    assert (handle is None) == (floor._idle[0]._fused is not None)
+    assert (handle is None) == (pool._idle[0]._fused is not None)
 
 
 def test_bits_are_the_mask():
@@ -164,11 +164,11 @@ def test_what_each_kind_takes_where_graphs_can_be_captured(kind, fused, graphs):
     model = tiny_model("llama")
     if not fused:
         model.model.layers[0].mlp.register_forward_hook(lambda *_: None)
-    floor = EnginePool(EngineConfig(kind))
-    floor.uncaptured = True
+    pool = EnginePool(EngineConfig(kind))
+    pool.uncaptured = True
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert (floor.lease(model, 1, 32, None, False) is not None) == graphs
+        assert (pool.lease(model, 1, 32, None, False) is not None) == graphs
 
 
 def test_a_processor_runs_eagerly_and_says_so_once():
@@ -200,14 +200,15 @@ def test_capacity():
     out = Autoregressive(engine=EngineConfig(capacity=64)).generate(model, **batch, max_new_tokens=5)
     assert out.stats.kv_cache_bytes == 2 * 3 * 64 * model.config.num_key_value_heads * model.config.head_dim * 8
     with pytest.raises(
-        ValueError, match=r"engine.capacity is 12 tokens, but the longest text and its widest step need"
+        ValueError,
+        match=r"engine.capacity must be at least 15 tokens, the longest text and its widest step, got 12: raise it",
     ):
         Autoregressive(engine=EngineConfig(capacity=12)).generate(model, **batch, max_new_tokens=5)
 
 
 def test_a_cache_that_does_not_fit_is_refused_with_its_bytes(monkeypatch):
     model = tiny_model("llama")
-    monkeypatch.setattr("saccade.inference.huggingface.models.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("saccade.inference.engine.session.free_bytes", lambda device: 1000)
     with pytest.raises(ValueError, match=r"the cache of 1 x \d+ tokens needs [\d,]+ bytes, but 1,000 are free on cpu"):
         Autoregressive().generate(model, **prompts(model, [10]), max_new_tokens=5)
 
@@ -229,9 +230,9 @@ def test_wrong_settings_are_refused(make, message):
 
 def test_a_step_of_more_than_64_nodes_is_refused():
     model = tiny_model("llama")
-    floor = EnginePool(EngineConfig("graph"))
-    floor.uncaptured = True
-    with Session(model, 100, floor=floor) as session:
+    pool = EnginePool(EngineConfig("graph"))
+    pool.uncaptured = True
+    with Session(model, 100, pool=pool) as session:
         session.prefill([[1, 2, 3]])
         with pytest.raises(ValueError, match="the tree has 65 nodes, attention takes 64 at most"):
             session.forward(torch.zeros(1, 65, dtype=torch.long))

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saccade.inference import AssistedDecoding, Autoregressive, PromptLookup, Sampling, SelfSpeculative, TokenTree
-from saccade.inference.drafting.drafter import Run
 from saccade.inference.drafting.ngram import NgramIndex
+from saccade.inference.state import GenerationState
 from saccade.inference.verification.draft import Draft
 from tests.support.decoders import Proposing, ProposingTrees
 from tests.support.models import copy_layers, prompts, tiny_model
@@ -92,11 +92,11 @@ def test_draft_states_that_overwrite_each_other(monkeypatch: pytest.MonkeyPatch)
         made = original(model, request)  # type: ignore[arg-type]
         draft = made.draft
 
-        def poisoned(run: Run, limits: list[int]) -> Draft:
-            out = draft(run, limits)
+        def poisoned(state: GenerationState, limits: list[int]) -> Draft:
+            out = draft(state, limits)
             with torch.inference_mode():
-                for buffer in (*run.session.storage.keys, *run.session.storage.values):
-                    for row, length in enumerate(run.session.lengths):
+                for buffer in (*state.session.storage.keys, *state.session.storage.values):
+                    for row, length in enumerate(state.session.lengths):
                         # all but what the widest verification leaves untouched
                         buffer[row, :, length : length + 1 + out.tokens.shape[1]] = torch.nan  # type: ignore[index]
             return out

@@ -16,11 +16,13 @@ from saccade.inference import (
     Sampling,
     TokenTree,
 )
-from saccade.inference.drafting.drafter import Run
+from saccade.inference.state import GenerationState
 from saccade.inference.verification.draft import Draft, Verdict
 from saccade.inference.verification.rejection_sampling import verify_sampling
+from saccade.inference.verification.verifier import StrictVerifier
 from tests.support.decoders import LOSSLESS
 from tests.support.models import tiny_model
+from tests.support.verifiers import GreedyBonus, judged_by
 
 VOCABULARY, NEW, RUNS, BATCH = 3, 5, 30_000, 5_000
 PROMPT = [2, 0, 2, 0]  # holds n-grams, so that prompt lookup drafts
@@ -92,14 +94,14 @@ def test_the_law_with_temperature_top_k_and_top_p(name: str) -> None:
 
 
 def test_committing_the_targets_argmax_is_found() -> None:
-    class Guided(AssistedDecoding):
-        def verify(self, logits: torch.Tensor, draft: Draft, run: Run) -> list[Verdict]:
-            verdicts = super().verify(logits, draft, run)
-            for row, verdict in enumerate(verdicts):
-                verdict.token = int(logits[row, verdict.path[-1]].argmax())
-            return verdicts
-
-    assert measured(Guided(toy(1), draft_length=3, confidence_threshold=0.0), PLAIN, runs=10_000) > 4
+    assert (
+        measured(
+            judged_by(GreedyBonus, AssistedDecoding)(toy(1), draft_length=3, confidence_threshold=0.0),
+            PLAIN,
+            runs=10_000,
+        )
+        > 4
+    )
 
 
 def test_a_softmax_row_for_an_argmax_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,13 +114,18 @@ def test_a_softmax_row_for_an_argmax_token_is_found(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_biased_acceptance_is_found() -> None:
-    class Eager(AssistedDecoding):
-        def verify(self, logits: torch.Tensor, draft: Draft, run: Run) -> list[Verdict]:
+    class Eager(StrictVerifier):
+        def verify(self, logits: torch.Tensor, draft: Draft, state: GenerationState) -> list[Verdict]:
             if draft.probabilities is not None:
                 draft.probabilities = draft.probabilities * 0.9  # accepts a little too often
-            return super().verify(logits, draft, run)
+            return super().verify(logits, draft, state)
 
-    assert measured(Eager(toy(1), draft_length=3, confidence_threshold=0.0), PLAIN, runs=10_000) > 4
+    assert (
+        measured(
+            judged_by(Eager, AssistedDecoding)(toy(1), draft_length=3, confidence_threshold=0.0), PLAIN, runs=10_000
+        )
+        > 4
+    )
 
 
 TREES = {
@@ -153,7 +160,7 @@ def test_trees_keep_the_law(shape: str, drawn: bool) -> None:
     first = torch.zeros(vocabulary, dtype=torch.float64)
     second = torch.zeros(vocabulary, vocabulary, dtype=torch.float64)
     for row, verdict in enumerate(verdicts):
-        text = draft.accepted(row, verdict)
+        text = draft.verified(row, verdict)
         assert tree.path(verdict.path[-1]) == tuple(verdict.path)
         first[text[0]] += 1
         if len(text) > 1:

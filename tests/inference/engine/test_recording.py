@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from saccade.inference import EngineConfig, Session, TokenTree
-from saccade.inference.engine import observation
+from saccade.inference.engine import recording
 from saccade.inference.engine.fused import why_not_fused
-from saccade.inference.engine.observation import Observation
 from saccade.inference.engine.pool import EnginePool
+from saccade.inference.engine.recording import Recording
 from saccade.inference.huggingface.models import language_part
 from saccade.inference.huggingface.visual_prompts import VisualPrompt, read_visual_prompts
 from tests.support.video_checks import Stock, asked_of_transformers, video_model
@@ -29,10 +29,10 @@ def read(model: PreTrainedModel, prompts: VideoPrompts) -> tuple[list[list[int]]
 
 def noted_scores(model: PreTrainedModel, prompts: VideoPrompts, chunk: int = 8192) -> list[Tensor]:
     texts, visual = read(model, prompts)
-    floor = EnginePool(EngineConfig("eager", prefill_chunk=chunk))
-    with Session(model, 64, floor=floor, observation=Observation(attention=True)) as session:
+    pool = EnginePool(EngineConfig("eager", prefill_chunk=chunk))
+    with Session(model, 64, pool=pool, recording=Recording(attention=True)) as session:
         session.prefill(texts, visual)
-        return session.noted.scores
+        return session.recorded.scores
 
 
 def brute_force(model: PreTrainedModel, prompt: VideoPrompts) -> Tensor:
@@ -65,7 +65,7 @@ def test_scores_do_not_depend_on_pieces(family: str, monkeypatch: pytest.MonkeyP
     whole = noted_scores(model, prompts)
     cases = [(8192, 1), (8192, 2), (1, 64), (3, 64), (7, 2), (17, 1)]  # of the prompt, and of its queries
     for chunk, queries in cases:
-        monkeypatch.setattr(observation, "QUERIES_AT_A_TIME", queries)
+        monkeypatch.setattr(recording, "QUERIES_AT_A_TIME", queries)
         for found, right in zip(noted_scores(model, prompts, chunk), whole, strict=True):
             assert torch.allclose(found, right, rtol=1e-5, atol=0)
 
@@ -81,7 +81,7 @@ def test_scores_of_half_precision_are_summed_in_float32(family: str) -> None:
         assert torch.allclose(found, right, rtol=0.3)
         # a sum that had been rounded to bfloat16 on its way would have 8 bits of it left
         assert (found.bfloat16().float() != found).any()
-    long = observation.VisualAttention([torch.arange(3)], [12_545])
+    long = recording.AttentionRecorder([torch.arange(3)], [12_545])
     long.tails = [0]
     keys = torch.zeros(1, 1, 12_545, 4, dtype=torch.bfloat16)
     long.start = 12_544
@@ -108,19 +108,19 @@ def test_states_are_those_of_the_layer_before_the_final_norm_or_behind_it(family
     states = {}
     assert why_not_fused(model) == ""
     for kind in ("eager", "graph"):
-        floor = EnginePool(EngineConfig(kind, prefill_chunk=8192 if kind == "eager" else 5))
-        floor.uncaptured = True
-        with Session(model, 64, floor=floor, observation=Observation(layer=layer)) as session:
+        pool = EnginePool(EngineConfig(kind, prefill_chunk=8192 if kind == "eager" else 5))
+        pool.uncaptured = True
+        with Session(model, 64, pool=pool, recording=Recording(layer=layer)) as session:
             session.prefill(texts, visual)
-            assert session.noted.states is None
+            assert session.recorded.states is None
             assert (session._engine is not None) == (kind == "graph")
             session.forward(tokens, tree)
-            assert session.noted.states is not None
-            states[kind] = session.noted.states.clone()
+            assert session.recorded.states is not None
+            states[kind] = session.recorded.states.clone()
             for row in range(3):
                 stock = Stock(model, prompts.row(row, family))
                 _, _, seen = stock.observe([], layer)
-                assert (session.noted.visual_states[row] - seen[stock.visual]).abs().max() < 1e-6
+                assert (session.recorded.visual_states[row] - seen[stock.visual]).abs().max() < 1e-6
                 for path in tree.paths:
                     _, _, seen = stock.observe(tokens[row, list(path)].tolist(), layer)
                     assert (states[kind][row, list(path)] - seen[-len(path) :]).abs().max() < 1e-6
@@ -132,9 +132,9 @@ def test_behind_the_norm_is_the_norm_of_what_is_before_it() -> None:
     texts, visual = read(model, prompts)
     found = {}
     for layer in (-1, "norm"):
-        with Session(model, 64, observation=Observation(layer=layer)) as session:
+        with Session(model, 64, recording=Recording(layer=layer)) as session:
             session.prefill(texts, visual)
-            found[layer] = session.noted.visual_states
+            found[layer] = session.recorded.visual_states
     for before, behind in zip(found[-1], found["norm"], strict=True):
         with torch.no_grad():
             assert torch.allclose(language_part(model).norm(before), behind, atol=1e-6)  # type: ignore[operator]
@@ -144,15 +144,15 @@ def test_behind_the_norm_is_the_norm_of_what_is_before_it() -> None:
 def test_rows_that_end_leave_what_was_noted_of_the_others() -> None:
     model, prompts = video_model("qwen2_5_vl"), video_prompts("qwen2_5_vl", rows=3, seed=1)
     texts, visual = read(model, prompts)
-    with Session(model, 64, observation=Observation(attention=True, layer=-1)) as session:
+    with Session(model, 64, recording=Recording(attention=True, layer=-1)) as session:
         session.prefill(texts, visual)
-        scores, states = list(session.noted.scores), list(session.noted.visual_states)
+        scores, states = list(session.recorded.scores), list(session.recorded.visual_states)
         session.forward(torch.tensor([[9], [10], [11]]))
         session.keep([2, 0])
-        assert session.noted.states is None
+        assert session.recorded.states is None
         for place, row in enumerate((2, 0)):
-            assert session.noted.scores[place] is scores[row]
-            assert session.noted.visual_states[place] is states[row]
+            assert session.recorded.scores[place] is scores[row]
+            assert session.recorded.visual_states[place] is states[row]
         assert session.offsets == [visual[2].offset, visual[0].offset]
 
 
@@ -162,7 +162,7 @@ def test_a_session_that_shall_note_nothing_notes_nothing() -> None:
     with Session(model, 64) as session:
         session.prefill(texts, visual)
         session.forward(torch.tensor([[9], [10]]))
-        assert (session.noted.scores, session.noted.visual_states, session.noted.states) == ([], [], None)
-    with Session(model, 64, observation=Observation(attention=True, layer=-1)) as session:
+        assert (session.recorded.scores, session.recorded.visual_states, session.recorded.states) == ([], [], None)
+    with Session(model, 64, recording=Recording(attention=True, layer=-1)) as session:
         session.prefill([[9, 10], [11]])  # text alone has no video to look at
-        assert (session.noted.scores, session.noted.visual_states) == ([], [])
+        assert (session.recorded.scores, session.recorded.visual_states) == ([], [])

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 QUERIES_AT_A_TIME = 64  # rows of attention that are held at once: 64 x 28 heads x 16k keys are 115 MB
-_WATCHING: ContextVar[VisualAttention | None] = ContextVar("saccade_visual_attention", default=None)
+_ACTIVE: ContextVar[AttentionRecorder | None] = ContextVar("saccade_visual_attention", default=None)
 
 
 @dataclass(frozen=True)
-class Observation:
+class Recording:
     """What a session shall note.
 
     Args:
@@ -28,7 +28,7 @@ class Observation:
     layer: int | str | None = None
 
 
-class VisualAttention:
+class AttentionRecorder:
     """Mean attention on each visual token, of all heads and layers and of all queries behind the last one.
 
     The score of SpecVLM's verifier guidance (arXiv 2508.16201), added up in float32 while the prompt is read once: the
@@ -50,18 +50,18 @@ class VisualAttention:
         self.start = 0
 
     @contextmanager
-    def watching(self, start: int) -> Iterator[None]:
+    def recording(self, start: int) -> Iterator[None]:
         """Within this context every attention of the model's layers is added.
 
         Args:
             start: Place in the prompts of the forward's first token.
         """
         self.start = start
-        token = _WATCHING.set(self)
+        token = _ACTIVE.set(self)
         try:
             yield
         finally:
-            _WATCHING.reset(token)
+            _ACTIVE.reset(token)
 
     def add(self, query: Tensor, key: Tensor, scaling: float | None) -> None:
         """Adds one layer's attention.
@@ -92,13 +92,13 @@ class VisualAttention:
         return [total / max(1, count) for total, count in zip(self.sums, self.counts, strict=True)]
 
 
-def watching() -> VisualAttention | None:
+def active_recorder() -> AttentionRecorder | None:
     """Who wants to see the attention that is computed now."""
-    return _WATCHING.get()
+    return _ACTIVE.get()
 
 
 @dataclass
-class Noted:
+class Recorded:
     """What a session has noted; one entry for each row.
 
     Args:

@@ -1,0 +1,208 @@
+"""One generation in progress, driven step by step, and what it returns."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from saccade.inference.engine.session import Session
+from saccade.inference.huggingface.visual_prompts import read_visual_prompts
+from saccade.inference.request import Request
+from saccade.inference.row_tracker import RowTracker
+from saccade.inference.state import GenerationState
+from saccade.inference.statistics import DecodingStats
+from saccade.inference.verification.draft import Draft, Verdict
+from saccade.inference.verification.relaxed.rule import AuditEntry
+
+if TYPE_CHECKING:
+    from saccade.inference.decoder import Decoder
+
+
+@dataclass
+class GenerationOutput:
+    """What a decoder returns.
+
+    Args:
+        sequences: ``[batch, length + new]`` token ids in the layout of ``model.generate``, on the device of the input:
+            prompts padded on the left as wide as they were given, new tokens behind them, padded on the right.
+        tokens: The new tokens of every row, EOS included.
+        stats: Statistics of the whole call.
+        per_request: Statistics of every row.
+        audit: What a relaxed rule decided of every judged token of every row, with ``position`` its place among the
+            new tokens; empty for strict decoders.
+    """
+
+    sequences: Tensor
+    tokens: list[list[int]]
+    stats: DecodingStats
+    per_request: list[DecodingStats]
+    audit: list[list[AuditEntry]] = field(default_factory=list)
+
+
+class GenerationRun:
+    """A generation that goes on only when it is asked to; :meth:`saccade.inference.Decoder.start` makes one.
+
+    ::
+
+        with decoder.start(model, input_ids, max_new_tokens=64) as run:
+            tokens = run.prefill()
+            while not run.finished:
+                tokens = run.step()
+        output = run.output()
+
+    Iterating over a run does the same and yields the tokens of each step.
+
+    Several runs, of the same or of different decoders, may take turns on one model. Rollback, EOS, limits, statistics
+    and batching happen here and nowhere else.
+
+    Args:
+        decoder: Says how to draft and how to verify.
+        model: The target.
+        request: The checked prompts and limits.
+        session: A session of the model that is used and left open, with the texts in its cache; ``None`` opens one
+            that is closed with the run.
+        synced: Agree with the other ranks before every forward.
+
+    Raises:
+        ValueError: The session is of another model, too small, in use, or lacks what the decoder needs.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        model: nn.Module,
+        request: Request,
+        *,
+        session: Session | None = None,
+        synced: bool = False,
+    ) -> None:
+        self.request = request
+        self._model = model
+        self._tracker = RowTracker(request)
+        self._rows = list(range(len(request.prompts)))
+        self._open = ExitStack()
+        self._closed = self._prefilled = False
+        with ExitStack() as undo:  # what is open is closed again where the next one cannot be opened
+            self._drafter = decoder.drafter(model, request)
+            undo.callback(self._drafter.close)
+            self._verifier = decoder.verifier(model, request)
+            needed = request.positions + decoder.width
+            if session is None:
+                session = undo.enter_context(decoder.session(model, needed, synced=synced))
+            else:
+                decoder.check_session(session, model, needed)
+            undo.enter_context(session.used())
+            self._open = undo.pop_all()
+        sampling = request.sampling
+        streams = [random.Random()] * len(self._rows) if sampling is None else sampling.streams(len(self._rows))
+        self.state = GenerationState(session, [list(text) for text in request.prompts], sampling, streams, request.eos)
+
+    def __enter__(self) -> GenerationRun:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rows have ended, at EOS or at their limit; a closed run is finished."""
+        return self._closed or not self._rows
+
+    def prefill(self) -> list[list[int]]:
+        """Reads the prompts, or what the session does not hold of them yet; the first step.
+
+        Returns:
+            The first token of every row.
+
+        Raises:
+            ValueError: The prompts have been read already, the run is closed, or the logits hold NaN.
+        """
+        if self._prefilled or self._closed:
+            raise ValueError("the run has read its prompts already, or is closed: start another one.")
+        self._prefilled = True
+        state, request = self.state, self.request
+        self._tracker.start(state.session, self._drafter)
+        if request.visual:
+            state.visual = read_visual_prompts(self._model, request.prompts, request.visual)
+        verdicts = self._verifier.begin(state.session.prefill(request.prompts, state.visual), state)
+        self._tracker.first_token()
+        return self._take(Draft.empty(len(verdicts), state.session.device), verdicts)
+
+    def step(self) -> list[list[int]]:
+        """Drafts and verifies once for every unfinished row.
+
+        Returns:
+            The new tokens of every row of the batch, an empty list for finished rows.
+
+        Raises:
+            ValueError: The prompts have not been read, the run is finished, or the logits hold NaN.
+        """
+        if not self._prefilled or self.finished:
+            raise ValueError("the run cannot step: call prefill first, and step only while it is not finished.")
+        state = self.state
+        session = state.session
+        draft = self._drafter.draft(state, [self._tracker.remaining(row) - 1 for row in self._rows])
+        tokens = session.token_column([text[-1] for text in state.texts])
+        if draft.tokens.shape[1]:
+            tokens = torch.cat([tokens, draft.tokens.to(tokens.device)], 1)
+        verdicts = self._verifier.verify(session.forward(tokens, draft.tree), draft, state)
+        session.commit([verdict.path for verdict in verdicts])
+        return self._take(draft, verdicts)
+
+    def __iter__(self) -> Iterator[list[list[int]]]:
+        """The tokens of every step, from the prompts on."""
+        yield self.prefill()
+        while not self.finished:
+            yield self.step()
+
+    def output(self) -> GenerationOutput:
+        """The sequences so far and their statistics."""
+        tracker = self._tracker
+        return GenerationOutput(
+            self.request.sequences(tracker.tokens).to(self.request.device or self.state.session.device),
+            tracker.tokens,
+            tracker.pooled,
+            tracker.rows,
+            tracker.audit,
+        )
+
+    def close(self) -> None:
+        """Ends the run, finished or not: frees what it holds. A session that was handed in stays open."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._prefilled and self.state.session.lengths:
+                self._tracker.finish()
+                self.state.session.remember(self.state.texts)
+        finally:
+            self._open.close()
+
+    def _take(self, draft: Draft, verdicts: list[Verdict]) -> list[list[int]]:
+        """Adds verified tokens to the texts, and drops the rows that end with them."""
+        state = self.state
+        added = [draft.verified(row, verdict) for row, verdict in enumerate(verdicts)]
+        logs = [verdict.log for verdict in verdicts]
+        tokens, unfinished = self._tracker.emit(self._rows, added, draft.counts, logs)
+        for text, new in zip(state.texts, added, strict=True):
+            text.extend(new)
+        self._drafter.observe(state, draft, verdicts)
+        if not unfinished:
+            self._rows = []
+            state.session.drain()
+            self._tracker.finish()
+        elif len(unfinished) < len(self._rows):
+            state.keep(unfinished)
+            for part in (self._drafter, self._verifier):
+                part.keep(unfinished)
+            self._rows = [self._rows[index] for index in unfinished]
+        return tokens
