@@ -183,8 +183,8 @@ def _read_prompts(
     if not rows or any(isinstance(row, str) or not isinstance(row, Sequence) for row in rows):
         shown = input_ids if isinstance(input_ids, (str, int, float)) else type(input_ids).__name__
         raise ValueError(
-            f"input_ids must be an integer tensor of shape [batch, length], or a list of token ids for each prompt, got "
-            f"{shown!r}: give what the tokenizer returns."
+            "input_ids must be an integer tensor of shape [batch, length], or a list of token ids for each prompt, "
+            f"got {shown!r}: give what the tokenizer returns."
         )
     if attention_mask is not None:
         raise ValueError(

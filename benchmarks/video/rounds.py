@@ -141,7 +141,7 @@ def play(verifier: Verifier, state: GenerationState, draft: Draft, path: Sequenc
     """A round from its verification on; whatever that decides, a given path is committed.
 
     Args:
-        decoder: The decoder that verifies.
+        verifier: Judges the draft.
         state: A generation of one row.
         draft: The round's draft.
         path: Nodes that are committed, the root first.

@@ -27,9 +27,11 @@ def test_the_readme_is_short_and_in_order() -> None:
     text = README.read_text(encoding="utf-8")
     lines = text.splitlines()
     assert len(lines) <= 160
-    parts = ("# Saccade", "## Install", "make demo", "make test", "saccade fit", "## Example", "from saccade.inference import",
-             "## Results", "<!-- table ", "<!-- end -->", "## Methods", "| decoder | paper | lossless | models tested |",
-             "## Links")  # fmt: skip
+    parts = (
+        "# Saccade", "## Install", "make demo", "make test", "saccade fit", "## Example",
+        "from saccade.inference import", "## Results", "<!-- table ", "<!-- end -->", "## Methods",
+        "| decoder | paper | lossless | models tested |", "## Links",
+    )  # fmt: skip
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
     assert "make test" in "\n".join(lines[:30]), "install and the two commands belong on the first screen"
