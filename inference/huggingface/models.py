@@ -25,12 +25,11 @@ def language_part(model: nn.Module) -> nn.Module:
 
 def base_model(model: Any) -> Any:
     """The Hugging Face model inside wrappers of PEFT; the model itself where there are none."""
-    while hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
-        inner = model.get_base_model()
-        if inner is model:
-            break
-        model = inner
-    return model
+    wrapped: Any = model
+    while hasattr(wrapped, "peft_config") and hasattr(wrapped, "get_base_model"):
+        wrapped = wrapped.get_base_model()
+    inner: nn.Module = wrapped
+    return inner
 
 
 def takes_logits_to_keep(model: nn.Module) -> bool:
