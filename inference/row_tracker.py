@@ -82,7 +82,7 @@ class RowTracker:
             stats.new_tokens += len(new)
             for entry in logs[position]:
                 self.audit[row].append(replace(entry, position=before + entry.position - 1))
-                stats.relaxed += entry.position <= len(new) and entry.reason in ("loose", "pst")
+                stats.relaxed += entry.position <= len(new) and entry.relaxed
             stats.target_forwards += 1
             if not is_first:
                 stats.record(drafted[position], min(len(new), len(added[position]) - 1))

@@ -28,9 +28,9 @@ class Strict(RelaxedRule):
     def judge(self, judged: Judged, state: RowState) -> Ruling:
         """Accepts the tokens before the first mismatch."""
         pairs = zip(judged.drafted, judged.choices, strict=False)
-        verdict = ruling(judged, ("match" if token == choice else "reject" for token, choice in pairs))
-        state.position += verdict.accepted + 1
-        return verdict
+        outcome = ruling(judged, ("match" if token == choice else "reject" for token, choice in pairs))
+        state.position += outcome.accepted + 1
+        return outcome
 
 
 @dataclass
@@ -60,9 +60,9 @@ class RandomRelaxation(RelaxedRule):
     def judge(self, judged: Judged, state: RowState) -> Ruling:
         """Draws one random number for every drafted token, also for those after a rejection."""
         uniforms = [state.stream.random() for _ in judged.drafted]
-        verdict = ruling(judged, self._reasons(judged, state, uniforms))
-        state.position += verdict.accepted + 1
-        return verdict
+        outcome = ruling(judged, self._reasons(judged, state, uniforms))
+        state.position += outcome.accepted + 1
+        return outcome
 
     def _reasons(self, judged: Judged, state: RowState, uniforms: list[float]) -> Iterator[Reason]:
         for place, uniform in enumerate(uniforms):

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from saccade.common.checks import check_count
 from saccade.inference.verification.relaxed.rule import (
     Judged,
     Reason,
@@ -37,8 +38,7 @@ def top_entropy(logits: Tensor, top: int = 3) -> Tensor:
     Raises:
         ValueError: ``top`` below 1.
     """
-    if top < 1:
-        raise ValueError(f"top must be at least 1, got {top}: FLy uses 3.")
+    check_count("top", top)
     scores = logits.float()
     largest = scores.topk(min(top, scores.shape[-1]), dim=-1).values
     logs = largest - scores.logsumexp(-1, keepdim=True)
@@ -68,14 +68,13 @@ class FLyPlus(RelaxedRule):
     def __post_init__(self) -> None:
         if not self.threshold >= 0:
             raise ValueError(f"threshold must be at least 0, got {self.threshold}: FLy uses 0.3 nats.")
-        if self.top < 1:
-            raise ValueError(f"top must be at least 1, got {self.top}: FLy uses 3.")
+        check_count("top", self.top)
 
     def judge(self, judged: Judged, state: RowState) -> Ruling:
         """Accepts mismatches of high entropy and rejects the others."""
-        verdict = ruling(judged, self._reasons(judged, state, required(judged, "entropies")))
-        state.position += verdict.accepted + 1
-        return verdict
+        outcome = ruling(judged, self._reasons(judged, state, required(judged, "entropies")))
+        state.position += outcome.accepted + 1
+        return outcome
 
     def _reasons(self, judged: Judged, state: RowState, entropies: list[float]) -> Iterator[Reason]:
         matches = [token == choice for token, choice in zip(judged.drafted, judged.choices, strict=False)]
@@ -113,8 +112,7 @@ class FLy(FLyPlus):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.window < 1:
-            raise ValueError(f"window must be at least 1, got {self.window}: use FLyPlus for a rule without a window.")
+        check_count("window", self.window)  # FLyPlus is the rule without a window
 
     def _confirmed(self, matches: list[bool], place: int) -> bool:
         """Whether a full window of matches follows."""

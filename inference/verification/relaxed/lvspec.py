@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
-from saccade.common.checks import check_share
+from saccade.common.checks import check_count, check_share
 from saccade.common.decimals import as_written
 from saccade.inference.verification.relaxed.rule import (
     Judged,
@@ -93,24 +93,23 @@ class VisualRelaxation(RelaxedRule):
                 known = ", ".join(get_args(choices))
                 raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}: choose one.")
         for name, least in (("history", 1), ("top_m", 1), ("pst_window", 0), ("max_loose_run", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}: omit it for the default.")
+            if (value := getattr(self, name)) is not None:
+                check_count(name, value, least)
         if math.isnan(self.threshold):
             raise ValueError("threshold must be a cosine, got NaN: give a number between -1 and 1.")
 
     def judge(self, judged: Judged, state: RowState) -> Ruling:
         """Chooses the strict positions, judges the draft, and stores the scores and the used occurrences."""
         scores = required(judged, "relevance")
-        verdict = ruling(judged, self._reasons(judged, state, self.strict_places(scores, state)))
-        state.scores.extend(scores[: len(verdict.log)])
+        outcome = ruling(judged, self._reasons(judged, state, self.strict_places(scores, state)))
+        state.scores.extend(scores[: len(outcome.log)])
         while len(state.scores) > self.history:
             state.scores.popleft()
         # keep the used occurrences that are in the text and can still be in the window of a later round
-        end = state.position + verdict.accepted
+        end = state.position + outcome.accepted
         state.used = {(side, at) for side, at in state.used if side == "text" and end - self.pst_window < at <= end}
         state.position = end + 1
-        return verdict
+        return outcome
 
     def strict_places(self, scores: list[float], state: RowState) -> set[int]:
         """The strict positions of a round, counted from 0.

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from saccade.common.checks import check_count
+
 
 def visual_relevance(
     states: Tensor, visual_states: Tensor, neighbours: int = 10, chunk: int = 4096, unit: bool = False
@@ -36,8 +38,7 @@ def visual_relevance(
     if len(visual_states) == 0:
         raise ValueError("visual_states must hold at least one video token, got none: text alone has no relevance.")
     for name, value in (("neighbours", neighbours), ("chunk", chunk)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}: omit it for the default.")
+        check_count(name, value)
     queries = directions(states.to(visual_states.device))
     best = queries.new_empty(len(queries), 0)
     for start in range(0, len(visual_states), chunk):

@@ -40,6 +40,11 @@ class AuditEntry:
     relevance: float | None
     reason: Reason
 
+    @property
+    def relaxed(self) -> bool:
+        """Whether the token was accepted although it is not the target's choice."""
+        return self.reason in ("loose", "pst")
+
 
 @dataclass
 class Ruling:
@@ -54,11 +59,6 @@ class Ruling:
 
     accepted: int
     log: list[AuditEntry]
-
-    @property
-    def loosened(self) -> int:
-        """Number of accepted tokens that are not the target's choice."""
-        return sum(entry.reason in ("loose", "pst") for entry in self.log)
 
 
 @dataclass

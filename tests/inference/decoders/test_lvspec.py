@@ -1,4 +1,4 @@
-"""LVSpec on real models: strict settings are lossless, what stands is accounted for, caches follow the emitted text."""
+"""LVSpec on real models: strict settings are lossless, the audit is complete, caches follow the emitted text."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_everything_relaxed_is_the_drafts_text_with_a_target_token_in_every_roun
 
 
 def recounted(stock: Stock, tokens: list[int]) -> list[int]:
-    """The target's own choice at every place of a text, by reading it once."""
+    """The target's choice at every position of a text, by reading it once."""
     logits, _ = stock.read(tokens[:-1])
     choices: list[int] = logits[-len(tokens) :].argmax(-1).tolist()
     return choices
@@ -181,7 +181,7 @@ def test_relevance_is_that_of_the_models_own_states(family: str, layer: int | st
         compared = 0
         for entry in out.audit[row]:
             if entry.position >= NEW or entry.reason not in ("match", "loose", "pst"):
-                continue  # the state of a token that fell is not in the text
+                continue  # the state of a rejected token is not in the text
             judge, own = scores[entry.position], scores[entry.position + 1]
             right = {"judge": judge, "draft": own, "max": max(judge, own)}[score_at]
             assert entry.relevance == pytest.approx(float(right), abs=1e-5)
@@ -231,14 +231,14 @@ def test_places_above_the_threshold_are_strict(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_end_of_text_is_never_loosened(family: str) -> None:
+def test_an_end_of_text_is_never_relaxed(family: str) -> None:
     prompts = video_prompts(family, rows=3, seed=6)
     decoder = LVSpec(draft_length=6, rule=VisualRelaxation(relaxation=1.0), prune_ratio=0.7)
     free = decode(decoder, family, prompts)
-    # tokens that a free run lets stand, or lets others stand for: as EOS both would do harm
-    loosened = [entry for row in free.audit for entry in row if entry.reason == "loose" and entry.position < NEW - 6]
+    # tokens of accepted mismatches, drafted or chosen: each would do harm as EOS
+    relaxed = [entry for row in free.audit for entry in row if entry.reason == "loose" and entry.position < NEW - 6]
     guarded = 0
-    for eos in sorted({loosened[0].drafted, loosened[0].choice, loosened[-1].drafted, loosened[-1].choice}):
+    for eos in sorted({relaxed[0].drafted, relaxed[0].choice, relaxed[-1].drafted, relaxed[-1].choice}):
         out = decode(decoder, family, prompts, eos_token_id=eos)
         for row, tokens in enumerate(out.tokens):
             choices = recounted(stocks(family, 6, 3)[row], tokens)
@@ -354,7 +354,7 @@ def test_states_are_noted_for_rules_that_look_at_them_alone() -> None:
 
 
 def test_relaxation_grows_from_strict_to_loose() -> None:
-    """The share of tokens that are not the target's own rises with lambda, and so does what a round accepts."""
+    """The share of tokens that differ from the target's choice rises with lambda, and so does what a round accepts."""
     lengths, shares = [], []
     for relaxation in (0.0, 0.4, 0.7, 1.0):
         out = [

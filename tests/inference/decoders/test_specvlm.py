@@ -112,7 +112,7 @@ def test_a_perfect_draft_is_accepted_whole(family: str) -> None:
     for tree, draft in itertools.product(("default", "chain"), (None, model)):
         decoder = SpecVLM(draft_model=draft, prune_ratio=0.0, tree=tree)
         out = decoder.generate(model, **asked(prompts), max_new_tokens=1 + 3 * 6)
-        # five drafts and the target's own token in every round, of both rows
+        # five drafts and the bonus token in every round, of both rows
         assert out.stats.acceptance_histogram == {5: 6}
         assert out.stats.mean_accepted_draft_tokens == 5
         # a limit in the middle of a round cuts the tree and nothing else

@@ -1,4 +1,4 @@
-"""Decode attention: the definition against softmax written out, the Triton kernel against the definition."""
+"""Decode attention: the reference against a plain softmax, the Triton kernel against the reference."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Short chains of operations as one graph: called where there is no CUDA, captured once a shape where there is."""
+"""Short sequences of operations as one graph: captured once for each shape on CUDA, called as they are elsewhere."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def test_graph_steps_write_what_eager_forwards_write(architecture, ties, name):
     right = Autoregressive().generate(model, **batch, max_new_tokens=40, eos_token_id=eos).tokens
     decoder = stepwise(LOSSLESS[name](model))
     assert decoder.generate(model, **batch, max_new_tokens=40, eos_token_id=eos).tokens == right
-    # a second call stands on the first one's buffers and graphs
+    # a second call reuses the buffers and graphs of the first
     again = prompts(model, [8, 2, 30, 4, 11], seed=7)
     engines = [engine for engine in decoder.pool._idle if engine.model is model]
     assert len(engines) == 1

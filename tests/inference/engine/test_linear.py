@@ -1,4 +1,4 @@
-"""The fused projections and rotations: each Triton kernel against the torch function that defines it."""
+"""The fused projections and rotations: each Triton kernel against its reference in torch."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""What sessions note beside logits: attention on video tokens, and the states of a layer, as the model has them."""
+"""What sessions record besides logits equals what the model computes: attention on video tokens, states of a layer."""
 
 from __future__ import annotations
 
