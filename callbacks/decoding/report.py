@@ -139,11 +139,11 @@ def table(records: Sequence[Mapping[str, Any]]) -> Table:
         "tokens/\nsecond",
         "target\nforwards",
         "tokens/\nforward",
-        "drafts\naccepted",
-        "same as\nbaseline",
+        "accept-\nance",
+        "same as\nbase",
     ]
     scored = first["quality"]["slot_accuracy"] is not None
-    headings += ["distinct\n4-grams", *["facts\ncorrect"] * scored]
+    headings += ["distinct\n4-grams", *["facts\nright"] * scored]
     for heading in headings:
         grid.add_column(heading, justify="right", no_wrap=True)
     for row in records:

@@ -98,7 +98,7 @@ def test_lossy_and_lying_decoders_are_told_apart(tmp_path, capsys) -> None:
     assert liar["agreement"]["near_tie_rows"] == 0
     printed = capsys.readouterr().out
     assert "lossy (lossy)" in printed
-    assert "liar: 3 of 3 rows differ from the baseline, in 3 tokens; 0 of them part" in printed
+    assert "liar: 3 of 3 rows differ from the baseline, in 3 tokens; in 0 of them" in printed
     assert "lossy: 3 of 3" not in printed
 
 
