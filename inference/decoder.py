@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.engine.config import EngineConfig, EngineKind
@@ -88,9 +89,11 @@ class Decoder(ABC):
 
     def independent(self) -> Self:
         """A copy with the same settings, with its own engines, whose results do not depend on earlier calls."""
-        copied = copy.copy(self)
-        vars(copied).pop("_pool", None)
-        return copied
+        return copy.copy(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # copies make an engine pool of their own: graphs and locks cannot be copied
+        return {name: value for name, value in vars(self).items() if name != "_pool"}
 
     def release(self) -> None:
         """Frees what the decoder keeps between calls: graphs, buffers and draft models that it loaded."""
@@ -141,6 +144,7 @@ class Decoder(ABC):
         max_length: int | None = None,
         sampling: Sampling | None = None,
         do_sample: bool | None = None,
+        generation_config: GenerationConfig | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         streamer: Any = None,
@@ -159,6 +163,7 @@ class Decoder(ABC):
             sampling: How to draw tokens. ``None``: ``do_sample`` decides.
             do_sample: Whether tokens are drawn as the model's generation config says; ``False`` decodes greedily.
                 ``None``: the generation config decides that too, as in ``model.generate``.
+            generation_config: A configuration of transformers to follow in place of the model's own.
             eos_token_id: Ids that end a row; ``None`` uses the model's, ``()`` never stops early.
             pad_token_id: Id after the end of finished rows; ``None`` uses the model's, else the first EOS id, else 0.
             streamer: A transformers streamer (``put``, ``end``) for a batch of one; it receives verified tokens only.
@@ -184,6 +189,7 @@ class Decoder(ABC):
                 max_length=max_length,
                 sampling=sampling,
                 do_sample=do_sample,
+                generation_config=generation_config,
                 eos_token_id=eos_token_id,
                 pad_token_id=pad_token_id,
                 synced=synced,
@@ -215,6 +221,7 @@ class Decoder(ABC):
         max_length: int | None = None,
         sampling: Sampling | None = None,
         do_sample: bool | None = None,
+        generation_config: GenerationConfig | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         pad_token_id: int | None = None,
         session: Session | None = None,
@@ -231,6 +238,7 @@ class Decoder(ABC):
             max_length: Alternative limit.
             sampling: How to draw tokens.
             do_sample: Whether tokens are drawn where ``sampling`` is ``None``.
+            generation_config: Followed in place of the model's own.
             eos_token_id: Ids that end a row.
             pad_token_id: Id after the end of finished rows.
             session: A session opened with :meth:`session`. Tokens that its cache already holds are not read again, and
@@ -255,6 +263,7 @@ class Decoder(ABC):
             visual,
             do_sample=do_sample,
             sampling=sampling,
+            generation_config=generation_config,
         )
         return self._run(model, request, session, synced)
 
@@ -273,6 +282,7 @@ class Decoder(ABC):
         max_length: int | None = None,
         sampling: Sampling | None = None,
         do_sample: bool | None = None,
+        generation_config: GenerationConfig | None = None,
         eos_token_id: int | Sequence[int] | None = None,
         **visual: Tensor,
     ) -> Iterator[list[list[int]]]:
@@ -286,6 +296,7 @@ class Decoder(ABC):
             max_length: Alternative limit.
             sampling: How to draw tokens.
             do_sample: Whether tokens are drawn where ``sampling`` is ``None``.
+            generation_config: Followed in place of the model's own.
             eos_token_id: Ids that end a row.
             visual: Images and videos.
 
@@ -301,6 +312,7 @@ class Decoder(ABC):
             max_length=max_length,
             sampling=sampling,
             do_sample=do_sample,
+            generation_config=generation_config,
             eos_token_id=eos_token_id,
             **inputs,
         )

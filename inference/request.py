@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saccade.common.checks import check_count
-from saccade.inference.huggingface.generation_config import GenerationSettings, read_generation_config
+from saccade.inference.huggingface.generation_config import GenerationSettings, end_of_text_ids, read_generation_config
 from saccade.inference.huggingface.models import check_supported, context_length, text_config
 from saccade.inference.huggingface.vision import visual_inputs, visual_token_kinds
 from saccade.inference.sampling import Sampling
@@ -61,6 +61,7 @@ class Request:
         *,
         do_sample: bool | None = None,
         sampling: Sampling | None = None,
+        generation_config: Any = None,
         settings: GenerationSettings | None = None,
     ) -> Request:
         """Checks the arguments of :meth:`saccade.inference.Decoder.generate` against the model.
@@ -76,6 +77,7 @@ class Request:
             visual: Images and videos.
             do_sample: Draw tokens, or decode greedily; ``None``: the generation configuration decides.
             sampling: How tokens are drawn.
+            generation_config: Followed in place of the model's own; without EOS ids the model's end a row.
             settings: What is followed where the arguments say nothing; ``None`` reads the model's own generation
                 configuration.
 
@@ -99,7 +101,11 @@ class Request:
         if sampling is not None and not isinstance(sampling, Sampling):
             raise ValueError(f"sampling must be a Sampling or None, got {sampling!r}: None decodes greedily.")
         if settings is None:
-            settings = read_generation_config(model, do_sample=do_sample, sampling=sampling, prompt_length=width)
+            settings = read_generation_config(
+                model, generation_config, do_sample=do_sample, sampling=sampling, prompt_length=width
+            )
+            if not settings.eos:
+                settings = replace(settings, eos=end_of_text_ids(model))
         context = context_length(model)
         limit = _limit(settings, max_new_tokens, max_length, width, context)
         longest = max(len(prompt) for prompt in prompts)

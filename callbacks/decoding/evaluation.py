@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
+from transformers import GenerationConfig
 
 from saccade.callbacks.decoding import report as decoding_report
 from saccade.callbacks.decoding.prompts import Prompt, PromptCollector, joined_visual
@@ -21,6 +22,7 @@ from saccade.common.checks import check_count
 from saccade.common.distributed import reduce_max, shards_parameters
 from saccade.common.progress import Bar, progress_bar
 from saccade.inference import Autoregressive, Decoder, GenerationOutput, Sampling, Session
+from saccade.inference.huggingface.generation_config import unsupported_settings
 from saccade.inference.huggingface.visual_prompts import read_visual_prompts
 from saccade.inference.request import Request
 
@@ -29,6 +31,10 @@ BASELINE = "autoregressive"
 
 # if the target's two best logits differ by less, a forward of another width may choose the other token by rounding
 _NEAR_TIE = {torch.float64: 0.0, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+
+# decoders are compared greedily, or as `sampling` says: penalties and sampling of the model's own configuration are
+# left out, its EOS ids are kept
+_PLAIN = GenerationConfig()
 
 
 class DecodingEvaluation(PromptCollector):
@@ -116,6 +122,7 @@ class DecodingEvaluation(PromptCollector):
         self.rows: list[dict[str, Any]] = []
         """The rows of the latest ``decoding.json``, the same on every rank."""
         self._validations = 0
+        self._told = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a second DecodingEvaluation, which would overwrite the results of the first, and missing paths."""
@@ -149,6 +156,7 @@ class DecodingEvaluation(PromptCollector):
                 f"{type(pl_module).__name__} has no attribute model to decode with: keep the Hugging Face causal"
                 " language model there, as saccade.modules.LanguageModel does."
             )
+        self._say_what_is_left_out(model)
         share, selected = self._pool.share(pl_module.device)
         self._pool.clear()
         if selected == 0:
@@ -190,6 +198,14 @@ class DecodingEvaluation(PromptCollector):
             decoding_report.write(self.rows, folder)
             decoding_report.show(self.rows, trainer)
 
+    def _say_what_is_left_out(self, model: nn.Module) -> None:
+        """Name the settings of the model's generation configuration that change texts and are not evaluated, once."""
+        left_out = unsupported_settings(getattr(model, "generation_config", None), drawn=False)
+        if left_out and not self._told:
+            named = ", ".join(f"{name}={value!r}" for name, (value, _) in left_out.items())
+            rank_zero_warn(f"DecodingEvaluation decodes without {named} of the model's generation config.")
+        self._told = True
+
     def _check_limits(self, pl_module: LightningModule) -> None:
         """Refuse limits that exceed the model's context, before the training instead of in its first validation."""
         model = getattr(pl_module, "model", None)
@@ -197,7 +213,18 @@ class DecodingEvaluation(PromptCollector):
             longest = max(own, key=lambda prompt: prompt.length)
             ids, visual = longest.tokens[None].to(pl_module.device), joined_visual([longest], pl_module.device)
             try:
-                Request.read(model, ids, None, self.max_new_tokens, None, None, None, visual, do_sample=False)
+                Request.read(
+                    model,
+                    ids,
+                    None,
+                    self.max_new_tokens,
+                    None,
+                    None,
+                    None,
+                    visual,
+                    do_sample=False,
+                    generation_config=_PLAIN,
+                )
             except ValueError as error:
                 raise ValueError(f"DecodingEvaluation: {error}") from error
             for name, decoder in self.decoders.items():
@@ -276,7 +303,8 @@ class _Evaluation:
             [prompt.tokens.tolist() for prompt in group],
             max_new_tokens=self.settings.max_new_tokens,
             sampling=sampling,
-            do_sample=False,  # also where the model's generation config samples
+            do_sample=False,
+            generation_config=_PLAIN,
             synced=self.synced,
             **visual,
         )

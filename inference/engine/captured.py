@@ -51,6 +51,6 @@ class Captured:
                 self.function(*buffers)
         torch.cuda.current_stream(buffers[0].device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outputs = self.function(*buffers)
         return graph, buffers, outputs

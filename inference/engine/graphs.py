@@ -198,7 +198,7 @@ class GraphEngine:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(graph, pool=self._pool):
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = self._run(step, skipped, attached)
         except torch.OutOfMemoryError:
             raise
@@ -220,6 +220,4 @@ def why_not_captured(model: nn.Module) -> str:
     for path, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return f"{path or type(model).__name__} has a hook or a changed forward"
-    if any(weight.device.type == "meta" for weight in model.parameters()):
-        return "some of its weights are not loaded"
     return ""

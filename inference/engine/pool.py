@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -12,7 +13,7 @@ from saccade.inference.engine.captured import Captured
 from saccade.inference.engine.config import EngineConfig
 from saccade.inference.engine.fused import why_not_fused
 from saccade.inference.engine.graphs import GraphEngine, NotCapturedError, why_not_captured
-from saccade.inference.huggingface.models import device_of
+from saccade.inference.huggingface.models import device_of, weights_in_place
 from saccade.inference.huggingface.sublayer_skip import SublayerSkip
 
 
@@ -27,6 +28,7 @@ class EnginePool:
         self.settings = settings
         self.uncaptured = False  # set by tests: run graph steps on a CPU, without capturing them
         self._idle: list[GraphEngine] = []
+        self._lock = threading.Lock()
         self._refused: nn.Module | None = None
         self._warned: set[str] = set()
         self._captured: dict[Hashable, Captured] = {}
@@ -40,9 +42,11 @@ class EnginePool:
         """
         if self.settings.kind == "eager":
             return function
-        if key not in self._captured:
-            self._captured[key] = Captured(function)
-        return self._captured[key]
+        # one for each thread: the static inputs of a graph belong to one call at a time
+        own = (threading.get_ident(), key)
+        if own not in self._captured:
+            self._captured[own] = Captured(function)
+        return self._captured[own]
 
     def lease(
         self,
@@ -75,17 +79,20 @@ class EnginePool:
             reason = f"CUDA graphs need a CUDA device and the model is on {device.type}"
         elif synced:
             reason = "sharded weights are gathered again for every step"
+        elif not weights_in_place(model):
+            reason = "the model's weights are moved to the device for every forward"
         elif len({weight.device for weight in model.parameters()}) > 1:
             reason = "the model is on several devices"
         if reason and kind == "graph":
             self._warn_once(f"{reason}, so steps run eagerly instead of as graphs.")
         if reason or (kind == "auto" and why_not_captured(model)):
             return None
-        for index, engine in enumerate(self._idle):
-            if engine.fits(model, batch, capacity, skip, observed):
-                return self._idle.pop(index)
-        # free idle engines of this model: they do not fit the call and would only hold memory
-        self._idle = [engine for engine in self._idle if engine.model is not model]
+        with self._lock:
+            for index, engine in enumerate(self._idle):
+                if engine.fits(model, batch, capacity, skip, observed):
+                    return self._idle.pop(index)
+            # free idle engines of this model: they do not fit the call and would only hold memory
+            self._idle = [engine for engine in self._idle if engine.model is not model]
         grain = max(256, capacity // 8)
         if kind == "graph" and (slower := why_not_fused(model)):
             self._warn_once(f"{type(model).__name__}'s own modules run in the graphs, without fused kernels: {slower}.")
@@ -106,7 +113,8 @@ class EnginePool:
 
     def give_back(self, engine: GraphEngine) -> None:
         """Returns an engine to the pool, for later calls."""
-        self._idle.append(engine)
+        with self._lock:
+            self._idle.append(engine)
 
     def clear(self) -> None:
         """Frees all buffers and graphs."""

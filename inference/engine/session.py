@@ -23,7 +23,9 @@ from saccade.inference.huggingface.models import (
     check_supported,
     device_of,
     free_bytes,
+    kept_logits,
     last_position,
+    takes_logits_to_keep,
     text_config,
 )
 from saccade.inference.huggingface.sublayer_skip import SublayerSkip, layer_output
@@ -89,6 +91,7 @@ class Session:
         self._engine: GraphEngine | None = None
         self._new_storage()
         self._last_position = last_position(model)
+        self._keeps_logits = takes_logits_to_keep(model)
         self._closed = False
         self._in_use = False
         self._attention = SessionAttention(model)
@@ -376,16 +379,14 @@ class Session:
             with self._attached(skipped), layer_output(self.model, layer) as taken:
                 logits: Tensor = self.model(
                     **read,
+                    **({"logits_to_keep": keep} if self._keeps_logits else {}),
                     attention_mask=mask,
                     position_ids=positions,
                     past_key_values=self.cache,
                     use_cache=True,
-                    logits_to_keep=keep,
                 ).logits
             self.recorded.states = taken[0] if taken else None
-            # a forward that ignores logits_to_keep returns the logits of all tokens
-            ignored = isinstance(keep, Tensor) and logits.shape[1] != len(keep)
-            return logits[:, keep] if ignored else logits
+            return kept_logits(logits, keep, next(iter(read.values())).shape[1])
 
         with self._grad_free():
             return run() if self.agreement is None else self.agreement.call("draft" if skipped else "target", run)

@@ -145,6 +145,30 @@ _REFUSED_SAMPLING: dict[str, Any] = {
 _MAY_BE_ZERO = {"forced_bos_token_id", "forced_eos_token_id"}  # 0 is a token
 
 
+def unsupported_settings(config: Any, drawn: bool, prompt_length: int = 0) -> dict[str, tuple[Any, Any]]:
+    """The settings that change the text of ``model.generate`` and that decoders cannot follow.
+
+    Args:
+        config: A generation configuration of transformers.
+        drawn: Whether its settings of sampling count.
+        prompt_length: Length of ``input_ids``.
+
+    Returns:
+        By name the setting's value, and the value that switches it off.
+    """
+    found = {}
+    for name, off in (_REFUSED | _REFUSED_SAMPLING if drawn else _REFUSED).items():
+        value = getattr(config, name, None)
+        if value is None or value == off or (not value and name not in _MAY_BE_ZERO and not _is_number(value)):
+            continue
+        if name == "min_length" and value <= prompt_length:
+            continue
+        found[name] = (value, off)
+    if getattr(config, "cache_implementation", None) == "quantized":
+        found["cache_implementation"] = ("quantized", None)
+    return found
+
+
 def refuse_unsupported_settings(config: Any, drawn: bool, prompt_length: int = 0) -> None:
     """Refuses settings that change the text of ``model.generate`` and that decoders cannot follow.
 
@@ -156,19 +180,9 @@ def refuse_unsupported_settings(config: Any, drawn: bool, prompt_length: int = 0
     Raises:
         ValueError: Names the setting, its value, and the value that switches it off.
     """
-    for name, off in (_REFUSED | _REFUSED_SAMPLING if drawn else _REFUSED).items():
-        value = getattr(config, name, None)
-        if value is None or value == off or (not value and name not in _MAY_BE_ZERO and not _is_number(value)):
-            continue
-        if name == "min_length" and value <= prompt_length:
-            continue
+    for name, (value, off) in unsupported_settings(config, drawn, prompt_length).items():
         raise ValueError(
             f"{name}={value!r} is not supported by Saccade's decoders: set generation_config.{name} to {off!r}."
-        )
-    if getattr(config, "cache_implementation", None) == "quantized":
-        raise ValueError(
-            "cache_implementation='quantized' is not supported by Saccade's decoders, whose cache is exact: set "
-            "generation_config.cache_implementation to None."
         )
 
 

@@ -218,14 +218,14 @@ def test_every_nth_validation_of_fit_and_no_sanity_check(tmp_path) -> None:
 def test_limits_beyond_the_model_are_told_before_the_first_step(tmp_path) -> None:
     module = TinyModule()
     before = [weight.clone() for weight in module.parameters()]
-    runner = trainer(tmp_path, callbacks=[DecodingEvaluation({}, prompt_length=6, max_new_tokens=123)], max_epochs=1)
+    runner = trainer(tmp_path, callbacks=[DecodingEvaluation({}, prompt_length=6, max_new_tokens=124)], max_epochs=1)
     with pytest.raises(
-        ValueError, match="DecodingEvaluation: a prompt of 6 tokens and 123 new ones need 129 positions"
+        ValueError, match="DecodingEvaluation: a prompt of 6 tokens and 124 new ones need 129 positions"
     ):
         runner.fit(module, loader(rows(2)), loader(rows(2)))
     assert runner.global_step == 0
     assert all(torch.equal(*pair) for pair in zip(module.parameters(), before, strict=True))
-    fits = DecodingEvaluation({}, prompt_length=6, max_new_tokens=122, every_n_validations=9)
+    fits = DecodingEvaluation({}, prompt_length=6, max_new_tokens=123, every_n_validations=9)
     trainer(tmp_path, callbacks=[fits], max_epochs=1).fit(module, loader(rows(2)), loader(rows(2)))
 
 
@@ -318,3 +318,16 @@ def test_what_a_decoder_reads_is_looked_for_before_the_training(tmp_path, decode
     with pytest.raises(ValueError, match=f"decoders.one.{setting} must be an existing path, got runs/none/latest"):
         runner.fit(TinyModule(), loader(rows(2)), loader(rows(2)))
     assert runner.global_step == 0
+
+
+def test_settings_of_the_models_generation_config_are_left_out_and_named(tmp_path) -> None:
+    plain = DecodingEvaluation({"lookup": PromptLookup()}, prompt_length=6, max_new_tokens=8)
+    trainer(tmp_path / "plain", callbacks=[plain]).validate(TinyModule(), loader(rows(2)), verbose=False)
+    module = TinyModule()
+    module.model.generation_config.update(repetition_penalty=1.3, do_sample=True, temperature=0.7)
+    callback = DecodingEvaluation({"lookup": PromptLookup()}, prompt_length=6, max_new_tokens=8)
+    with pytest.warns(UserWarning, match=r"decodes without repetition_penalty=1\.3 of the model's generation config"):
+        trainer(tmp_path / "penalty", callbacks=[callback]).validate(module, loader(rows(2)), verbose=False)
+    for row, other in zip(callback.rows, plain.rows, strict=True):
+        assert row["statistics"]["accepted"] == other["statistics"]["accepted"]
+        assert row["agreement"] == other["agreement"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import weakref
 
 import pytest
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from saccade.inference import (
     AssistedDecoding,
@@ -224,11 +227,47 @@ def test_independent_copies_and_release() -> None:
 def test_check_needs_no_prompt() -> None:
     Autoregressive().check()
     AssistedDecoding("hub/name").check()
-    with pytest.raises(ValueError, match="draft_model: there is no /nowhere/at/all"):
+    with pytest.raises(ValueError, match=r"draft_model must .*/nowhere/at/all"):
         AssistedDecoding("/nowhere/at/all").check()
-    with pytest.raises(ValueError, match="skip: there is no /nowhere/at/all"):
+    with pytest.raises(ValueError, match=r"skip must .*/nowhere/at/all"):
         SelfSpeculative(skip="/nowhere/at/all").check()
     with pytest.raises(ValueError, match=r"skip.attention names layer 99"):
         SelfSpeculative(skip={"attention": [99], "mlp": []}).check(MODEL)
     with pytest.raises(ValueError, match="is not a Hugging Face model"):
         Autoregressive().check(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_prompts_may_be_lists(name: str) -> None:
+    lists = [row[mask.bool()].tolist() for row, mask in zip(*BATCH.values(), strict=True)]
+    out = DECODERS[name]().generate(MODEL, lists, max_new_tokens=NEW, pad_token_id=7)
+    assert out.tokens == RIGHT.tokens
+    width = max(len(text) for text in lists)
+    assert out.sequences.tolist() == [
+        [7] * (width - len(text)) + text + new for text, new in zip(lists, RIGHT.tokens, strict=True)
+    ]
+    assert out.sequences.device == RIGHT.sequences.device
+
+
+def test_max_length_counts_the_longest_list() -> None:
+    out = Autoregressive().generate(MODEL, [[1, 2], [3, 4, 5]], max_length=8)
+    assert [len(tokens) for tokens in out.tokens] == [5, 5]
+
+
+def test_copies_and_pickles_carry_no_engine() -> None:
+    for decoder in (PromptLookup(), DECODERS["self_speculative"]()):
+        decoder.generate(MODEL, [[1, 2, 3]], max_new_tokens=4)
+        for made in (copy.deepcopy(decoder), pickle.loads(pickle.dumps(decoder))):  # noqa: S301 -- written above
+            assert made == decoder
+            assert made.pool is not decoder.pool
+
+
+def test_another_generation_config_is_followed() -> None:
+    model = tiny_model("qwen3", residual=0.3)
+    model.generation_config.repetition_penalty = 1.2
+    with pytest.raises(ValueError, match=r"repetition_penalty=1\.2"):
+        Autoregressive().generate(model, [[1, 2]])
+    right = Autoregressive().generate(MODEL, [[1, 2]], max_new_tokens=12).tokens[0]
+    config = GenerationConfig(max_new_tokens=12, eos_token_id=right[6])
+    out = Autoregressive().generate(model, [[1, 2]], generation_config=config)
+    assert out.tokens[0] == right[: right.index(right[6]) + 1]
