@@ -270,7 +270,7 @@ class _Growth:
             lengths = source.embed_tokens.weight.float().norm(dim=-1)
             norm[self.constant] = 1
             head[:tokens, self.constant] = 0
-            embedding[:, self.constant] = 2.0 ** math.pool(math.log2(CONSTANT * lengths[lengths > 0].min().item()))
+            embedding[:, self.constant] = 2.0 ** math.floor(math.log2(CONSTANT * lengths[lengths > 0].min().item()))
             # where the head is the embedding, the old tokens share a shift that is far below rounding
             head[tokens:, self.constant] = NEVER
 

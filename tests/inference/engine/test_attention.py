@@ -105,8 +105,8 @@ def test_whole_tiles_and_the_edge_behind_them(length, head_dim):
     (query, keys, values, lengths, bits, _), _ = inputs(
         length, batch=2, kv_heads=2, groups=2, nodes=7, head_dim=head_dim, slots=170, ragged=False, dtype=torch.float32
     )
-    lengths = torch.tensor([length, 5])
-    starts = torch.tensor([length // 2, 0])
+    lengths = torch.tensor([length, 5], device=query.device)
+    starts = torch.tensor([length // 2, 0], device=query.device)
     for first in (None, starts):
         found = triton_decode_attention(query, keys, values, lengths, bits, first)
         assert torch.allclose(

@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from saccade.inference import Autoregressive, Decoder, PromptLookup, SelfSpeculative
+from saccade.inference import Autoregressive, Decoder, EngineConfig, PromptLookup, SelfSpeculative
 from saccade.inference.engine.fused import why_not_fused
 from saccade.inference.engine.graphs import GraphEngine, Step, why_not_captured
 from saccade.inference.engine.session import Session
@@ -76,13 +76,14 @@ def test_auto_captures_what_is_not_fused(name: str) -> None:
     assert why_not_fused(model)
     right = Autoregressive(engine="eager").generate(model, **batch, max_new_tokens=24).tokens
     decoder = capturing(PromptLookup(max_ngram=2))
+    # a mixture of float32 experts waits for the host on a GPU: it cannot be captured, and goes on eagerly
+    waits = CUDA and "Moe" in name
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # there is nothing that a user could do about missing kernels
+        # there is nothing that a user could do about missing kernels
+        warnings.simplefilter("ignore" if waits else "error")
         for _ in range(2):
             assert decoder.generate(model, **batch, max_new_tokens=24).tokens == right
-    (engine,) = engine_of(decoder, model)
-    assert engine.proven
-    assert engine._fused is None
+    assert [(engine.proven, engine._fused) for engine in engine_of(decoder, model)] == [(True, None)] * (not waits)
 
 
 def test_adapters_are_captured_too() -> None:
@@ -113,7 +114,7 @@ def test_code_of_the_host_runs_at_every_step(where: str) -> None:
         forward = part.forward
         part.forward = lambda hidden: (calls.append(1), forward(hidden))[1]
     assert "model.layers.1.mlp has a hook or a changed forward" in why_not_captured(model)
-    decoder = capturing(Autoregressive())
+    decoder = capturing(Autoregressive(engine=EngineConfig(check_model=False)))
     decoder.generate(model, **on_device(model, [5]), max_new_tokens=12)
     assert len(calls) == 12
     assert not engine_of(decoder, model)
@@ -162,8 +163,9 @@ def test_a_model_whose_forward_counts_is_not_replayed() -> None:
     model.model.layers[1].mlp = nn.Sequential(model.model.layers[1].mlp, Counting())
     batch = on_device(model, [5])
     model.model.layers[1].mlp[1].calls = 0
-    right = Autoregressive(engine="eager").generate(model, **batch, max_new_tokens=12)
-    decoder = Autoregressive()
+    plain = EngineConfig("eager", check_model=False)
+    right = Autoregressive(engine=plain).generate(model, **batch, max_new_tokens=12)
+    decoder = Autoregressive(engine=EngineConfig(check_model=False))
     with pytest.warns(UserWarning, match="a replayed step differs"):
         out = decoder.generate(model, **batch, max_new_tokens=12)
     assert len(out.tokens[0]) == len(right.tokens[0])  # the counts differ by the captures, so do the texts
@@ -172,7 +174,7 @@ def test_a_model_whose_forward_counts_is_not_replayed() -> None:
 
 def test_the_first_replay_is_compared_once() -> None:
     model = other_model("Granite")
-    decoder, eager = capturing(Autoregressive()), []
+    decoder, eager = capturing(Autoregressive(engine=EngineConfig(check_model=False))), []
     make = Session._eager
 
     def counted(self: Session, *arguments: object) -> torch.Tensor:

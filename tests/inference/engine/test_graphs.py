@@ -220,7 +220,7 @@ def test_a_cache_that_does_not_fit_is_refused_with_its_bytes(monkeypatch):
         (lambda: Autoregressive(engine="fast"), "engine.kind must be one of"),
         (
             lambda: Autoregressive(engine={"knd": "graph"}),
-            "engine must have only the settings capacity, kind, .*, got 'knd'",
+            "engine must have only the settings capacity, check_model, kind, .*, got 'knd'",
         ),
         (lambda: EngineConfig(prefill_chunk=0), "engine.prefill_chunk must be at least 1"),
         (lambda: EngineConfig(capacity=0), "engine.capacity must be at least 1"),
