@@ -71,7 +71,7 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
         _cli(["fit", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for explanation in (
-        "Largest drop rate of a sequence",
-        "Share of the files kept for validation",
+        "Largest rate, 0 to 1, at which the attention and MLP sub-layers are dropped",
+        "Share of the files for validation",
     ):
         assert explanation in text

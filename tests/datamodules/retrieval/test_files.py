@@ -73,7 +73,7 @@ def test_only_judged_queries_are_kept_and_whole_grades_may_have_a_point(folder: 
         ("corpus.jsonl", '{"_id": true, "text": ""}', "line 1: _id must be a text"),
         ("corpus.jsonl", '{"_id": "a\\tb", "text": ""}', "line 1: _id must not have blanks at its ends, tabs"),
         ("corpus.jsonl", '{"_id": "a", "text": ', "line 1: row must be JSON"),
-        ("corpus.jsonl", "[1]", "line 1: row must be a JSON object, got a list"),
+        ("corpus.jsonl", "[1]", "line 1: row must be a JSON object, got list"),
         ("corpus.jsonl", "\n \n", "must hold at least one line, got none"),
         ("queries.jsonl", '{"_id": "q1", "text": " "}', "line 1: query 'q1' must have a text"),
         ("queries.jsonl", "", "queries.jsonl must hold at least one line"),
