@@ -110,26 +110,33 @@ def session_attention(
 def _refuse_other_arguments(
     module: nn.Module, attention_mask: Tensor | None, dropout: float, others: Mapping[str, Any]
 ) -> None:
-    """Refuses whatever would change the scores: ``None``, false and 0 are taken as "off"."""
-    name = type(module).__name__
+    """Refuses whatever would change the scores: ``None``, false and 0 are taken as "off".
+
+    It runs in every layer of every forward, so it only looks, and puts nothing together where nothing is wrong.
+    """
     if others.get("is_causal") is False or getattr(module, "is_causal", True) is False:
         raise ValueError(
-            f"{name} is bidirectional (is_causal=False), which no cached decoder can follow: decode this model with "
-            "model.generate."
+            f"{type(module).__name__} is bidirectional (is_causal=False), which no cached decoder can follow: decode this "
+            "model with model.generate."
         )
     if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.shape[1] != 1:
         raise ValueError(
-            f"{name} has an attention_mask for each head, which a session's attention does not know: decode this model "
-            "with model.generate."
+            f"{type(module).__name__} has an attention_mask for each head, which a session's attention does not know: "
+            "decode this model with model.generate."
         )
-    for key, value in {**others, "dropout": dropout}.items():
-        if key in _WITHOUT_EFFECT or key == "is_causal" or _is_off(value):
-            continue
-        shown = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"={value!r}"
-        raise ValueError(
-            f"{name} hands {key}{shown} to its attention, which a session's attention does not know: decode this model "
-            "with model.generate."
-        )
+    if dropout:
+        _refuse(module, "dropout", dropout)
+    for key, value in others.items():
+        if value is not None and key not in _WITHOUT_EFFECT and key != "is_causal" and not _is_off(value):
+            _refuse(module, key, value)
+
+
+def _refuse(module: nn.Module, key: str, value: Any) -> None:
+    shown = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"={value!r}"
+    raise ValueError(
+        f"{type(module).__name__} hands {key}{shown} to its attention, which a session's attention does not know: "
+        "decode this model with model.generate."
+    )
 
 
 def _is_off(value: Any) -> bool:

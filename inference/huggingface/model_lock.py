@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import count
 from typing import Any
 
@@ -47,13 +47,18 @@ class ModelLock:
                     found[known[1]] = known[2]
         self._locks = [lock for _, lock in sorted(found.items())]
 
-    @contextmanager
-    def held(self) -> Iterator[None]:
+    def held(self) -> AbstractContextManager[Any]:
         """Within this context no other thread is inside such a context of this model or one that shares parts."""
-        with ExitStack() as stack:
-            for lock in self._locks:
-                stack.enter_context(lock)
-            yield
+        # nearly all models have one lock, which is taken for every forward: nothing is put around it
+        return self._locks[0] if len(self._locks) == 1 else _all_held(self._locks)
+
+
+@contextmanager
+def _all_held(locks: Iterable[threading.RLock]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for lock in locks:
+            stack.enter_context(lock)
+        yield
 
 
 @contextmanager
