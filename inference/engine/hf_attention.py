@@ -116,8 +116,8 @@ def _refuse_other_arguments(
     """
     if others.get("is_causal") is False or getattr(module, "is_causal", True) is False:
         raise ValueError(
-            f"{type(module).__name__} is bidirectional (is_causal=False), which no cached decoder can follow: decode this "
-            "model with model.generate."
+            f"{type(module).__name__} is bidirectional (is_causal=False), which no cached decoder can follow: decode "
+            "this model with model.generate."
         )
     if attention_mask is not None and attention_mask.ndim == 4 and attention_mask.shape[1] != 1:
         raise ValueError(
