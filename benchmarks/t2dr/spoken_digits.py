@@ -24,7 +24,6 @@ import os
 import pickle
 import re
 import tarfile
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.io import wavfile
 from sklearn.datasets import load_digits
+
+from saccade.common.files import replacing
 
 RECORDINGS = "audio/fsdd_recordings.tar.xz"
 SHARED_DATA = Path(os.environ.get("SACCADE_SHARED_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -226,11 +227,8 @@ def _layout(items: list[dict[str, Any]]) -> dict[str, Any]:
 
 def write(data: dict[str, dict[str, Any]], path: Path) -> None:
     """Writes the data set as a pickle, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as stream:
-        pickle.dump(data, stream, protocol=4)
-    os.chmod(stream.name, 0o644)
-    os.replace(stream.name, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(pickle.dumps(data, protocol=4))
 
 
 def main() -> None:

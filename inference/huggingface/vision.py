@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from saccade.inference.huggingface.model_lock import ModelLock, evaluation_mode
 from saccade.inference.huggingface.models import language_part
@@ -108,6 +109,8 @@ def visual_inputs(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Tenso
                 how = "pass sampling=Sampling(temperature=...)"
             elif name == "inputs_embeds":
                 how = "give input_ids"
+            elif hasattr(GenerationConfig(), name):
+                how = "decoders do not take this setting of model.generate, so leave it out"
             raise ValueError(f"{name} is not an input of decoders: {how}.")
         if not ids:
             raise ValueError(

@@ -59,6 +59,8 @@ def model() -> PreTrainedModel:
         ({"attention_mask": [[1] * 5]}, ("attention_mask", "list")),
         ({"sampling": 0.7}, ("sampling", "0.7")),
         ({"temperature": 0.5}, ("temperature", "sampling=Sampling")),
+        ({"num_beams": 3}, ("num_beams", "leave it out")),
+        ({"no_such_thing": 3}, ("no_such_thing", "of images and videos")),
         ({"do_sample": "yes"}, ("do_sample", "'yes'", "true or false")),
     ],
 )
