@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from saccade.inference.engine.capture_turns import TURNS
 from saccade.inference.engine.session import Session
 from saccade.inference.huggingface.visual_prompts import read_visual_prompts
 from saccade.inference.request import Request
@@ -117,6 +118,7 @@ class GenerationRun:
         """Whether all rows have ended, at EOS or at their limit; a closed run is finished."""
         return self._closed or not self._rows
 
+    @TURNS.working()
     def prefill(self) -> list[list[int]]:
         """Reads the prompts, except for tokens that the session's cache already holds; the first step of a run.
 
@@ -137,6 +139,7 @@ class GenerationRun:
         self._tracker.first_token()
         return self._take(Draft.empty(len(verdicts), state.session.device), verdicts)
 
+    @TURNS.working()
     def step(self) -> list[list[int]]:
         """Drafts and verifies once for every unfinished row.
 
@@ -175,6 +178,7 @@ class GenerationRun:
             tracker.audit,
         )
 
+    @TURNS.working()
     def close(self) -> None:
         """Ends the run, finished or not, and frees what it holds. A session given by the caller stays open."""
         if self._closed:

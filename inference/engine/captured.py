@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saccade.inference.engine.capture_turns import TURNS
+
 _MOST_GRAPHS = 64  # shapes vary with batch and draft length: beyond this number of graphs, functions run uncaptured
 _WARM_UPS = 2
 
@@ -51,6 +53,6 @@ class Captured:
                 self.function(*buffers)
         torch.cuda.current_stream(buffers[0].device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with TURNS.capturing(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             outputs = self.function(*buffers)
         return graph, buffers, outputs

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.inference.engine.cache import KVCache
+from saccade.inference.engine.capture_turns import TURNS
 from saccade.inference.engine.fused import FusedStep, why_not_fused
 from saccade.inference.engine.hf_attention import device_step
 from saccade.inference.engine.hf_cache import session_cache
@@ -198,7 +199,7 @@ class GraphEngine:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with TURNS.capturing(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = self._run(step, skipped, attached)
         except torch.OutOfMemoryError:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 
 import pytest
@@ -16,6 +17,7 @@ from saccade.inference.engine.fused import why_not_fused
 from saccade.inference.engine.graphs import GraphEngine, Step, why_not_captured
 from saccade.inference.engine.session import Session
 from tests.support.models import prompts, tiny_model
+from tests.support.processes import TIME_LIMIT
 
 CUDA = torch.cuda.is_available()
 LENGTHS = [4, 11, 7]
@@ -188,3 +190,30 @@ def test_the_first_replay_is_compared_once() -> None:
             assert out.stats.target_forwards == 12  # the comparison is no forward of the text
     assert len(eager) == 1
     assert all(isinstance(step, Step) for step in engine_of(decoder, model)[0]._steps.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+def test_threads_share_decoders_and_a_model() -> None:
+    model = tiny_model("llama", residual=0.3).cuda()
+    decoders = (
+        PromptLookup(engine="graph"),
+        SelfSpeculative(skip={"attention": [1], "mlp": []}, draft_length=4, engine="graph"),
+    )
+    texts = [[5, 6, 7, 8] * count for count in (2, 5, 9, 3)]
+    right = [Autoregressive(engine="eager").generate(model, [text], max_new_tokens=40).tokens[0] for text in texts]
+    found: dict[int, list[object]] = {}
+
+    def work(number: int) -> None:
+        found[number] = []
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(6):
+                out = decoders[number % 2].generate(model, [texts[number]], max_new_tokens=40)
+                found[number].append(out.tokens[0])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIME_LIMIT)
+    assert found == {number: [text] * 6 for number, text in enumerate(right)}
