@@ -185,9 +185,12 @@ class GenerationRun:
             return
         self._closed = True
         try:
-            if self._prefilled and self.state.session.lengths:
+            session, texts = self.state.session, self.state.texts
+            if self._prefilled and session.lengths:
                 self._tracker.finish()
-                self.state.session.remember(self.state.texts)
+                # a draft that an error broke off has left its own keys behind the text, that of the last token included
+                session.truncate([len(text) - 1 for text in texts])
+                session.remember(texts)
         finally:
             self._open.close()
 

@@ -206,6 +206,33 @@ def test_an_error_in_a_step_closes_the_run_and_keeps_the_session() -> None:
             assert steps(run) == decoder.generate(MODEL, ids([1, 2, 3, 4]), max_new_tokens=8).tokens
 
 
+@pytest.mark.parametrize("drafted", [1, 2, 3])
+def test_a_draft_that_breaks_off_leaves_no_keys_of_its_own(drafted: int) -> None:
+    decoder = SelfSpeculative(skip={"attention": [0, 1, 2], "mlp": [1]}, draft_length=4, gamma=0.0, adaptive=False)
+    prompt, calls = [1, 2, 3, 9, 4], []
+    with decoder.session(MODEL, 80) as session:
+        run = decoder.start(MODEL, ids(prompt), max_new_tokens=8, session=session)
+        forward = session.forward
+
+        def failing(*given: object, skipped: bool = False, **more: object) -> torch.Tensor:
+            calls.append(skipped)
+            if sum(calls) > drafted:
+                raise RuntimeError("planted")
+            return forward(*given, skipped=skipped, **more)  # type: ignore[arg-type]
+
+        session.forward = failing  # type: ignore[method-assign]
+        with pytest.raises(RuntimeError, match="planted"), run:
+            steps(run)
+        del session.forward
+        longer = [*run.state.texts[0], 6, 7]
+        with Autoregressive().start(MODEL, ids(longer), max_new_tokens=1, session=session) as again:
+            steps(again)
+            continued = session.forward(session.token_column([again.state.texts[0][-1]]))
+    with Autoregressive().session(MODEL, 80) as fresh:
+        fresh.prefill([longer])
+        assert torch.allclose(continued, fresh.forward(fresh.token_column([again.state.texts[0][-1]])), atol=1e-9)
+
+
 def broken(*_: object, **__: object) -> None:
     raise RuntimeError("planted")
 
