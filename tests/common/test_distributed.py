@@ -1,15 +1,13 @@
 """Two processes must report what one process reports, to the last count."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.callbacks.decoding.scenarios import SCENARIOS, evaluation
 from tests.callbacks.tiny import TinyModule, loader, trainer
-from tests.support.processes import ROOT, TIME_LIMIT, environment
+from tests.support.processes import run_script
 
 COUNTS = (
     "requests",
@@ -30,16 +28,7 @@ COUNTS = (
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("ddp")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.decoding.ddp_script", str(folder)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("tests.callbacks.decoding.ddp_script", folder)
     return json.loads((folder / "results.json").read_text())
 
 

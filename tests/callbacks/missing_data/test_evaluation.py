@@ -2,8 +2,6 @@
 
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +33,7 @@ from saccade.datamodules.multimodal.missing.protocols import (
 )
 from tests.callbacks.tiny import trainer
 from tests.callbacks.tiny_multimodal import SHARES, TinyMultimodal, TinyProtocol, condition, loader, samples
-from tests.support.processes import ROOT, TIME_LIMIT, environment
+from tests.support.processes import run_script
 
 FILES = ["missing.json", "missing.md", "missing_patterns.png", "missing_rates.png", "missing_weights.png"]
 
@@ -417,16 +415,7 @@ def test_tables_and_notes(tmp_path) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("ddp")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.missing_data.ddp_script", str(folder)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("tests.callbacks.missing_data.ddp_script", folder)
     return json.loads((folder / "results.json").read_text())
 
 

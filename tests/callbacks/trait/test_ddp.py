@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.callbacks.trait.ddp_script import search
-from tests.support.processes import ROOT, TIME_LIMIT, environment
+from tests.support.processes import run_script
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trait-ddp")
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.trait.ddp_script", str(folder)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=TIME_LIMIT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script("tests.callbacks.trait.ddp_script", folder)
     return folder
 
 
