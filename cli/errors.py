@@ -38,6 +38,8 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
         the error; for a KeyError, an IndexError or an AttributeError, the type precedes the message.
     """
     text = str(error)
+    if (in_loader := _of_loader_process(text)) is not None:
+        return in_loader
     if text.startswith(WRONG_WEIGHTS):
         return _wrong_weights(text)
     if isinstance(error, ArgumentError) or "Parser key" in text or "Does not validate against" in text:
@@ -48,6 +50,20 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     if isinstance(error, KeyError | IndexError | AttributeError):
         text = f"{type(error).__name__}: {text}"
     return text if len(text) <= _MAX_LENGTH else text[: _MAX_LENGTH - 4] + " ..."
+
+
+def _of_loader_process(text: str) -> str | None:
+    """Return the message of an error in a loader process, which torch hides behind a traceback; None for others."""
+    if re.match(r"DataLoader worker \(pid\(?s?\)? [\d, ]+\)", text):
+        cause = text.partition(": ")[2].split(".")[0] or "it exited unexpectedly"
+        return f"a loader process ended ({cause}): lower num_workers or batch_size, often the memory is full."
+    caught = re.match(r"Caught (\S+) in DataLoader worker process \d+\.\nOriginal Traceback", text)
+    if caught is None:
+        return None
+    kind = caught[1].rsplit(".", 1)[-1]
+    last = re.split(rf"\n(?:[\w.]*\.)?{re.escape(kind)}: ", text)[-1].strip()
+    message = " ".join(last.split())
+    return message if kind in ("ValueError", "OSError") else f"a loader process failed ({kind}: {message[-400:]})"
 
 
 def _wrong_weights(text: str) -> str:
@@ -92,11 +108,13 @@ def _without_repetitions(text: str) -> str:
 def raised_by_us(error: BaseException) -> bool:
     """Return whether an error was raised by saccade, or by the checks of Lightning's trainer.
 
-    Errors of other libraries may have any cause, so the command prints their traceback.
+    Errors of other libraries may have any cause, so the command prints their traceback. An error in a loader process
+    carries its own.
 
     Args:
         error: A caught exception.
     """
     frames = list(traceback.walk_tb(error.__traceback__))
     where = str(frames[-1][0].f_globals.get("__name__", "")) if frames else ""
-    return where.startswith(("saccade.", "lightning.pytorch.loops.", "lightning.pytorch.trainer."))
+    lightning = tuple(f"lightning.pytorch.{part}." for part in ("callbacks", "loops", "trainer"))
+    return where.startswith(("saccade.", *lightning)) or _of_loader_process(str(error)) is not None

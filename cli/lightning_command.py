@@ -5,13 +5,16 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from jsonargparse import ArgumentError, Namespace
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -22,6 +25,8 @@ import saccade.callbacks
 import saccade.datamodules
 import saccade.inference
 import saccade.modules
+from saccade.callbacks.checkpoints.atomic_io import AtomicCheckpointIO
+from saccade.callbacks.checkpoints.run_checkpoints import LastCheckpoint
 from saccade.callbacks.export import unusable_loss
 from saccade.cli.checkpoint_settings import check_checkpoint, differences, read_settings
 from saccade.cli.config_lookup import resolve_config_arguments
@@ -104,6 +109,13 @@ class SaccadeCLI(LightningCLI):
             "--config file, or of the model's class.",
         )
         parser.add_argument("--runs_folder", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--save_every",
+            type=int | str | None,
+            default="30m",
+            help="In fit: how often checkpoints/last.ckpt is saved within an epoch: a number of optimizer steps, or a "
+            "time such as 30m or 2h. It is also saved after every validation and epoch, and whenever a fit ends.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line; raise errors in one line."""
@@ -234,12 +246,16 @@ class SaccadeCLI(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
-        own = run_callbacks(Path(str(self.run_folder)), str(self.subcommand), config, given)
+        every = self._settings().save_every
+        own = run_callbacks(Path(str(self.run_folder)), str(self.subcommand), config, given, every)
         # RunFolder is first because the others use the folder; layer searches are last, so that the model is already
         # exported if one of them fails.
         late = [callback for callback in given if isinstance(callback, saccade.callbacks.LayerSkipSearch)]
         given = [callback for callback in given if callback not in late]
-        return super()._instantiate_trainer({**config, "callbacks": [own[0], *given, *own[1:], *late]}, callbacks)
+        trainer = super()._instantiate_trainer({**config, "callbacks": [own[0], *given, *own[1:], *late]}, callbacks)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # neither the user's nor the strategy's own
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         """Switch off Lightning's table of all logged numbers: DecodingEvaluation has its own table."""
@@ -270,25 +286,56 @@ class SaccadeCLI(LightningCLI):
         except Exception as error:
             weights = isinstance(error, RuntimeError) and str(error).startswith(WRONG_WEIGHTS)
             ours = isinstance(error, (RuntimeError, TypeError, ValueError)) and raised_by_us(error)
-            if weights or ours or isinstance(error, (MisconfigurationException, OSError)):
-                self._fail(error)
-            self._discard()
-            raise
-        if subcommand == "fit" and (loss := unusable_loss(self.trainer)) is not None:
+            if not (weights or ours or isinstance(error, (MisconfigurationException, OSError))):
+                traceback.print_exc()
+            self._fail(error)
+        if subcommand == "fit":
+            self._finish_fit()
+        _say(f"results are in {self.run_folder}")
+
+    def _finish_fit(self) -> None:
+        """Let `latest` name this run if it trained a step, and say so if it trained none."""
+        if (loss := unusable_loss(self.trainer)) is not None:
             raise UsageError(
                 f"the training ended with a train_loss of {loss}: lower the learning rate, or set"
                 f" trainer.gradient_clip_val. Partial results are in {self.run_folder}; the link `latest` is unchanged."
             )
-        # `latest` is not changed by a fast_dev_run, nor by a run without a step
-        learned = self.trainer.global_step > 0 and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if subcommand == "fit" and learned and is_first_rank() and self.run_folder is not None:
-            point_latest_at(self.run_folder)
-        _say(f"results are in {self.run_folder}")
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self.trainer.global_step > self._first_step():
+            if is_first_rank() and self.run_folder is not None:
+                point_latest_at(self.run_folder)
+        elif self.checkpoint is not None:
+            _say(f"no step was trained: {self._used_up()}")
 
-    def _fail(self, error: Exception) -> None:
+    def _first_step(self) -> int:
+        last = self._last_checkpoint()
+        return 0 if last is None else last.first_step
+
+    def _last_checkpoint(self) -> LastCheckpoint | None:
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next((callback for callback in callbacks if isinstance(callback, LastCheckpoint)), None)
+
+    def _used_up(self) -> str:
+        """Say which limit of the trainer the checkpoint has reached."""
+        trainer = self.trainer
+        for timer in (callback for callback in trainer.callbacks if isinstance(callback, Timer)):  # type: ignore[attr-defined]
+            if (left := timer.time_remaining()) is not None and left <= 0:
+                return "the run that is continued has used up max_time; raise --trainer.max_time, which counts both."
+        name = "max_steps" if 0 <= trainer.max_steps <= trainer.global_step else "max_epochs"
+        return f"the checkpoint has reached --trainer.{name}={getattr(trainer, name)}; raise it to train more."
+
+    def _fail(self, error: Exception) -> NoReturn:
         """End the run with an error in one line, and remove the run folder if it has no results."""
         self._discard()
-        raise UsageError(one_line(error)) from error
+        raise UsageError(one_line(error) + self._saved_note()) from error
+
+    def _saved_note(self) -> str:
+        """Say how to continue a fit that an error ended."""
+        last = self._last_checkpoint() if hasattr(self, "trainer") else None
+        if last is None or last.saved_step is None:
+            return ""
+        return f" Step {last.saved_step} is saved in {last.path}: continue with --ckpt_path last."
 
     def _discard(self) -> None:
         if self.run_folder is not None and is_first_rank():

@@ -1,84 +1,18 @@
 """Callbacks that every run of the ``saccade`` command has, in addition to ``trainer.callbacks``."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor, ModelCheckpoint, ProgressBar, RichProgressBar
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar, RichProgressBar
 
+from saccade.callbacks.checkpoints.intervals import SaveInterval
+from saccade.callbacks.checkpoints.run_checkpoints import BestCheckpoint, LastCheckpoint
 from saccade.callbacks.export import ModelExport
 from saccade.callbacks.prediction_table import PredictionTable
 from saccade.cli.run_folders import CHECKPOINTS, MODEL
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """Save the weights with the lowest `val_loss` as ``checkpoints/best.ckpt``, if `val_loss` is logged."""
-
-    def __init__(self, dirpath: Path) -> None:
-        super().__init__(
-            dirpath=dirpath, filename="best", monitor="val_loss", mode="min", save_top_k=1, enable_version_counter=False
-        )
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after a validation that logged the loss."""
-        if self._has_loss(trainer):
-            super().on_validation_end(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after an epoch whose validation logged the loss."""
-        if self._has_loss(trainer):
-            super().on_train_epoch_end(trainer, pl_module)
-
-    def _has_loss(self, trainer: Trainer) -> bool:
-        """Whether a finite loss was logged: infinity and NaN are never the best, even if there is no other loss."""
-        loss = trainer.callback_metrics.get(str(self.monitor))
-        return loss is not None and bool(loss.isfinite())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: a resumed run has its own folder, and its best checkpoint is the best of that folder."""
-        return {}
-
-
-class LastCheckpoint(Checkpoint):
-    """Save the newest state as ``checkpoints/last.ckpt``: after every epoch, after every validation, and at the end.
-
-    Ctrl-C and SIGTERM save too if there is one process. With several, saving would wait forever for a rank that was not
-    interrupted.
-    """
-
-    def __init__(self) -> None:
-        self._saved_step = 0
-
-    def _save(self, trainer: Trainer) -> None:
-        fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if not fitting or trainer.fast_dev_run or trainer.global_step == self._saved_step:  # type: ignore[attr-defined]
-            return
-        trainer.save_checkpoint(Path(trainer.default_root_dir) / CHECKPOINTS / "last.ckpt")
-        self._saved_step = trainer.global_step
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the step at which the run starts or resumes."""
-        self._saved_step = trainer.global_step
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after a validation in the middle of an epoch; at its end, ``on_train_epoch_end`` saves."""
-        if not trainer.is_last_batch:
-            self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after an epoch."""
-        self._save(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the steps after the last validation."""
-        self._save(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save after Ctrl-C or SIGTERM."""
-        if isinstance(exception, (KeyboardInterrupt, SIGTERMException)) and trainer.world_size == 1:
-            self._save(trainer)
+from saccade.modules.exact_resume import ExactResume
 
 
 class RunProgressBar(RichProgressBar):
@@ -106,19 +40,37 @@ class RunFolder(Callback):
         trainer._default_root_dir = folder  # type: ignore[attr-defined]
 
 
-def run_callbacks(folder: Path, subcommand: str, trainer_settings: dict[str, Any], given: list[Any]) -> list[Callback]:
+def run_callbacks(
+    folder: Path,
+    subcommand: str,
+    trainer_settings: dict[str, Any],
+    given: list[Any],
+    save_every: int | str | None = None,
+) -> list[Callback]:
     """Make the callbacks that a run has in addition to the user's.
 
     Args:
-        folder: Folder of the run.
+        folder: Folder of the run. A `ModelCheckpoint` among the given callbacks that names no other folder saves in its
+            ``checkpoints``, where ``--ckpt_path last`` and ``best`` look.
         subcommand: ``fit``, ``validate``, ``test`` or ``predict``.
         trainer_settings: The trainer's arguments; its switches for checkpoints, progress bar and logger are respected.
-        given: The user's own callbacks; a progress bar or prediction table among them replaces ours.
+        given: The user's own callbacks; a progress bar or prediction table among them replaces ours, and so does a
+            `ModelCheckpoint` that writes ``best.ckpt``.
+        save_every: Interval of the saves within an epoch; see `SaveInterval.parse`.
 
     Returns:
         New callbacks.
+
+    Raises:
+        ValueError: The interval is neither a number of steps nor a time.
     """
-    callbacks: list[Callback] = [RunFolder()]
+    callbacks: list[Callback] = [RunFolder(), ExactResume()]
+    interval = SaveInterval.parse(save_every)
+    checkpoints = os.path.realpath(folder / CHECKPOINTS)
+    saving = [callback for callback in given if isinstance(callback, ModelCheckpoint)]
+    for callback in saving:
+        if callback.dirpath is None:
+            callback.dirpath = checkpoints
     shows_progress = trainer_settings.get("enable_progress_bar") is not False
     if shows_progress and not any(isinstance(callback, ProgressBar) for callback in given):
         callbacks.append(RunProgressBar())
@@ -129,5 +81,7 @@ def run_callbacks(folder: Path, subcommand: str, trainer_settings: dict[str, Any
             callbacks.append(LearningRateMonitor(logging_interval="step"))
         callbacks.append(ModelExport(MODEL))
         if trainer_settings.get("enable_checkpointing") is not False:
-            callbacks += [BestCheckpoint(folder / CHECKPOINTS), LastCheckpoint()]
+            if not any(callback.filename == "best" and callback.dirpath == checkpoints for callback in saving):
+                callbacks.append(BestCheckpoint(Path(checkpoints)))
+            callbacks.append(LastCheckpoint(Path(checkpoints) / "last.ckpt", interval))
     return callbacks

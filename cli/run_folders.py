@@ -1,10 +1,12 @@
 """Run folders ``runs/<name>/<time>``: create them, and find earlier ones."""
 
+import json
 import os
 import re
 import shutil
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from saccade.cli.errors import UsageError
 
@@ -111,19 +113,43 @@ def find_checkpoint(runs_folder: str, name: str, which: str) -> Path:
         which: ``last`` or ``best``.
 
     Returns:
-        The checkpoint of the newest run with this name that has one; a folder if DeepSpeed wrote it.
+        The checkpoint of the newest fit with this name; a folder if DeepSpeed wrote it. If that fit was continued from
+        a checkpoint and ended before it saved one, this is the checkpoint from which it was continued.
 
     Raises:
-        UsageError: No run with this name has one.
+        UsageError: No fit with this name has one, or the newest has none and an older one has.
     """
-    for folder in earlier_runs(runs_folder, name):
+    fits = [folder for folder in earlier_runs(runs_folder, name) if _was_fit(folder)]
+    for folder in fits:
         checkpoint = folder / CHECKPOINTS / f"{which}.ckpt"
         if checkpoint.exists():
-            return checkpoint
+            if folder is fits[0]:
+                return checkpoint
+            raise UsageError(
+                f"--ckpt_path {which} needs {which}.ckpt of the newest fit, {fits[0]}, which ended before it saved one:"
+                f" give the one of an older fit as --ckpt_path {checkpoint}, or remove the folder of the newest."
+            )
+        origin = _record(folder).get("checkpoint") if which == "last" and folder is fits[0] else None
+        if origin and Path(origin).exists():
+            return Path(origin)
     raise UsageError(
         f"--ckpt_path {which} needs a run with {which}.ckpt, got none in {Path(runs_folder) / name}: run `saccade fit`"
         " first, or name the run with --name."
     )
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """Read the provenance of a run; empty if there is none."""
+    try:
+        found = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _was_fit(folder: Path) -> bool:
+    """Whether a run trained, or may have: it has checkpoints, or no record of another command."""
+    return (folder / CHECKPOINTS).exists() or _record(folder).get("subcommand", "fit") == "fit"
 
 
 def point_latest_at(folder: Path) -> None:

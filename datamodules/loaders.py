@@ -82,9 +82,10 @@ class BatchSampler(DistributedSampler[list[int]]):
 
 
 class BatchLoader(DataLoader[Any]):
-    """A DataLoader that saves its position in the checkpoint, so that training resumes in the middle of an epoch.
+    """A DataLoader that continues in the middle of an epoch.
 
-    Lightning calls `state_dict` and `load_state_dict` of such a loader.
+    Lightning calls `state_dict` and `load_state_dict` of such a loader. The position that a checkpoint stores is that
+    of the training (`ExactResume`), which may have read more batches than it has trained.
 
     Args:
         dataset: Returns a whole batch for a list of indices.
@@ -94,7 +95,15 @@ class BatchLoader(DataLoader[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any], sampler: BatchSampler, num_workers: int, pin_memory: bool) -> None:
-        super().__init__(dataset, batch_size=None, sampler=sampler, num_workers=num_workers, pin_memory=pin_memory)
+        super().__init__(
+            dataset,
+            batch_size=None,
+            sampler=sampler,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            # without its own generator, every epoch takes a number from the one that dropout uses
+            generator=torch.Generator().manual_seed(sampler.seed),
+        )
         self._batches = sampler
         self._delivered = 0
         self._resume: dict[str, int] | None = None

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from saccade.modules.exact_resume import ExactResume
 from saccade.modules.language.construction import check_batch, model_from_config
 from saccade.modules.language.export import merged_state_dict, write_pretrained
 from saccade.modules.lora import LoraSettings, attach_lora
@@ -238,6 +239,10 @@ class GenerativeModule(LightningModule, ABC):
         for name, metric in ((f"{part}_loss", loss), (f"{part}_perplexity", perplexity)):
             metric.update(losses, weights)
             self.log(name, metric, prog_bar=True, on_step=False, on_epoch=True, batch_size=len(losses))
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the callback with which a resumed fit equals one that was not interrupted."""
+        return [ExactResume()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW and its schedule, which is stepped with every optimizer step."""

@@ -10,13 +10,14 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from saccade.common.checks import check_count, check_share
 from saccade.datamodules.multimodal.batch import MODALITIES, MultimodalBatch
+from saccade.modules.exact_resume import ExactResume
 from saccade.modules.metrics import metrics_for
 from saccade.modules.multimodal.export import write_program
 from saccade.modules.multimodal.layers.stem import Stem
@@ -402,6 +403,10 @@ class MultimodalModule(LightningModule, ABC):
             progress: Fraction of the run that is done, 0 to 1.
         """
         return 1.0
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return the callback with which a resumed fit equals one that was not interrupted."""
+        return [ExactResume()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW with parameter groups, and the schedule, which is stepped with every optimizer step."""

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from saccade.modules.exact_resume import ExactResume
 from saccade.modules.language.construction import check_batch
 from saccade.modules.optimization import (
     ParameterGroup,
@@ -118,6 +119,10 @@ class Ranker(pl.LightningModule, ABC):
         """
         named = {str(place): document for place, document in enumerate(documents)}
         return list(self.rerank({"query": query}, {"query": list(named)}, named)["query"].values())
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Return the callback with which a resumed fit equals one that was not interrupted."""
+        return [ExactResume()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW, and the schedule unless the learning rate is constant."""

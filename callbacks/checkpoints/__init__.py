@@ -1,0 +1,1 @@
+"""Checkpoints of a run: when they are saved, and how they are written."""
