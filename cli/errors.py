@@ -9,7 +9,16 @@ from saccade.cli.suggestions import with_suggestions
 
 
 class UsageError(Exception):
-    """An error that the user can fix, as one line that says what is wrong and what to do."""
+    """An error as one line that says what is wrong and what to do.
+
+    Args:
+        message: The line.
+        status: Exit status of the command: 2 for an error that the user can fix, 1 for an unexpected one.
+    """
+
+    def __init__(self, message: str, status: int = 2) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 # parts of the parser's messages that do not help: lists of types, and the whole value that was given

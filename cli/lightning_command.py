@@ -286,9 +286,10 @@ class SaccadeCLI(LightningCLI):
         except Exception as error:
             weights = isinstance(error, RuntimeError) and str(error).startswith(WRONG_WEIGHTS)
             ours = isinstance(error, (RuntimeError, TypeError, ValueError)) and raised_by_us(error)
-            if not (weights or ours or isinstance(error, (MisconfigurationException, OSError))):
+            expected = weights or ours or isinstance(error, (MisconfigurationException, OSError))
+            if not expected:
                 traceback.print_exc()
-            self._fail(error)
+            self._fail(error, status=2 if expected else 1)
         if subcommand == "fit":
             self._finish_fit()
         _say(f"results are in {self.run_folder}")
@@ -325,10 +326,11 @@ class SaccadeCLI(LightningCLI):
         name = "max_steps" if 0 <= trainer.max_steps <= trainer.global_step else "max_epochs"
         return f"the checkpoint has reached --trainer.{name}={getattr(trainer, name)}; raise it to train more."
 
-    def _fail(self, error: Exception) -> NoReturn:
+    def _fail(self, error: Exception, status: int = 2) -> NoReturn:
         """End the run with an error in one line, and remove the run folder if it has no results."""
         self._discard()
-        raise UsageError(one_line(error) + self._saved_note()) from error
+        text = one_line(error) if status == 2 else f"{type(error).__name__}: {one_line(error)}"
+        raise UsageError(text + self._saved_note(), status) from error
 
     def _saved_note(self) -> str:
         """Say how to continue a fit that an error ended."""

@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Command line without the program's name; None is that of the process.
 
     Returns:
-        The exit status: 0, or 2 after an error in the settings, 130 after Ctrl-C. SIGTERM exits with 143.
+        The exit status: 0, or 2 after an error in the settings, 1 after an unexpected one, 130 after Ctrl-C. SIGTERM
+        exits with 143.
     """
     from saccade.cli.errors import UsageError
     from saccade.cli.suggestions import hint
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         print(f"saccade: error: {error}", file=sys.stderr)
-        return 2
+        return error.status
     except KeyboardInterrupt as stop:
         kept = f"; partial results are in {stop}" if str(stop) else ""
         print(f"saccade: interrupted{kept}", file=sys.stderr)

@@ -148,8 +148,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _was_fit(folder: Path) -> bool:
-    """Whether a run trained, or may have: it has checkpoints, or no record of another command."""
-    return (folder / CHECKPOINTS).exists() or _record(folder).get("subcommand", "fit") == "fit"
+    return (folder / CHECKPOINTS).exists() or _record(folder).get("subcommand") == "fit"
 
 
 def point_latest_at(folder: Path) -> None:

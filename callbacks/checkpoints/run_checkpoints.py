@@ -83,7 +83,7 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         position = self._position(trainer) if fitting and not trainer.fast_dev_run else None  # type: ignore[attr-defined]
-        if position is None or position == self._saved:
+        if position is None or position.steps == self.first_step or position == self._saved:
             return
         self._failed = True
         trainer.save_checkpoint(self.path)
@@ -106,7 +106,6 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the step at which the run starts or resumes, and handle signals."""
         self.first_step = trainer.global_step
-        self._saved = self._position(trainer)
         if self._interval is not None:
             self._interval.restart(trainer.global_step)
         if trainer.world_size == 1:

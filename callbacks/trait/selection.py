@@ -84,6 +84,9 @@ class TraitSelection(Callback):
         ValueError: A setting is outside its range, or the module, the data or the trainer cannot be used.
     """
 
+    whole_epochs = True
+    """A trial that was interrupted is repeated from its start; see `ExactResume`."""
+
     def __init__(
         self,
         budget: int = 150,

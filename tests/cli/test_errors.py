@@ -116,8 +116,10 @@ def test_our_own_refusal_during_the_run_is_one_line(saccade):
 
 
 def test_somebody_elses_bug_keeps_its_trace(saccade):
-    with pytest.raises(ValueError, match="invalid literal"):
-        saccade("fit", "--config", "toy.yaml", "--model.fail=theirs")
+    run = saccade("fit", "--config", "toy.yaml", "--model.fail=theirs")
+    assert run.status == 1
+    assert "Traceback" in run.err
+    assert run.err.splitlines()[-1].startswith("saccade: error: ValueError: invalid literal")
 
 
 def test_unknown_command(saccade):

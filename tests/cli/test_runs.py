@@ -114,17 +114,44 @@ def test_discard_keeps_results(tmp_path):
     assert not folder.exists()
 
 
-def test_find_checkpoint_takes_the_newest_run_that_has_one(tmp_path):
+def made(runs: Path, name: str, *checkpoints: str, **record: str) -> Path:
+    folder = runs / name
+    folder.mkdir(parents=True)
+    (folder / "provenance.json").write_text(json.dumps({"subcommand": "fit", **record}))
+    for which in checkpoints:
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        (folder / "checkpoints" / f"{which}.ckpt").touch()
+    return folder
+
+
+def test_find_checkpoint_takes_the_newest_fit(tmp_path):
     runs = tmp_path / "x"
-    for name, checkpoint in (("20260101-000000", "last"), ("20260102-000000", "last"), ("20260103-000000", "best")):
-        (runs / name / "checkpoints").mkdir(parents=True)
-        (runs / name / "checkpoints" / f"{checkpoint}.ckpt").touch()
+    made(runs, "20260101-000000", "last", "best")
+    newest = made(runs, "20260102-000000", "last", "best")
+    made(runs, "20260103-000000", subcommand="validate")
     (runs / "20260104-000000").mkdir()
     (runs / "notes").mkdir()
-    assert find_checkpoint(str(tmp_path), "x", "last").parts[-3] == "20260102-000000"
-    assert find_checkpoint(str(tmp_path), "x", "best").parts[-3] == "20260103-000000"
+    for which in ("last", "best"):
+        assert find_checkpoint(str(tmp_path), "x", which) == newest / "checkpoints" / f"{which}.ckpt"
     with pytest.raises(UsageError, match="saccade fit"):
         find_checkpoint(str(tmp_path), "y", "last")
+
+
+def test_last_never_means_an_older_fit_in_silence(tmp_path):
+    """The newest fit was killed before its first save: the older checkpoint is named, and not taken."""
+    older = made(tmp_path / "x", "20260101-000000", "last", "best")
+    made(tmp_path / "x", "20260102-000000")
+    for which in ("last", "best"):
+        with pytest.raises(UsageError, match=f"20260102-000000, which ended before.*{older}/checkpoints/{which}.ckpt"):
+            find_checkpoint(str(tmp_path), "x", which)
+
+
+def test_a_continued_fit_that_saved_nothing_is_continued_from_the_same_checkpoint(tmp_path):
+    older = made(tmp_path / "x", "20260101-000000", "last")
+    made(tmp_path / "x", "20260102-000000", "last")
+    origin = older / "checkpoints" / "last.ckpt"
+    made(tmp_path / "x", "20260103-000000", checkpoint=str(origin))
+    assert find_checkpoint(str(tmp_path), "x", "last") == origin
 
 
 def test_last_resumes_and_best_validates(saccade):
