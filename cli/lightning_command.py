@@ -247,7 +247,7 @@ class SaccadeCLI(LightningCLI):
         given = config.get("callbacks") or []
         given = given if isinstance(given, list) else [given]
         every = self._settings().save_every
-        own = run_callbacks(Path(str(self.run_folder)), str(self.subcommand), config, given, every)
+        own = run_callbacks(Path(str(self.run_folder)), str(self.subcommand), config, given, self.model, every)
         # RunFolder is first because the others use the folder; layer searches are last, so that the model is already
         # exported if one of them fails.
         late = [callback for callback in given if isinstance(callback, saccade.callbacks.LayerSkipSearch)]

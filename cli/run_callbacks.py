@@ -1,6 +1,7 @@
 """Callbacks that every run of the ``saccade`` command has, in addition to ``trainer.callbacks``."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def run_callbacks(
     subcommand: str,
     trainer_settings: dict[str, Any],
     given: list[Any],
+    model: LightningModule,
     save_every: int | str | None = None,
 ) -> list[Callback]:
     """Make the callbacks that a run has in addition to the user's.
@@ -56,6 +58,7 @@ def run_callbacks(
         trainer_settings: The trainer's arguments; its switches for checkpoints, progress bar and logger are respected.
         given: The user's own callbacks; a progress bar or prediction table among them replaces ours, and so does a
             `ModelCheckpoint` that writes ``best.ckpt``.
+        model: The module; those of saccade attach `ExactResume` themselves.
         save_every: Interval of the saves within an epoch; see `SaveInterval.parse`.
 
     Returns:
@@ -64,7 +67,11 @@ def run_callbacks(
     Raises:
         ValueError: The interval is neither a number of steps nor a time.
     """
-    callbacks: list[Callback] = [RunFolder(), ExactResume()]
+    callbacks: list[Callback] = [RunFolder()]
+    attached = model.configure_callbacks()
+    attached = list(attached) if isinstance(attached, Sequence) else [attached]
+    if not any(isinstance(callback, ExactResume) for callback in attached):
+        callbacks.append(ExactResume())
     interval = SaveInterval.parse(save_every)
     checkpoints = os.path.realpath(folder / CHECKPOINTS)
     saving = [callback for callback in given if isinstance(callback, ModelCheckpoint)]

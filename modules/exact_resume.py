@@ -176,20 +176,17 @@ class ExactResume(Callback):
         self._resumed, self._epoch_start = position, start
         ranks = stored["random"]
         self._resumed_random = ranks[trainer.global_rank] if trainer.global_rank < len(ranks) else None
-        # the loader is made again after the counters are loaded, so that Lightning gives it its state
-        trainer.fit_loop._combined_loader = None
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the loader that was made to count the steps of the training."""
-        if self._resumed is not None:
-            trainer.fit_loop._combined_loader = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the next epoch as after a finished one, if none was interrupted."""
+        """Give the loaders their position, and start the next epoch as a whole one if none was interrupted."""
         if self._resumed is not None and self._resumed.batches == 0:
             # with `max_steps`, Lightning treats every resumed epoch as an interrupted one
             for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.val_loop):
                 loop._restarting = False
+        elif self._resumed is not None and trainer.fit_loop._combined_loader_states_to_load:
+            # the loader was made before its state was read, to count the steps of the training
+            trainer.fit_loop._combined_loader = None
+            trainer.fit_loop.setup_data()
         if self._resumed is not None:  # an interruption before the first batch saves what was loaded
             self._step_start, self._step_random = self._resumed, self._resumed_random or random_states(trainer)
             self._begun = False

@@ -86,7 +86,9 @@ class CrossFeatures:
                 )
             )
         features = torch.tensor(found, dtype=torch.float32).reshape(len(documents), len(NAMES))
-        features[:, 1] = self._encoded(documents) @ self._encoded([query])[0]
+        # in float64, so that the feature does not depend on the documents with which a pair is first seen: the rounding
+        # of a matrix product does, and a continued training first sees other pairs together
+        features[:, 1] = (self._encoded(documents).double() * self._encoded([query]).double()).sum(-1)
         return features
 
     def _encoded(self, texts: Sequence[str]) -> Tensor:

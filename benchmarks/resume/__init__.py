@@ -1,0 +1,1 @@
+"""Fits that are interrupted and continued, beside fits that are not."""

@@ -1,0 +1,60 @@
+"""Every module: a fit that is stopped and continued has the weights of one that was not, bit for bit."""
+
+import multiprocessing
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.resume.interruptions import jobs, write_job
+from saccade.callbacks.export import ModelExport
+from saccade.cli.main import main
+from tests.support.processes import TIME_LIMIT
+
+BATCHES = 14  # every job has at least as many
+
+
+def weights(folder: Path, name: str) -> tuple[dict[str, torch.Tensor], int]:
+    run = max(path for path in (folder / "runs" / name).iterdir() if not path.is_symlink())
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return state["state_dict"], state["global_step"]
+
+
+def interrupted(arguments: list[str]) -> int:
+    """Fits in a process of its own, which ends by a signal; its exit status."""
+    process = multiprocessing.get_context("fork").Process(target=lambda: os._exit(main(arguments)))
+    process.start()
+    process.join(TIME_LIMIT)
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+@pytest.mark.parametrize("job", jobs(""))
+def test_a_continued_fit_equals_an_uninterrupted_one(job, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ModelExport, "on_fit_end", lambda *_: None)  # takes longer than these fits
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for variable in ("SACCADE_RUN_FOLDER", "SACCADE_CKPT_PATH", "PL_GLOBAL_SEED"):
+        monkeypatch.delenv(variable, raising=False)
+    assert main(["fit", "--config", str(write_job(tmp_path, job)), "--name", "whole"]) == 0
+    expected, steps = weights(tmp_path, "whole")
+    assert steps >= BATCHES // 2
+    draw = random.Random(job)
+    for kind, workers in (("SIGTERM", 2), ("SIGINT", 0), ("SIGKILL", 0)):
+        monkeypatch.delenv("SACCADE_CKPT_PATH", raising=False)
+        batch = draw.randrange(5, BATCHES)
+        config = ["fit", "--config", str(write_job(tmp_path, job, workers)), "--name", f"cut-{kind}"]
+        interrupt = ["--trainer.callbacks+=benchmarks.resume.interruptions.Interrupt"]
+        interrupt += [f"--trainer.callbacks.kind={kind}", f"--trainer.callbacks.batch={batch}"]
+        status = interrupted([*config, *interrupt])
+        assert status == {"SIGTERM": 143, "SIGINT": 130, "SIGKILL": -signal.SIGKILL}[kind], (kind, batch)
+        _, reached = weights(tmp_path, f"cut-{kind}")
+        assert 0 < reached < steps
+        assert main([*config, "--ckpt_path", "last"]) == 0
+        found, total = weights(tmp_path, f"cut-{kind}")
+        assert total == steps
+        differing = [name for name, value in expected.items() if not torch.equal(value, found[name])]
+        assert not differing, (kind, batch, reached, differing)
