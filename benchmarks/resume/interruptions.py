@@ -58,7 +58,7 @@ def jobs(texts: str) -> dict[str, dict[str, Any]]:
                     "batch_size": 4,
                     "validation_fraction": 0.2,
                     "test_fraction": 0.0,
-                },  # fmt: skip
+                },
             },
         },
         "vision_language": {
