@@ -104,7 +104,7 @@ def main() -> None:
         rows = measure(job, arguments.language if job == "language" else arguments.kills, arguments.seed)
         replace(rows)
         for found in rows:
-            table.add_row(str(found["case"]), str(found["method"]), str(found["interruptions"]), f"{float(str(found['value'])):.2f}")
+            table.add_row(*(str(found[key]) for key in ("case", "method", "interruptions", "value")))
     Console().print(table)
 
 

@@ -103,6 +103,10 @@ class LastCheckpoint(Checkpoint):
         if due:
             self._save(trainer)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Note the step of the checkpoint, in case that no other is trained."""
+        self.first_step = checkpoint["global_step"]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the step at which the run starts or resumes, and handle signals."""
         self.first_step = trainer.global_step

@@ -5,7 +5,7 @@ import signal
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 
 class ToyModel(LightningModule):
@@ -42,6 +42,8 @@ class ToyModel(LightningModule):
             raise KeyboardInterrupt
         if self.fail == "terminated" and self.global_step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
+        if self.fail == "later" and self.global_step == 6:
+            raise ZeroDivisionError("a bug of somebody else")
         if self.fail == "ours":
             from saccade.common.files import write_json
 
@@ -93,6 +95,33 @@ class ToyData(LightningDataModule):
         return DataLoader(self.rows, batch_size=4)
 
     val_dataloader = test_dataloader = predict_dataloader = train_dataloader
+
+
+class BrokenRows(Dataset):
+    """Sixteen rows, of which one cannot be read."""
+
+    def __len__(self):
+        return 16
+
+    def __getitem__(self, index):
+        if index == 9:
+            raise ValueError("clips.jsonl line 9 names c.mp4, which is cut off.")
+        return [torch.full((4,), index / 16)]
+
+
+class BrokenData(ToyData):
+    """Rows that a loader process cannot all read.
+
+    Args:
+        num_workers: Loader processes.
+    """
+
+    def __init__(self, num_workers: int = 0) -> None:
+        super().__init__()
+        self.num_workers = num_workers
+
+    def train_dataloader(self):
+        return DataLoader(BrokenRows(), batch_size=4, num_workers=self.num_workers)
 
 
 class Witness(Callback):
