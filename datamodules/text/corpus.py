@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from saccade.datamodules.text.splitting import split
 from saccade.datamodules.text.tokenization import MIN_VOCAB_SIZE, load_tokenizer, tokenizer_digest
 
 _LAYOUT = 2  # version of the cache folder; raise it when the stored files change
+_ABANDONED = 24 * 3600  # seconds
 
 
 class TextCorpus(LightningDataModule):
@@ -255,6 +258,7 @@ class TextCorpus(LightningDataModule):
         base = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
         folder = base / "text_corpus" / key
         if not folder.is_dir():
+            _remove_abandoned(folder.parent)
             # another process may write the same content at the same time
             advice = "set cache_dir or XDG_CACHE_HOME to a folder that can be written to"
             with replacing_folder(folder, keep=True, advice=advice) as temporary:
@@ -287,6 +291,14 @@ class TextCorpus(LightningDataModule):
                 f"saccade: long texts are encoded in pieces; beside {faults.other_cuts} of the cuts tokens may differ"
                 " from those of the whole text, because the tokenizer splits it nowhere near."
             )
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what killed processes have left half written: hidden folders in which nothing changed for a day."""
+    for half in folder.glob(".*"):
+        changes = [path.stat().st_mtime for path in (half, *half.rglob("*")) if path.exists()]
+        if max(changes, default=0) < time.time() - _ABANDONED:
+            shutil.rmtree(half, ignore_errors=True)
 
 
 def default_cache_dir() -> Path:

@@ -1,6 +1,5 @@
 """Preparing a text corpus: the tokenizer and the tokens of each part, written to a folder in bounded memory."""
 
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -161,12 +160,21 @@ def training_sample(
     for source, cuts in zip(sources, split.cuts, strict=True):
         if cuts[0][0] != "train":  # a file's training part comes first
             continue
-        blocks = itertools.takewhile(lambda block: block.part == "train", text_blocks(source, cuts, advance=advance))
-        for text in _whole_lines(blocks):
+        for text in _whole_lines(_of_training(text_blocks(source, cuts, advance=advance))):
             if taken * total <= seen * most:
                 taken += len(text)
                 yield text
             seen += len(text)
+
+
+def _of_training(blocks: Iterable[Block]) -> Iterator[Block]:
+    """The blocks of a file's training part; reads nothing behind it."""
+    for block in blocks:
+        if block.part != "train":
+            return
+        yield block
+        if block.last:
+            return
 
 
 def _whole_lines(blocks: Iterable[Block]) -> Iterator[str]:
