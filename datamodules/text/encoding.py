@@ -41,11 +41,9 @@ def text_only(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     rules["truncation"] = rules["padding"] = rules["post_processor"] = None
     model = rules["model"]
-    special = set(tokenizer.all_special_tokens)
-    for token in rules["added_tokens"]:
-        token["special"] = token["special"] or token["content"] in special
-        if token["special"]:
-            special.add(token["content"])
+    special = {token["content"] for token in rules["added_tokens"] if token["special"]} | {
+        *tokenizer.all_special_tokens
+    }
     # Some models find a special token in their own vocabulary, as a whole. There it gets a name that no text spells,
     # unless the model needs it: as the unknown token, as a single character, or as the result of a merge.
     vocabulary: Any = model["vocab"]

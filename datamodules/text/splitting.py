@@ -1,5 +1,6 @@
 """The split of a corpus into training, validation and test part: by file, or inside every file where there are few."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,9 +62,5 @@ def split(
 def _inside(size: int, fractions: dict[str, float]) -> list[tuple[str, int]]:
     """The parts of one file, the last one up to its end."""
     kept = [(part, share) for part, share in fractions.items() if share > 0]
-    ends, reached = [], 0.0
-    for part, share in kept:
-        reached += share
-        ends.append((part, round(size * reached)))
-    ends[-1] = (kept[-1][0], size)
-    return ends
+    reached = itertools.accumulate(share for _, share in kept)
+    return [(part, round(size * share)) for (part, _), share in zip(kept, reached, strict=True)]

@@ -220,17 +220,20 @@ def test_two_processes_may_prepare_at_the_same_time(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = _corpus(texts, tmp_path), _corpus(texts, tmp_path)
+    kept: list[int] = []
     fill = corpus_file.fill
 
     def overtaken(*arguments: Any) -> Any:
         monkeypatch.setattr(corpus_file, "fill", fill)
         second.setup()  # is ready before the first is
+        kept.append(os.stat(tmp_path / "text_corpus" / second._key).st_ino)
         return fill(*arguments)
 
     monkeypatch.setattr(corpus_file, "fill", overtaken)
     first.setup()
     assert os.listdir(tmp_path / "text_corpus") == [first._key]
     assert first._key == second._key
+    assert [os.stat(tmp_path / "text_corpus" / first._key).st_ino] == kept  # others may read it already
     for part in PARTS:
         assert np.array_equal(first._parts[part].sequences, second._parts[part].sequences)
 

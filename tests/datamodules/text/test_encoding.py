@@ -61,11 +61,14 @@ def test_a_tokenizer_that_cuts_and_pads_does_neither_to_a_corpus():
     assert text_only(tokenizer).decode(text_only(tokenizer).encode(TEXTS[0]).ids) == TEXTS[0]
 
 
-def test_a_mark_that_is_also_a_letter_stays_one():
-    """Some tokenizers pad with a character of their vocabulary, which texts need."""
+@pytest.mark.parametrize("mark", ["!", "or"])
+def test_a_mark_that_is_also_a_piece_of_words_stays_one(mark):
+    """Some tokenizers pad with a character or a word of their vocabulary, which texts need."""
     tokenizer = FAMILIES["own"]()
-    tokenizer.add_special_tokens({"pad_token": "!"})
-    assert text_only(tokenizer).encode("stop!").ids == FAMILIES["own"]()("stop!")["input_ids"]
+    tokenizer.add_special_tokens({"pad_token": mark})
+    assert mark in FAMILIES["own"]().get_vocab()
+    for text in ("stop!", "a story for you, or what?!"):
+        assert text_only(tokenizer).encode(text).ids == FAMILIES["own"]()(text)["input_ids"]
 
 
 @pytest.mark.parametrize("joint", [" ", "\n", "", "\r\n"])

@@ -82,6 +82,11 @@ def test_a_tokenizer_is_trained_on_a_sample_of_the_training_text_only(tmp_path):
     assert spread[-1] > 20_000
 
 
+def test_a_file_that_is_too_short_for_a_training_part_trains_nothing(tmp_path):
+    sources = _sources(tmp_path, ["a"])
+    assert list(training_sample(sources, _split(sources, 0.1, 0.8))) == []
+
+
 def test_an_error_in_a_file_reaches_the_caller_through_the_training(tmp_path):
     sources = _sources(tmp_path, ["words " * 50] * 3)
     sources[1].file.path.write_text("other")
