@@ -39,7 +39,7 @@ def text_corpus(file: str, folder: str, tokenizer: str | None) -> Callable[[], i
 
 def with_datasets(file: str, folder: str, tokenizer: str | None) -> Callable[[], int]:
     """`datasets` as in the example scripts of transformers: rows of lines, and `map` on all cores."""
-    import datasets
+    import datasets  # type: ignore[import-not-found]
     from transformers import AutoTokenizer
 
     from saccade.datamodules.text.tokenization import train_tokenizer
