@@ -2,8 +2,8 @@
 
 A page's blocks are run in their order, in a folder where the paths that they name exist: ``path/to/model`` and
 ``path/to/draft`` are tiny trained models, and the demo's runs are there. The tutorials of one's own data (``own_*.md``)
-begin in an empty folder. Commands of the README and of the tutorials run with the settings of ``lm/tiny.yaml`` on top of
-those of the demo; commands of other pages, and those that need several devices, are parsed.
+begin in an empty folder. Commands of the README and of the tutorials run with the settings of ``lm/tiny.yaml`` on top
+of those of the demo; commands of other pages, and those that need several devices, are parsed.
 """
 
 from __future__ import annotations
