@@ -3,13 +3,15 @@
 import hashlib
 import json
 import os
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tokenizers
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
@@ -17,39 +19,42 @@ from transformers import PreTrainedTokenizerFast
 from saccade.common.checks import check_count, check_fraction, check_share
 from saccade.common.files import replacing_folder
 from saccade.datamodules.loaders import BatchLoader, BatchSampler, PackedSequences
-from saccade.datamodules.text.files import PARTS, matching_files, part_of, select, standard_library_files
-from saccade.datamodules.text.tokenization import (
-    MIN_VOCAB_SIZE,
-    load_tokenizer,
-    tokenizer_digest,
-    train_tokenizer,
-)
+from saccade.datamodules.text.files import PARTS, matching_files, select, standard_library_files
+from saccade.datamodules.text.preparation import Faults, examined, fill
+from saccade.datamodules.text.splitting import split
+from saccade.datamodules.text.tokenization import MIN_VOCAB_SIZE, load_tokenizer, tokenizer_digest
 
-_LAYOUT = 1  # version of the cache folder; raise it when the stored files change
+_LAYOUT = 2  # version of the cache folder; raise it when the stored files change
+_ABANDONED = 24 * 3600  # seconds
 
 
 class TextCorpus(LightningDataModule):
     """Text for training and validating language models.
 
     The files are split into training, validation and test part by a hash of each file's relative path. So no file is in
-    two parts, and files do not change their part when the corpus grows. Each document is followed by the
-    end-of-sequence token; the documents of a part are joined and cut into sequences of equal length, without padding.
-    The result is kept in a cache folder, under a key made of the contents of all files and the settings.
+    two parts, and files do not change their part when the corpus grows. Where this would leave a part without files, or
+    with less than a tenth of the text that its fraction asks for, as with few files or one large one, every file is cut
+    instead: its beginning is for training, its end for validation and test.
+
+    Files are UTF-8, or UTF-16 or UTF-32 with a byte order mark, which is no text. Text that spells a special token
+    stays text. Each document is followed by the end-of-sequence token; the documents of a part are joined and cut into
+    sequences of equal length, without padding. The result is kept in a cache folder, under a key made of the contents
+    of all files and the settings. The memory that preparing takes does not depend on the amount of text.
 
     Batches are dictionaries: `input_ids` LongTensor [batch, sequence_length]. After `setup`, `tokenizer` is the
     tokenizer. `predict` reads the test part.
 
     Args:
-        paths: Globs of UTF-8 text files (`**` matches any folders). None uses the sources of the Python standard
+        paths: Globs of text files (`**` matches any folders). None uses the sources of the Python standard
             library, about 9 MB, which need no download.
         tokenizer: Folder or Hugging Face hub id of a tokenizer. None trains a byte-level BPE tokenizer on the training
-            part.
+            part, or on 32 MB from all over it.
         vocab_size: Size of the vocabulary to train, including special tokens; at least 260. Not used if
             `tokenizer` is given.
         sequence_length: Tokens per sequence; at least 2.
         batch_size: Sequences for each batch and device.
-        validation_fraction: Share of the files for validation, above 0.
-        test_fraction: Share of the files for test and predict; 0 leaves the test part empty.
+        validation_fraction: Share of the files, or of every file, for validation, above 0.
+        test_fraction: Share for test and predict; 0 leaves the test part empty.
         max_files: Most files to use, chosen by the hash; None for all.
         max_bytes: Most bytes of files to use; None for all.
         seed: Seed of the split and of the choice of files. It is independent of `seed_everything`, so that
@@ -58,7 +63,7 @@ class TextCorpus(LightningDataModule):
         cache_dir: Folder for prepared corpora. None means `$XDG_CACHE_HOME/saccade` or `~/.cache/saccade`.
 
     Raises:
-        ValueError: A setting is invalid, no file matches, or a part is empty.
+        ValueError: A setting is invalid, no file matches, or a part has too little text.
     """
 
     tokenizer: PreTrainedTokenizerFast
@@ -79,6 +84,8 @@ class TextCorpus(LightningDataModule):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(paths, str):
+            raise ValueError(f"paths must be a list of globs, got {paths!r}: write it as [{paths!r}].")
         if paths is not None and not paths:
             raise ValueError("paths must name files, got an empty list: give globs, or null for Python's own sources.")
         if tokenizer is None:
@@ -109,7 +116,9 @@ class TextCorpus(LightningDataModule):
         self.num_workers = num_workers
         self.cache_dir = cache_dir
         self._parts: dict[str, PackedSequences] = {}
+        self._counts: dict[str, int] = {}
         self._key = ""
+        self._folder: Path | None = None
 
     def prepare_data(self) -> None:
         """Train the tokenizer and tokenize the corpus, once on each machine, unless the cache has them."""
@@ -119,25 +128,21 @@ class TextCorpus(LightningDataModule):
         """Load the tokenizer and the packed parts (on all ranks).
 
         Args:
-            stage: Not used: all parts are loaded, because they are memory-mapped.
+            stage: `fit` needs text in the training and the validation part, `validate` in the validation part. The test
+                part is checked when it is read.
 
         Raises:
-            ValueError: A part has too few tokens for one sequence.
+            ValueError: A part that the stage needs has too few tokens for one sequence.
         """
-        if self._parts:
-            return
-        folder = self._prepare()
-        self.tokenizer = load_tokenizer(self.tokenizer_source or str(folder / "tokenizer"))
-        for part in PARTS:
-            tokens = np.load(folder / f"{part}.npy", mmap_mode="r")
-            sequences = PackedSequences(tokens, self.sequence_length)
-            if not len(sequences) and (part != "test" or self.test_fraction > 0):
-                raise ValueError(
-                    f"sequence_length must be at most {len(tokens)}, the tokens of the {part} part, got"
-                    f" {self.sequence_length}: lower it, or give more text."
-                )
-            self._parts[part] = sequences
-        self._key = folder.name
+        if not self._parts:
+            folder = self._prepare()
+            self.tokenizer = load_tokenizer(self.tokenizer_source or str(folder / "tokenizer"))
+            tokens = {part: np.load(folder / f"{part}.npy", mmap_mode="r") for part in PARTS}
+            self._counts = {part: len(stream) for part, stream in tokens.items()}
+            self._parts = {part: PackedSequences(stream, self.sequence_length) for part, stream in tokens.items()}
+            self._key = folder.name
+        for part in {"validate": ["validation"], "test": [], "predict": []}.get(stage or "", ["train", "validation"]):
+            self._check_length(part)
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled batches; the incomplete last batch of an epoch is left out.
@@ -161,10 +166,11 @@ class TextCorpus(LightningDataModule):
         """Every test sequence once, in order, on any number of devices.
 
         Raises:
-            ValueError: The corpus was split without a test part.
+            ValueError: The corpus was split without a test part, or the part has too few tokens for one sequence.
         """
-        if not len(self._parts["test"]):
+        if self.test_fraction == 0:
             raise ValueError("test_fraction must be above 0 to read the test part, got 0: raise it.")
+        self._check_length("test")
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
@@ -192,6 +198,20 @@ class TextCorpus(LightningDataModule):
                 " set it to the folder that the training run exported."
             )
 
+    def _check_length(self, part: str) -> None:
+        """Refuse a part without a whole sequence."""
+        count = self._counts[part]
+        if count < min(self.sequence_length, 2):
+            raise ValueError(
+                f"paths must name files with more text, got {count} tokens for the {part} part: add text, or raise"
+                f" {'test' if part == 'test' else 'validation'}_fraction."
+            )
+        if count < self.sequence_length:
+            raise ValueError(
+                f"sequence_length must be at most {count}, the tokens of the {part} part, got {self.sequence_length}:"
+                " lower it, or give more text."
+            )
+
     def _loader(self, part: str) -> BatchLoader:
         trainer = self.trainer
         sequences = self._parts[part]
@@ -210,71 +230,77 @@ class TextCorpus(LightningDataModule):
 
     def _prepare(self) -> Path:
         """Return the cache folder of this corpus; fill it if necessary."""
+        if self._folder is not None:
+            return self._folder
         files = standard_library_files() if self.paths is None else matching_files(self.paths)
-        files = select(files, self.max_files, self.max_bytes, self.seed)
-        documents: dict[str, list[str]] = {part: [] for part in PARTS}
-        listing, unreadable = [], []
-        for file in files:
-            content = file.path.read_bytes()
-            part = part_of(file.name, self.validation_fraction, self.test_fraction, self.seed)
-            text = content.decode("utf-8", errors="replace")
-            documents[part].append(text)
-            if self.paths is not None and text.encode() != content:  # a valid file may contain U+FFFD
-                unreadable.append(file.name)
-            listing.append([file.name, part, hashlib.sha256(content).hexdigest()])
-        if unreadable:
-            rank_zero_warn(
-                f"saccade: {len(unreadable)} of {len(files)} files in paths are not UTF-8, for example {unreadable[0]}:"
-                " invalid bytes are read as U+FFFD. Convert the files, or leave them out."
+        sources = examined(select(files, self.max_files, self.max_bytes, self.seed), self.trainer)
+        parts = split(
+            [source.file.name for source in sources],
+            [source.size for source in sources],
+            self.validation_fraction,
+            self.test_fraction,
+            self.seed,
+        )
+        if not parts.by_file:
+            rank_zero_info(
+                f"saccade: the text cannot be split by file into parts of the wanted sizes (files: {len(sources)}), so"
+                f" every file is cut into {self._shares()}."
             )
-        for part in PARTS:
-            if not documents[part] and (part != "test" or self.test_fraction > 0):
-                fraction = "validation_fraction" if part == "train" else f"{part}_fraction"
-                raise ValueError(
-                    f"{fraction} must leave files for the {part} part, got none of {len(files)} files: change it, take"
-                    " another seed, or give more files."
-                )
         given = None if self.tokenizer_source is None else load_tokenizer(self.tokenizer_source)
         wanted = {
             "layout": _LAYOUT,
-            "files": listing,
+            "files": [
+                [source.file.name, cuts, source.digest] for source, cuts in zip(sources, parts.cuts, strict=True)
+            ],
             "tokenizer": tokenizer_digest(given) if given else [self.vocab_size, tokenizers.__version__],
         }
         key = hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:32]
         base = Path(self.cache_dir).expanduser() if self.cache_dir else default_cache_dir()
         folder = base / "text_corpus" / key
         if not folder.is_dir():
-            self._fill(folder, documents, given)
+            _remove_abandoned(folder.parent)
+            # another process may write the same content at the same time
+            advice = "set cache_dir or XDG_CACHE_HOME to a folder that can be written to"
+            with replacing_folder(folder, keep=True, advice=advice) as temporary:
+                faults = fill(temporary, sources, parts, given, self.vocab_size, self.trainer)
+            self._report(faults, len(sources))
+        self._folder = folder
         return folder
 
-    def _fill(self, folder: Path, documents: dict[str, list[str]], given: PreTrainedTokenizerFast | None) -> None:
-        """Write the cache folder; another process may write the same content at the same time."""
-        advice = "set cache_dir or XDG_CACHE_HOME to a folder that can be written to"
-        with replacing_folder(folder, keep=True, advice=advice) as temporary:
-            tokenizer = given or train_tokenizer(documents["train"], self.vocab_size)
-            if given is None:
-                tokenizer.save_pretrained(temporary / "tokenizer")
-            for part, texts in documents.items():
-                np.save(temporary / f"{part}.npy", encode(tokenizer, texts))
+    def _shares(self) -> str:
+        """The parts in words, with their shares."""
+        shares = {
+            "training": 1 - self.validation_fraction - self.test_fraction,
+            "validation": self.validation_fraction,
+            "test": self.test_fraction,
+        }
+        *others, last = [f"{share:.3g} of {name} text" for name, share in shares.items() if share > 0]
+        return f"{', '.join(others)} and {last}"
+
+    def _report(self, faults: Faults, count: int) -> None:
+        """Warn of what was found in the user's own files."""
+        if self.paths is None:
+            return
+        if faults.unreadable:
+            rank_zero_warn(
+                f"saccade: {len(faults.unreadable)} of {count} files in paths are not UTF-8, for example"
+                f" {faults.unreadable[0]}: invalid bytes are read as U+FFFD. Convert the files, or leave them out."
+            )
+        if faults.other_cuts:
+            rank_zero_info(
+                f"saccade: long texts are encoded in pieces; beside {faults.other_cuts} of the cuts tokens may differ"
+                " from those of the whole text, because the tokenizer splits it nowhere near."
+            )
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes what killed processes have left half written: hidden folders in which nothing changed for a day."""
+    for half in folder.glob(".*"):
+        changes = [path.stat().st_mtime for path in (half, *half.rglob("*")) if path.exists()]
+        if max(changes, default=0) < time.time() - _ABANDONED:
+            shutil.rmtree(half, ignore_errors=True)
 
 
 def default_cache_dir() -> Path:
     """Return `$XDG_CACHE_HOME/saccade`, or `~/.cache/saccade`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saccade"
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, documents: list[str]) -> np.ndarray:
-    """Join documents into one stream of tokens, each followed by the end-of-sequence token.
-
-    Args:
-        tokenizer: With an end-of-sequence token.
-        documents: The texts.
-
-    Returns:
-        Token numbers, int32 [N].
-    """
-    separator = np.array([tokenizer.eos_token_id], dtype=np.int32)
-    pieces: list[np.ndarray] = []
-    for encoding in tokenizer.backend_tokenizer.encode_batch(documents, add_special_tokens=False):
-        pieces += [np.array(encoding.ids, dtype=np.int32), separator]
-    return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)

@@ -1,11 +1,12 @@
 """The files of a text corpus, and the split into training, validation and test part."""
 
-import glob
 import hashlib
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from saccade.datamodules.text.globs import files_matching
 
 PARTS = ("train", "validation", "test")
 
@@ -62,7 +63,8 @@ def matching_files(patterns: Sequence[str]) -> list[CorpusFile]:
     """List the files that match glob patterns.
 
     A file's name is its path relative to the part of the pattern before the first wildcard. So moving the corpus or
-    adding a pattern does not move files from one part of the split to another.
+    adding a pattern does not move files from one part of the split to another. Each real file is taken once, also where
+    several paths lead to it; its name is then the one with the fewest links (see `files_matching`).
 
     Args:
         patterns: Globs; `**` matches any number of folders, `~` is the home folder.
@@ -73,23 +75,15 @@ def matching_files(patterns: Sequence[str]) -> list[CorpusFile]:
     Raises:
         ValueError: A pattern matches no file.
     """
-    found: dict[Path, CorpusFile] = {}
+    found: dict[str, CorpusFile] = {}
     for pattern in patterns:
-        expanded = Path(pattern).expanduser()
-        fixed = []
-        for piece in expanded.parts[:-1]:
-            if glob.has_magic(piece):
-                break
-            fixed.append(piece)
-        root = Path(*fixed) if fixed else Path()
-        paths = [Path(match) for match in glob.glob(str(expanded), recursive=True)]
-        files = [path for path in paths if path.is_file()]
+        files = files_matching(pattern)
         if not files:
-            folder = expanded.is_dir()
+            folder = Path(pattern).expanduser().is_dir()
             advice = "add /**/*.txt or another pattern to the folder" if folder else "check the path and the quotes"
             raise ValueError(f"paths must match files, got {pattern!r}, which matches none: {advice}.")
-        for path in files:
-            found.setdefault(path.resolve(), CorpusFile(path.relative_to(root).as_posix(), path))
+        for name, path, real in files:
+            found.setdefault(real, CorpusFile(name, path))
     return sorted(found.values(), key=lambda file: (file.name, str(file.path)))
 
 

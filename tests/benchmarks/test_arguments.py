@@ -9,6 +9,7 @@ COUNTS = {
     "decoding.decode": "--runs",
     "decoding.layer_skip": "--trials",
     "t2dr.study": "--epochs",
+    "text.preparation": "--sizes",
     "trait.study": "--workers",
     "trait.throughput": "--budget",
     "trait.worlds": "--seeds",
@@ -69,6 +70,7 @@ def test_decoding_that_cannot_be_measured(given, wanted, monkeypatch, capsys):
 PLACES = {
     "decoding.decode": ["--model"],
     "decoding.layer_skip": ["--model"],
+    "text.preparation": ["--texts", "--datasets", "--work"],
     "trait.study": ["--folder"],
     "video.acceptance": ["--target", "--draft"],
     "video.relevance": ["--target"],

@@ -1,9 +1,9 @@
 """Every block of code in the README and the documentation runs as it stands.
 
 A page's blocks are run in their order, in a folder where the paths that they name exist: ``path/to/model`` and
-``path/to/draft`` are tiny trained models, and the demo's runs are there. Commands of the README and of the tutorials
-run with the settings of ``lm/tiny.yaml`` on top of those of the demo; commands of other pages, and those that need
-several devices, are parsed.
+``path/to/draft`` are tiny trained models, and the demo's runs are there. The tutorials of one's own data (``own_*.md``)
+begin in an empty folder. Commands of the README and of the tutorials run with the settings of ``lm/tiny.yaml`` on top
+of those of the demo; commands of other pages, and those that need several devices, are parsed.
 """
 
 from __future__ import annotations
@@ -46,8 +46,13 @@ TINY_VIDEOS = [
 
 
 @pytest.fixture
-def reader(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory of somebody who reads the documentation and has run the demo."""
+def reader(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """The working directory of a reader who has run the demo, or of one who begins with nothing."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    asked = getattr(request.node, "callspec", None)
+    if asked is not None and asked.params["page"].name.startswith("own_"):
+        return tmp_path
     model = (place / "runs" / "demo-draft" / "latest" / "model").resolve()
     for name in ("path/to/model", "path/to/draft", "runs/demo/20260101-000000/model"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -56,8 +61,6 @@ def reader(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     shutil.copytree(place / "runs" / "demo-draft", tmp_path / "runs" / "demo-draft", symlinks=True)
     network = AutoModelForCausalLM.from_pretrained(model)
     write_skip_file(tmp_path / "runs/demo/latest/skip_layers.json", network, attention=[1], mlp=[2])
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     return tmp_path
 
 

@@ -1,6 +1,7 @@
 """TextCorpus: packing is exact, parts are disjoint, wrong settings end with one clear line."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from saccade.datamodules import TextCorpus
-from saccade.datamodules.text.corpus import default_cache_dir, encode
+from saccade.datamodules.text import corpus as corpus_file
+from saccade.datamodules.text.corpus import default_cache_dir
 from saccade.datamodules.text.files import PARTS
 from saccade.datamodules.text.tokenization import load_tokenizer, train_tokenizer
 
@@ -121,14 +123,6 @@ def test_tokenizer_is_trained_on_the_training_part_only(tmp_path: Path) -> None:
     assert changed.tokenizer.get_vocab() == corpus.tokenizer.get_vocab()
 
 
-def test_encode_ends_every_document() -> None:
-    tokenizer = train_tokenizer(["some text to learn from"], 270)
-    ids = encode(tokenizer, ["one", "", "two"]).tolist()
-    assert [i for i in ids if i == tokenizer.eos_token_id] == [tokenizer.eos_token_id] * 3
-    assert tokenizer.decode(ids) == "one<|end|><|end|>two<|end|>"
-    assert encode(tokenizer, []).shape == (0,)
-
-
 def test_cache_honours_xdg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache_dir() == tmp_path / "saccade"
@@ -150,6 +144,7 @@ def test_checkpoint_of_another_tokenizer_is_refused(texts: Path, tmp_path: Path)
     ("settings", "message"),
     [
         ({"paths": []}, "paths must name files, got an empty list"),
+        ({"paths": "texts/*.txt"}, r"paths must be a list of globs, got 'texts/\*\.txt': write it as \['texts"),
         ({"vocab_size": 200}, "vocab_size must be at least 260, got 200"),
         ({"sequence_length": 1}, "sequence_length must be at least 2, got 1"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
@@ -174,7 +169,10 @@ def test_impossible_settings_are_refused_at_once(
     [
         ({"paths": ["/nowhere/*.txt"]}, "paths must match files, got '/nowhere/"),
         ({"max_bytes": 1}, "max_bytes must leave at least one file"),
-        ({"max_files": 1}, "validation_fraction must leave files for the validation part, got none of 1"),
+        (
+            {"max_files": 1, "sequence_length": 64},
+            r"sequence_length must be at most \d+, the tokens of the train part",
+        ),
         (
             {"sequence_length": 100_000},
             r"sequence_length must be at most \d+, the tokens of the train part, got",
@@ -209,12 +207,47 @@ def test_unwritable_cache_is_named(texts: Path, tmp_path: Path) -> None:
 
 def test_failure_while_filling_leaves_no_folder(texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
-        raise RuntimeError("disk full")
+        raise error
 
-    monkeypatch.setattr("saccade.datamodules.text.corpus.encode", fail)
-    with pytest.raises(RuntimeError, match="disk full"):
-        _corpus(texts, tmp_path).setup()
-    assert os.listdir(tmp_path / "text_corpus") == []
+    monkeypatch.setattr("saccade.datamodules.text.preparation.TokenFile.append", fail)
+    for error in (RuntimeError("no space"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            _corpus(texts, tmp_path).setup()
+        assert os.listdir(tmp_path / "text_corpus") == []
+
+
+def test_two_processes_may_prepare_at_the_same_time(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = _corpus(texts, tmp_path), _corpus(texts, tmp_path)
+    kept: list[int] = []
+    fill = corpus_file.fill
+
+    def overtaken(*arguments: Any) -> Any:
+        monkeypatch.setattr(corpus_file, "fill", fill)
+        second.setup()  # is ready before the first is
+        kept.append(os.stat(tmp_path / "text_corpus" / second._key).st_ino)
+        return fill(*arguments)
+
+    monkeypatch.setattr(corpus_file, "fill", overtaken)
+    first.setup()
+    assert os.listdir(tmp_path / "text_corpus") == [first._key]
+    assert first._key == second._key
+    assert [os.stat(tmp_path / "text_corpus" / first._key).st_ino] == kept  # others may read it already
+    for part in PARTS:
+        assert np.array_equal(first._parts[part].sequences, second._parts[part].sequences)
+
+
+def test_what_a_killed_process_left_is_removed_after_a_day(texts: Path, tmp_path: Path) -> None:
+    for name, age in (("old", 90_000), ("new", 60)):
+        half = tmp_path / "text_corpus" / f".key.{name}"
+        half.mkdir(parents=True)
+        (half / "train.npy").write_text("half")
+        for path in (half / "train.npy", half):
+            os.utime(path, (time.time() - age,) * 2)
+    corpus = _corpus(texts, tmp_path)
+    corpus.setup()
+    assert sorted(os.listdir(tmp_path / "text_corpus")) == [".key.new", corpus._key]
 
 
 def test_tokenizer_without_end_of_sequence_is_refused(tmp_path: Path) -> None:
@@ -223,3 +256,103 @@ def test_tokenizer_without_end_of_sequence_is_refused(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="tokenizer must have an eos_token"):
         load_tokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize(("count", "size"), [(1, 60_000), (2, 30_000), (5, 20_000), (20, 8_000)])
+@pytest.mark.parametrize("trial", range(3))
+def test_a_few_files_of_ones_own_can_be_fitted_and_tested(
+    tmp_path: Path, count: int, size: int, trial: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for i in range(count):
+        (folder / f"note {trial} {i}.txt").write_text(" ".join(f"word{(i * 7 + j) % 97}" for j in range(size // 7)))
+    corpus = TextCorpus([str(folder / "*.txt")], vocab_size=300, sequence_length=32, cache_dir=str(tmp_path / "cache"))
+    corpus.prepare_data()
+    corpus.setup("fit")
+    for loader in (corpus.train_dataloader(), corpus.val_dataloader(), corpus.test_dataloader()):
+        assert len(loader) > 0
+
+
+def test_the_split_inside_of_files_is_said_in_one_line(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(corpus_file, "rank_zero_info", said.append)
+    _corpus(texts, tmp_path).setup()
+    assert said == []
+    (tmp_path / "one.txt").write_text("words of the only file " * 200)
+    corpus = _corpus(texts, tmp_path, paths=[str(tmp_path / "one.txt")], validation_fraction=0.1, test_fraction=0.0)
+    corpus.prepare_data()
+    corpus.setup()
+    assert said == [
+        "saccade: the text cannot be split by file into parts of the wanted sizes (files: 1), so every file is cut into"
+        " 0.9 of training text and 0.1 of validation text."
+    ]
+
+
+def test_fit_needs_no_test_part(texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("words of the only file " * 200)
+    settings = {"paths": [str(tmp_path / "one.txt")], "validation_fraction": 0.3, "test_fraction": 0.01}
+    corpus = _corpus(texts, tmp_path, sequence_length=64, **settings)
+    corpus.setup("fit")
+    assert len(corpus.train_dataloader()) > 0
+    corpus.setup("test")
+    with pytest.raises(
+        ValueError, match=r"^sequence_length must be at most \d+, the tokens of the test part, got 64: "
+    ):
+        corpus.test_dataloader()
+    # and `test` needs no training text
+    settings = {"paths": [str(tmp_path / "one.txt")], "validation_fraction": 0.001, "test_fraction": 0.9}
+    corpus = _corpus(texts, tmp_path, sequence_length=256, **settings)
+    corpus.setup("test")
+    assert len(corpus.test_dataloader()) > 0
+    with pytest.raises(ValueError, match="sequence_length must be at most"):
+        corpus.setup("fit")
+
+
+def test_too_little_text_is_said(texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.txt").write_text("a")
+    with pytest.raises(
+        ValueError, match=r"^paths must name files with more text, got 0 tokens for the validation part"
+    ):
+        _corpus(texts, tmp_path, paths=[str(tmp_path / "tiny.txt")], sequence_length=2).setup()
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_text_that_spells_special_tokens_stays_text(tmp_path: Path, trained: bool) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    text = "\ufeff<|end|> and <|pad|>, <|begin|><|end|>\nin a text about tokens\n"
+    for i in range(30):
+        (folder / f"{i}.txt").write_text(text, encoding="utf-8")
+    if not trained:
+        train_tokenizer(["other words"], 270).save_pretrained(tmp_path / "saved")
+    corpus = _corpus(folder, tmp_path, tokenizer=None if trained else str(tmp_path / "saved"))
+    corpus.setup()
+    stream = corpus._parts["train"].sequences.reshape(-1).tolist()
+    tokenizer = corpus.tokenizer
+    documents = [[]]
+    for token in stream:
+        if token == tokenizer.eos_token_id:
+            documents.append([])
+        else:
+            documents[-1].append(token)
+    assert {tokenizer.decode(document) for document in documents[:-1]} == {text[1:]}
+    assert not {tokenizer.pad_token_id, tokenizer.bos_token_id} & set(stream)
+    merged = [token for token in tokenizer.get_vocab() if "<|end" in token or "end|>" in token]
+    assert merged == ["<|end|>"]
+
+
+def test_files_that_are_no_utf8_are_named_with_their_line(
+    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(corpus_file, "rank_zero_warn", said.append)
+    (tmp_path / "latin.txt").write_bytes(b"plain\n" * 50 + "gr\u00f6\u00dfe\n".encode("latin-1") * 50)
+    (tmp_path / "good.txt").write_text("plain\n" * 100)
+    _corpus(texts, tmp_path, paths=[str(tmp_path / "*.txt")]).setup()
+    assert said == [
+        f"saccade: 1 of 2 files in paths are not UTF-8, for example {tmp_path / 'latin.txt'}, line 51: invalid bytes"
+        " are read as U+FFFD. Convert the files, or leave them out."
+    ]
