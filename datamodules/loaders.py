@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
+
+from saccade.datamodules.worker_errors import Loader
 
 
 class PackedSequences(Dataset[dict[str, Tensor]]):
@@ -81,7 +83,7 @@ class BatchSampler(DistributedSampler[list[int]]):
                 yield piece.tolist()
 
 
-class BatchLoader(DataLoader[Any]):
+class BatchLoader(Loader):
     """A DataLoader that saves its position in the checkpoint, so that training resumes in the middle of an epoch.
 
     Lightning calls `state_dict` and `load_state_dict` of such a loader.
