@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
-
-from saccade.datamodules.worker_errors import Loader
 
 
 class PackedSequences(Dataset[dict[str, Tensor]]):
@@ -83,7 +81,7 @@ class BatchSampler(DistributedSampler[list[int]]):
                 yield piece.tolist()
 
 
-class BatchLoader(Loader):
+class BatchLoader(DataLoader[Any]):
     """A DataLoader that saves its position in the checkpoint, so that training resumes in the middle of an epoch.
 
     Lightning calls `state_dict` and `load_state_dict` of such a loader.

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from saccade.common.checks import check_choice, check_count, check_share
@@ -22,7 +23,6 @@ from saccade.datamodules.video.reading import read_manifest
 from saccade.datamodules.video.scenes import MAX_DIGITS
 from saccade.datamodules.video.splits import split_rows
 from saccade.datamodules.video.tokenization import load_video_tokenizer, train_video_tokenizer, visual_format
-from saccade.datamodules.worker_errors import Loader
 
 _TOKENIZER_SCENES = 2000  # scenes whose captions train the tokenizer, the same for every seed and number of scenes
 
@@ -258,11 +258,11 @@ class VideoCaptions(LightningDataModule):
         """
         return self._evaluation_loader("test")
 
-    def predict_dataloader(self) -> Loader:
+    def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """The same batches as `test_dataloader`."""
         loader = self.test_dataloader()
         # for `predict` Lightning makes a new loader with the arguments of a plain DataLoader
-        return Loader(loader.dataset, batch_size=None, sampler=loader.sampler, num_workers=self.num_workers)
+        return DataLoader(loader.dataset, batch_size=None, sampler=loader.sampler, num_workers=self.num_workers)
 
     def score(self, text: str, item: int, part: str) -> SlotScore | None:
         """Count the facts of a clip that a text states correctly.
