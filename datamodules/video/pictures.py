@@ -47,8 +47,7 @@ def read_picture(file: Path, frames: int) -> np.ndarray:
     """
     try:
         with Image.open(file) as image:
-            if image.format == "GIF" and not _has_end(file):
-                raise ValueError("the file is cut off: its end mark is missing")
+            _check_end(image, file)
             pages = _pages(image)
             chosen = [pages[position] for position in sample_positions(len(pages), frames)]
             pictures: dict[int, np.ndarray] = {}
@@ -136,10 +135,11 @@ def picture_size(file: Path) -> tuple[int, int]:
         Height and width in pixels, before it is turned.
 
     Raises:
-        ValueError: The file is no picture.
+        ValueError: The file is no picture, or a GIF that is cut off.
     """
     try:
         with Image.open(file) as image:
+            _check_end(image, file)
             return image.height, image.width
     except _DECODING_ERRORS as error:
         raise ValueError(f"video {file} cannot be read as an image ({reason(error)}): replace it.") from error
@@ -203,20 +203,22 @@ def _eight_bits(picture: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.repeat(scaled.round().astype(np.uint8)[..., None], 3, axis=2)
 
 
-def _has_end(file: Path) -> bool:
-    """Whether a GIF file has its end mark, without which Pillow would take what is there for the whole animation."""
+def _check_end(image: Image.Image, file: Path) -> None:
+    """Refuse a GIF without its end mark: Pillow would take what is there for the whole animation."""
+    if image.format != "GIF":
+        return
     with file.open("rb") as stream:
         _skip_colours(stream, stream.read(13)[10:11])
         while kind := stream.read(1):
             if kind == b";":
-                return True
+                return
             if kind == b",":
                 _skip_colours(stream, stream.read(9)[8:9])
             if kind in b",!":
                 stream.read(1)
                 while length := stream.read(1).rstrip(b"\0"):
                     stream.seek(length[0], os.SEEK_CUR)
-    return False
+    raise ValueError("the file is cut off: its end mark is missing")
 
 
 def _skip_colours(stream: BinaryIO, flags: bytes) -> None:

@@ -171,6 +171,8 @@ def test_pictures_that_are_cut_off_are_refused(name: str, share: float, tmp_path
     assert read_clip(tmp_path / name, 8).shape == (8, 60, 80, 3)
     (tmp_path / name).write_bytes(whole[: int(share * len(whole))])
     one_line(lambda: read_clip(tmp_path / name, 8), f"video {tmp_path / name} cannot be read as an image (", "replace")
+    if name == "a.gif":  # without it, Pillow would read a shorter animation
+        one_line(lambda: picture_size(tmp_path / name), f"{name} cannot be read as an image (")
 
 
 def test_headers_tell_the_size_or_refuse(tmp_path: Path) -> None:
