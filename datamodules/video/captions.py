@@ -13,13 +13,15 @@ from transformers import PreTrainedTokenizerFast
 
 from saccade.common.checks import check_choice, check_count, check_share
 from saccade.datamodules.loaders import BatchLoader, BatchSampler
-from saccade.datamodules.text.files import PARTS, part_of
+from saccade.datamodules.text.files import PARTS
 from saccade.datamodules.text.tokenization import tokenizer_digest
+from saccade.datamodules.video.clip_checks import check_clips
 from saccade.datamodules.video.clips import Clips, ClipSource, Files, Scenes
 from saccade.datamodules.video.grammar import SlotScore, slot_accuracy
 from saccade.datamodules.video.preprocessing import Family, VisualFormat
-from saccade.datamodules.video.reading import ManifestRow, read_manifest
+from saccade.datamodules.video.reading import read_manifest
 from saccade.datamodules.video.scenes import MAX_DIGITS
+from saccade.datamodules.video.splits import split_rows
 from saccade.datamodules.video.tokenization import load_video_tokenizer, train_video_tokenizer, visual_format
 
 _TOKENIZER_SCENES = 2000  # scenes whose captions train the tokenizer, the same for every seed and number of scenes
@@ -169,18 +171,27 @@ class VideoCaptions(LightningDataModule):
         self.seed = seed
         self.num_workers = num_workers
         self._parts: dict[str, Clips] = {}
+        self._checked: set[str] = set()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the manifest, and train or load the tokenizer (on all ranks, with the same result).
+        """Read the manifest, check its clips, and train or load the tokenizer (on all ranks, with the same result).
+
+        All texts of a manifest are checked. Clips are opened to read their headers: those of the part that the stage
+        reads, and for `fit` those of all parts, so that a broken file is found before training.
 
         Args:
-            stage: Not used: all parts are prepared, because they hold no pixels.
+            stage: `fit`, `validate`, `test` or `predict`; None for all parts.
 
         Raises:
             ValueError: A file is invalid, or a setting does not fit the tokenizer or the model family.
         """
-        if self._parts:
-            return
+        if not self._parts:
+            self._prepare()
+        if self.manifest is not None:
+            own = {"validate": "validation", "test": "test", "predict": "test"}.get(stage or "fit")
+            self._check_files({own} if own else set(PARTS))
+
+    def _prepare(self) -> None:
         sources = self._scene_sources() if self.manifest is None else self._manifest_sources(self.manifest)
         if self.tokenizer_source is not None:
             self.tokenizer = load_video_tokenizer(self.tokenizer_source, self.family)
@@ -201,8 +212,21 @@ class VideoCaptions(LightningDataModule):
             self.image_std,
         )
         self._parts = {
-            part: Clips(source, self.tokenizer, self.visual, self.max_tokens, part) for part, source in sources.items()
+            part: Clips(source, self.tokenizer, self.visual, self.max_tokens) for part, source in sources.items()
         }
+        if self.manifest is not None:
+            for clips in self._parts.values():
+                clips.check_texts()
+
+    def _check_files(self, parts: set[str]) -> None:
+        """Open the clips of some parts, unless this was done before."""
+        wanted = {part: self._parts[part] for part in PARTS if part in parts - self._checked}
+        sources = [clips.source for clips in wanted.values()]
+        rows = [row for source in sources if isinstance(source, Files) for row in source.rows]
+        sizes = check_clips(sorted(rows, key=lambda row: row.line), self.trainer)
+        for clips in wanted.values():
+            clips.check_lengths(self.frames, sizes)
+        self._checked |= parts
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled batches; the incomplete last batch of an epoch is left out.
@@ -269,6 +293,20 @@ class VideoCaptions(LightningDataModule):
         """
         return self._clips(part, item).source.texts(item)[1]
 
+    def sample_ids(self, keys: Tensor) -> list[str]:
+        """Return what users call clips of the test part, for the table of predictions.
+
+        Args:
+            keys: Indices of clips, as in `item` of a batch [B].
+
+        Returns:
+            For a manifest the `id` of each row, or the path of its clip as written.
+
+        Raises:
+            ValueError: A clip does not exist.
+        """
+        return [self._clips("test", key).source.name(key) for key in keys.tolist()]
+
     def state_dict(self) -> dict[str, Any]:
         """Return the digest of the tokenizer and the family, for the checkpoint."""
         return {"family": self.family, "tokenizer": tokenizer_digest(self.tokenizer)}
@@ -333,10 +371,8 @@ class VideoCaptions(LightningDataModule):
         }
 
     def _manifest_sources(self, manifest: str) -> dict[str, ClipSource]:
-        rows: dict[str, list[ManifestRow]] = {part: [] for part in PARTS}
-        for row in read_manifest(manifest):
-            fractions = self.manifest_validation_fraction, self.manifest_test_fraction
-            rows[part_of(row.name, *fractions, self.seed)].append(row)
+        fractions = self.manifest_validation_fraction, self.manifest_test_fraction
+        rows = split_rows(read_manifest(manifest), *fractions, self.seed)
         if not rows["train"] and self.tokenizer_source is None:
             raise ValueError(
                 "tokenizer must be given, because the split leaves no training clips to train one, got None: set it,"

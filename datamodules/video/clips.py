@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from saccade.datamodules.video.tokenization import END, prompt_ids, refuse_speci
 
 IGNORED = -100
 """Label of tokens that do not count in the loss, as in transformers."""
+_TEMPLATE = 40  # more tokens than a prompt and an answer have beside the video and their own texts
 
 
 class ClipSource(ABC):
@@ -38,6 +40,14 @@ class ClipSource(ABC):
     @abstractmethod
     def film(self, item: int) -> np.ndarray:
         """Frames of a clip, uint8 [F, H, W, 3]."""
+
+    @abstractmethod
+    def name(self, item: int) -> str:
+        """What a user calls the clip."""
+
+    @abstractmethod
+    def place(self, item: int) -> str:
+        """Where the clip comes from, for messages."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,14 @@ class Scenes(ClipSource):
         """Frames of a clip, uint8 [F, H, W, 3]."""
         return render(self.scene(item), *self.shape)
 
+    def name(self, item: int) -> str:
+        """Part and index."""
+        return f"{self.part}-{item}"
+
+    def place(self, item: int) -> str:
+        """Index and part."""
+        return f"item {item} of the {self.part} part"
+
 
 @dataclass(frozen=True)
 class Files(ClipSource):
@@ -106,6 +124,14 @@ class Files(ClipSource):
         """Frames of a clip, uint8 [F, H, W, 3]."""
         return read_clip(self.rows[item].video, self.frames)
 
+    def name(self, item: int) -> str:
+        """The row's `id`, or the path of the clip as the manifest writes it."""
+        return self.rows[item].id
+
+    def place(self, item: int) -> str:
+        """Manifest and line."""
+        return self.rows[item].place
+
 
 class Clips(Dataset[dict[str, Tensor]]):
     """A data set that returns a whole batch of clips for a list of indices.
@@ -115,17 +141,15 @@ class Clips(Dataset[dict[str, Tensor]]):
         tokenizer: Tokenizer of the model.
         visual: Visual format of the model.
         max_tokens: Most tokens of a sequence.
-        part: Name of the part, for messages.
     """
 
     def __init__(
-        self, source: ClipSource, tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, max_tokens: int, part: str
+        self, source: ClipSource, tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, max_tokens: int
     ) -> None:
         self.source = source
         self.tokenizer = tokenizer
         self.visual = visual
         self.max_tokens = max_tokens
-        self.part = part
         self._end = tokenizer.get_vocab()[END]
         pad = tokenizer.pad_token_id
         self._pad = pad if isinstance(pad, int) else self._end
@@ -137,21 +161,15 @@ class Clips(Dataset[dict[str, Tensor]]):
         """Return a whole batch; see `VideoCaptions`.
 
         Raises:
-            ValueError: A clip cannot be read, a text contains special tokens, or a sequence is too long.
+            ValueError: A clip cannot be read, a text contains special tokens, or a sequence is too long; the message
+                says which clip, for a manifest its line.
         """
         sequences, lengths = [], []
-        pixels, counts = visual_batch([self.source.film(item) for item in indices], self.visual)
+        # one after another: a whole film is large, and only its resized frames are kept
+        pixels, counts = visual_batch((self._film(item) for item in indices), self.visual)
         for item, count in zip(indices, counts, strict=True):
-            prompt, answer = self.source.texts(item)
-            ids = prompt_ids(self.tokenizer, self.visual, prompt, count)
-            refuse_special_tokens(answer, "answer", self.visual.family)
-            lengths.append(len(ids))
-            ids += [*self.tokenizer.encode(answer, add_special_tokens=False), self._end]
-            if len(ids) > self.max_tokens:
-                raise ValueError(
-                    f"max_tokens must be at least {len(ids)} ({count} for the video) for item {item} of the {self.part}"
-                    f" part, got {self.max_tokens}: raise it, or lower frames, height and width."
-                )
+            ids, length = self._sequence(item, count)
+            lengths.append(length)
             sequences.append(torch.tensor(ids))
         input_ids = pad_sequence(sequences, batch_first=True, padding_value=self._pad)
         prompt_length = torch.tensor(lengths)
@@ -169,3 +187,55 @@ class Clips(Dataset[dict[str, Tensor]]):
         if self.visual.family == "qwen2_5_vl":
             batch["mm_token_type_ids"] = token_types(input_ids, self.visual)
         return batch
+
+    def check_texts(self) -> None:
+        """Refuse texts that spell special tokens.
+
+        Raises:
+            ValueError: A question or an answer has a special token; the message names its place.
+        """
+        for item in range(len(self)):
+            for name, text in zip(("prompt", "answer"), self.source.texts(item), strict=True):
+                refuse_special_tokens(text, f"{self.source.place(item)}: {name}", self.tokenizer)
+
+    def check_lengths(self, frames: int, sizes: Mapping[Path, tuple[int, int]]) -> None:
+        """Refuse clips of files whose sequences would be too long.
+
+        Args:
+            frames: Number of frames of each clip.
+            sizes: Height and width of each file, in pixels.
+
+        Raises:
+            ValueError: A sequence would be longer than `max_tokens`, or a clip is too elongated.
+        """
+        if not isinstance(self.source, Files):
+            return
+        for item, row in enumerate(self.source.rows):
+            try:
+                count = self.visual.tokens(frames, *self.visual.size_of(*sizes[row.video]))
+            except ValueError as error:
+                raise ValueError(f"{row.place}: {error}") from error
+            # no text has more tokens than bytes, so that few have to be counted
+            if count + len(row.prompt.encode()) + len(row.answer.encode()) + _TEMPLATE > self.max_tokens:
+                self._sequence(item, count)
+
+    def _film(self, item: int) -> np.ndarray:
+        try:
+            film = self.source.film(item)
+            self.visual.size_of(film.shape[1], film.shape[2])
+        except ValueError as error:
+            raise ValueError(f"{self.source.place(item)}: {error}") from error
+        return film
+
+    def _sequence(self, item: int, count: int) -> tuple[list[int], int]:
+        """Token ids of a clip with `count` video tokens, and how many of them are the prompt."""
+        prompt, answer = self.source.texts(item)
+        ids = prompt_ids(self.tokenizer, self.visual, prompt, count)
+        length = len(ids)
+        ids += [*self.tokenizer.encode(answer, add_special_tokens=False), self._end]
+        if len(ids) > self.max_tokens:
+            raise ValueError(
+                f"max_tokens must be at least {len(ids)} ({count} for the video) for {self.source.place(item)}, got"
+                f" {self.max_tokens}: raise it, or lower frames, height and width."
+            )
+        return ids, length

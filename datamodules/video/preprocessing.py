@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -165,11 +165,12 @@ def visual_inputs(frames: np.ndarray, visual: VisualFormat) -> tuple[dict[str, T
     return inputs, count
 
 
-def visual_batch(clips: Sequence[np.ndarray], visual: VisualFormat) -> tuple[dict[str, Tensor], list[int]]:
+def visual_batch(clips: Iterable[np.ndarray], visual: VisualFormat) -> tuple[dict[str, Tensor], list[int]]:
     """Make the visual inputs of videos.
 
     Args:
-        clips: At least one, each uint8 RGB [F, H, W, 3] with at least one frame.
+        clips: At least one, each uint8 RGB [F, H, W, 3] with at least one frame. An iterator may make them one by one;
+            only resized frames are held.
         visual: Visual format of the model.
 
     Returns:

@@ -170,7 +170,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, prompt:
     Raises:
         ValueError: The question contains a special token.
     """
-    refuse_special_tokens(prompt, "prompt", visual.family)
+    refuse_special_tokens(prompt, "prompt", tokenizer)
     text = f"{START}user\n{_PLACES[visual.family]}{prompt}{END}\n{START}assistant\n"
     ids = tokenizer.encode(text, add_special_tokens=False)
     place = ids.index(visual.video_token_id)
@@ -178,20 +178,20 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, prompt:
     return [*ids[:place], *[visual.video_token_id] * video_tokens, *ids[place + 1 :]]
 
 
-def refuse_special_tokens(text: str, name: str, family: Family) -> None:
+def refuse_special_tokens(text: str, name: str, tokenizer: PreTrainedTokenizerFast) -> None:
     """Refuse special tokens in a text, which the tokenizer would encode as special tokens.
 
     Args:
         text: A question or an answer.
         name: `prompt` or `answer`, for the message.
-        family: Model family.
+        tokenizer: Tokenizer of the model, with its special tokens.
 
     Raises:
         ValueError: The text contains a special token.
     """
-    for token in SPECIAL_TOKENS[family]:
-        if token in text:
-            raise ValueError(f"{name} must not contain special tokens, got {token!r}: remove it.")
+    for token in tokenizer.backend_tokenizer.get_added_tokens_decoder().values():
+        if token.special and token.content in text:
+            raise ValueError(f"{name} must not contain special tokens, got {token.content!r}: remove it.")
 
 
 def token_types(ids: Tensor, visual: VisualFormat) -> Tensor:

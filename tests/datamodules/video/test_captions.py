@@ -1,5 +1,6 @@
 """VideoCaptions: batches that models take as they are, the same clips for any batch size, clear errors."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import _utils
 from transformers import (
     AutoTokenizer,
     LlavaOnevisionConfig,
@@ -19,10 +21,13 @@ from transformers import (
 from saccade.datamodules import VideoCaptions
 from saccade.datamodules.loaders import BatchSampler
 from saccade.datamodules.text.tokenization import train_tokenizer
+from saccade.datamodules.video.clips import Files
 from saccade.datamodules.video.grammar import LIST_PROMPT, PROMPTS
 from saccade.datamodules.video.reading import read_clip
 from saccade.datamodules.video.scenes import make_scene, render
 from saccade.datamodules.video.tokenization import SPECIAL_TOKENS, video_prompt, visual_format
+from tests.datamodules.video.made_clips import write_manifest
+from tests.support.errors import one_line
 from tests.support.shared_data import shared_file
 
 FAMILIES = ["qwen2_5_vl", "llava_onevision"]
@@ -306,15 +311,98 @@ def test_frames_of_files_may_keep_their_shape(clips: Path, data: VideoCaptions, 
 
 
 def test_special_tokens_in_texts_are_refused(clips: Path, data: VideoCaptions) -> None:
-    row = {"video": "1.png", "prompt": "What?", "answer": f"A {data.visual.video_token}."}
-    clips.write_text(json.dumps(row))
-    made = _data(manifest=str(clips), family=data.family, manifest_validation_fraction=0, manifest_test_fraction=0,
-                 batch_size=1)  # fmt: skip
-    made.setup()
-    with pytest.raises(ValueError, match="answer must not contain"):
-        next(iter(made.train_dataloader()))
+    """Before training, in any part, and also tokens that a given tokenizer has beyond those of the family."""
+    data.tokenizer.save_pretrained(clips.parent / "tokenizer")
+    whole = clips.read_text()
+    for key, token in (("answer", data.visual.video_token), ("prompt", "<|im_end|>"), ("answer", "<|box|>")):
+        row = {"video": "1.png", "prompt": "What?", "answer": "That.", key: f"A {token}."}
+        clips.write_text(f"{whole}\n{json.dumps(row)}\n")
+        given = AutoTokenizer.from_pretrained(clips.parent / "tokenizer")
+        given.add_special_tokens({"additional_special_tokens": ["<|box|>"]})
+        given.save_pretrained(clips.parent / "other")
+        made = _data(manifest=str(clips), family=data.family, tokenizer=str(clips.parent / "other"))
+        one_line(made.setup, f"{clips}, line 11: {key} must not contain special tokens, got {token!r}: remove it.")
     with pytest.raises(ValueError, match="prompt must not contain"):
         video_prompt(data.tokenizer, data.visual, np.zeros((2, 28, 28, 3), np.uint8), "What <|im_end|>?")
+
+
+def test_clips_are_opened_before_training_and_each_stage_opens_its_own(clips: Path) -> None:
+    settings: dict[str, Any] = {"manifest": str(clips), "batch_size": 1}
+    whole = _data(**settings)
+    whole.setup("fit")
+    source = whole._parts["test"].source
+    assert isinstance(source, Files)
+    row = source.rows[0]
+    row.video.write_bytes(b"no picture")
+    for stage in ("fit", "test", "predict", None):
+        one_line(lambda stage=stage: _data(**settings).setup(stage), f"{clips}, line {row.line}: video {row.video} ")  # type: ignore[misc]
+    later = _data(**settings)
+    later.setup("validate")
+    one_line(lambda: later.setup("fit"), f"{clips}, line {row.line}: ")
+    # opened before, and broken since
+    one_line(lambda: next(iter(whole.test_dataloader())), f"{clips}, line {row.line}: video {row.video} cannot be read")
+
+
+def test_sequences_that_are_too_long_are_found_before_training(clips: Path) -> None:
+    long = {"video": "1.png", "prompt": "How red?", "answer": "As red as " + "roses, " * 60}
+    clips.write_text(f"{clips.read_text()}\n{json.dumps(long)}")
+    for settings in ({}, {"max_pixels": 14 * 14 * 6}):
+        made = _data(manifest=str(clips), max_tokens=150, **settings)
+        one_line(made.setup, "max_tokens must be at least ", f" for {clips}, line 11, got 150: raise it")
+        _data(manifest=str(clips), max_tokens=1000, **settings).setup()
+    Image.new("RGB", (900, 2)).save(clips.parent / "1.png")
+    narrow = _data(manifest=str(clips), max_pixels=14 * 14 * 6)
+    one_line(narrow.setup, f"{clips}, line 2: video must have sides of at most 200 times", "got frames of 900x2 pixels")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_clip_that_breaks_during_training_is_named_from_any_process(
+    workers: int, clips: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_utils, "MP_STATUS_CHECK_INTERVAL", 0.2)  # torch would wait 5 seconds for processes to end
+    data = _data(manifest=str(clips), manifest_validation_fraction=0, manifest_test_fraction=0, batch_size=1,
+                 num_workers=workers)  # fmt: skip
+    data.setup("fit")
+    (clips.parent / "4.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError) as caught:
+        list(data.train_dataloader())
+    # torch puts the traceback of a loader's process before the line
+    *before, line = str(caught.value).splitlines()
+    assert bool(before) == bool(workers)
+    broken = f"{clips}, line 5: video {clips.parent / '4.png'} cannot be read as an image"
+    assert line.removeprefix("ValueError: ").startswith(broken)
+    gc.collect()
+
+
+def test_clips_have_the_names_that_users_gave_them(clips: Path, data: VideoCaptions) -> None:
+    lines = clips.read_text().splitlines()
+    lines[3] = json.dumps({**json.loads(lines[3]), "id": "my favourite"})
+    clips.write_text("\n".join(lines))
+    made = _data(manifest=str(clips), tokenizer=None, manifest_validation_fraction=0.1, manifest_test_fraction=0.5)
+    made.setup("predict")
+    names = {f"{number}.png": number for number in range(10)} | {"my favourite": 3}
+    seen = []
+    for batch in made.predict_dataloader():
+        for name, item in zip(made.sample_ids(batch["item"]), batch["item"].tolist(), strict=True):
+            assert made.answer(item, "test") == f"As red as {names[name]}."
+            seen.append(name)
+    assert len(seen) == len(set(seen)) >= 2
+    assert data.sample_ids(torch.tensor([2, 0])) == ["test-2", "test-0"]
+    one_line(lambda: data.sample_ids(torch.tensor([3])), "item must be from 0 to 2 in the test part, got 3")
+
+
+def test_a_first_fit_on_few_clips_has_something_to_validate(tmp_path: Path) -> None:
+    """With the default shares, four clips often leave a part empty."""
+    for trial in range(4):
+        folder = tmp_path / str(trial)
+        folder.mkdir()
+        rows = [{"video": f"{trial}-{n}.png", "prompt": "What?", "answer": "Red."} for n in range(4)]
+        for row in rows:
+            Image.new("RGB", (40, 30)).save(folder / row["video"])
+        data = _data(manifest=write_manifest(folder / "m.jsonl", rows), batch_size=1)
+        data.setup("fit")
+        for loader in (data.train_dataloader(), data.val_dataloader(), data.test_dataloader()):
+            assert len(list(loader)) >= 1
 
 
 def test_a_real_clip_becomes_a_batch(tmp_path: Path) -> None:
@@ -347,7 +435,7 @@ def test_a_real_clip_becomes_a_batch(tmp_path: Path) -> None:
         ({"manifest_test_fraction": 1.5}, "manifest_test_fraction must be between 0 and 1, got 1.5"),
         ({"manifest_test_fraction": 0.95}, "manifest_test_fraction must be at most 0.9 with .*=0.1, got 0.95"),
         ({"image_std": (0.5, 0.0, 0.5)}, "image_std must be above 0 for every colour"),
-        ({"manifest": "nowhere.jsonl"}, "cannot read manifest nowhere.jsonl"),
+        ({"manifest": "nowhere.jsonl"}, r"cannot read nowhere.jsonl \(No such file or directory\): check the path"),
         ({"fact_lists": 1.5}, "fact_lists must"),
         ({"height": 30}, r"height must be a multiple of patch_size \* merge_size = 14, got 30"),
         ({"patch_size": 0}, "patch_size must be at least 1, got 0"),
