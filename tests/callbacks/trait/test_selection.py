@@ -193,6 +193,36 @@ def test_every_selection_spends_its_budget(pool, tmp_path, selection):
     assert kinds.count("warmup") == (3 if selection in ("trait", "best_source") else 0)
 
 
+def told(recwarn):
+    return [str(each.message) for each in recwarn if "TraitSelection ended" in str(each.message)]
+
+
+def test_a_search_that_ends_before_its_budget_says_why(pool, tmp_path, recwarn):
+    fit(pool(), tmp_path / "whole", budget=4)
+    assert told(recwarn) == []
+    assert json.loads((tmp_path / "whole" / "trait.json").read_text())["ended"] == ""
+    fit(pool(), tmp_path / "all", "all_sources", budget=99)
+    why = "all 9 chunks were tried"
+    assert told(recwarn) == [f"saccade: TraitSelection ended after 9 of 99 trials, because {why}."]
+    assert json.loads((tmp_path / "all" / "trait.json").read_text())["ended"] == why
+    assert f"9 trials (ended before the budget: {why});" in (tmp_path / "all" / "trait.md").read_text()
+    recwarn.clear()
+    fit(pool(), tmp_path / "best", "best_source", budget=99)
+    (said,) = told(recwarn)
+    assert said.startswith(
+        "saccade: TraitSelection ended after 3 of 99 trials, because the selection wants none of the 6"
+    )
+    recwarn.clear()
+    fit(pool(), tmp_path / "cut", budget=5, epochs=4)
+    (said,) = told(recwarn)
+    assert said.endswith("of 5 trials, because max_epochs is 4: raise it, and go on with --ckpt_path last.")
+
+
+def test_a_source_that_is_smaller_than_a_chunk_is_refused(pool, tmp_path):
+    with pytest.raises(ValueError, match=r"^chunk_size must be at most 24, the pairs of red, got 25: [^\n]+$"):
+        fit(pool(chunk_size=25), tmp_path / "run")
+
+
 def test_pseudo_runs_need_no_judgements_until_they_are_over(pool, tmp_path):
     data = pool(signal="pseudo", pseudo_queries=10)
     judgements = tmp_path / "white" / "qrels" / "test.tsv"
