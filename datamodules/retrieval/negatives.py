@@ -10,6 +10,7 @@ from rich.progress import track
 from saccade.datamodules.retrieval.files import Pair
 from saccade.retrieval.bm25 import BM25, report_empty
 
+_FEW = 0.1  # share of the queries
 _DEPTH = 50  # best documents of BM25, from which negatives are drawn
 
 
@@ -18,7 +19,7 @@ def hard_negatives(
 ) -> dict[str, list[str]]:
     """Draw, for each query with a positive pair, documents from the best 50 of BM25 that do not answer it.
 
-    A line says how many queries BM25 finds no document for; they get no negatives.
+    Queries for which BM25 finds no document get none; a line says how many, if they are more than a tenth.
 
     Args:
         pairs: Pairs of one source; the positive pairs are the answers of the queries.
@@ -45,5 +46,6 @@ def hard_negatives(
         draw = np.random.default_rng([seed, len(query), *query.encode()[:64]])
         kept = sorted(draw.permutation(len(wrong))[:count].tolist())
         found[query] = [wrong[place] for place in kept]
-    report_empty(empty, len(answers), "They get no hard negatives.")
+    if len(empty) > _FEW * len(answers):  # some in most collections, many where words are not recognised
+        report_empty(empty, len(answers), "They get no hard negatives.")
     return found

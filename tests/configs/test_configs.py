@@ -36,7 +36,7 @@ def newest(place: Path, name: str) -> Path:
 def test_every_kind_is_tested_below():
     assert {name.split("/")[0] for name in CONFIGS} == {
         "lm", "decoding", "decoder", "search", "strategy", "t2dr", "missing", "trait",
-        "video", "retrieval",
+        "video", "ranking",
     }  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def test_protocols_train_and_test(name, inside):
     assert protocol.rsplit(".", 1)[-1] in json.dumps(rows[0])
 
 
-@pytest.mark.parametrize("name", of_kind("retrieval"))
+@pytest.mark.parametrize("name", of_kind("ranking"))
 def test_retrievers_fit_and_are_tested(name, inside):
     small = [
         "--data.sources=[asyncio]", "--data.target=logging", "--model.rows=512", "--model.width=8",

@@ -22,6 +22,10 @@ def test_queries_of_chinese_get_negatives_and_those_without_any_document_are_tol
     (said,) = [str(each.message) for each in recwarn]
     assert said.startswith("saccade: BM25 finds no document for 1 of 2 queries, for example '火车': ")
     assert said.endswith("They get no hard negatives.")
+    recwarn.clear()
+    few = [Pair(f"red number{place}", DOCUMENTS[place], 1) for place in range(9)] + [Pair("zebra", "blue river", 1)]
+    assert hard_negatives(few, DOCUMENTS, 2)["zebra"] == []
+    assert not recwarn.list, "one in ten is usual"
 
 
 def test_negatives_of_a_query_depend_on_it_and_the_seed_only() -> None:
