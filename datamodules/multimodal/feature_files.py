@@ -142,7 +142,7 @@ def check_features(
             others = [key[:20] for key in raw if isinstance(key, str)][:6]
             there = f", only {', '.join(others)}" if others else ""
             got = f"nothing{there}" if name not in raw else f"{type(raw[name]).__name__}"
-            needed = "test" if for_predict else "train and valid, and test to test"
+            needed = "test" if for_predict else "train and valid, and test for testing"
             fail(where, f"split {name} must be a dictionary, got {got}", f"write the splits {needed}")
         reader = PartReader(raw[name], f"{where}, split {name}", text, task)
         splits[name] = reader.split(labels_needed=not for_predict)

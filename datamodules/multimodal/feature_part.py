@@ -103,7 +103,11 @@ class PartReader:
             if not isinstance(name, str | int | float):
                 fail(self.where, f"id must be a list of names, got {type(name).__name__} in it")
             if isinstance(name, str) and any("\ud800" <= letter <= "\udfff" for letter in name):
-                fail(self.where, f"id must be Unicode text, got half a character in {_shown(name)} (row {row})")
+                fail(
+                    self.where,
+                    f"id must be Unicode text, got half a character in {_shown(name)} (row {row})",
+                    "rename it",
+                )
         return [str(name) for name in names]
 
     def _take(self, key: str, dimensions: int) -> Array:

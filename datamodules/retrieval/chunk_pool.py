@@ -139,9 +139,11 @@ class ChunkPool(LightningDataModule):
         if not self.sources:
             raise ValueError("sources must name at least one, got an empty list: give one, or null for packages.")
         if self.target in self.sources and (source_split == target_split or not is_path(self.target)):
+            other = "set source_split to the name of judgements to train on"
+            if not is_path(self.target):
+                other = f"write ./{self.target} for a folder"
             raise ValueError(
-                f"sources must not contain the target, got {self.target} as both: remove it from one, or set"
-                " source_split to the name of judgements to train on."
+                f"sources must not contain the target, got {self.target} as both: remove it from one, or {other}."
             )
         self.signal: Signal = signal
         self.other_targets = other_targets or []

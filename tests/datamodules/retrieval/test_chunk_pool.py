@@ -211,7 +211,7 @@ def test_shared_queries_are_refused_or_dropped(files: dict[str, str], tmp_path: 
         ({"sources": ["not_there"]}, "package 'not_there' must be installed"),
         ({"sources": ["{one}", "{one}/"]}, "sources must have different names, got 'one' twice"),
         ({"sources": ["{goal}"]}, "as both: remove it from one, or set source_split"),
-        ({"sources": ["networkx"], "target": "networkx", "source_split": "train"}, "got networkx as both"),
+        ({"sources": ["networkx"], "target": "networkx", "source_split": "train"}, "or write ./networkx for"),
         ({"target": "./not_there"}, "cannot read not_there/corpus.jsonl"),
         ({"source_split": "train"}, "must hold the judgements of split 'train'"),
         ({"other_targets": ["{one}"]}, "other_targets must be given with signal=loto"),
