@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,16 +22,25 @@ from saccade.common.files import write_text
 KEY = "key"
 """Column that identifies a sample."""
 
+ID = "id"
+"""First column: the name of a sample."""
+
+IDS = "ids"
+"""Entry of a batch with the names of its samples, a list of str."""
+
 
 class PredictionTable(Callback):
     """Write what `predict_step` returns into one CSV file in the run folder, one row for each sample.
 
     `predict_step` returns a dictionary of columns: tensors [B], or lists of B strings. Columns keep the order of the
-    dictionary, rows the order of the data. If there is a column `key` and the datamodule has a method
-    `sample_ids(keys) -> list[str]`, the first column is `id`. Every rank writes its rows into a temporary file in the
-    same folder. When all ranks are done, the first rank merges these files; it drops repeated keys, which a distributed
-    sampler adds to give every rank the same number of samples. The file is written completely or not at all. A
-    `fast_dev_run` writes nothing.
+    dictionary, rows the order of the data. The first column, `id`, names the sample of a row. It is, in this order: a
+    column `id` of `predict_step`; the entry `ids` of the batch, a list of B strings; what the datamodule's method
+    `sample_ids(keys) -> list[str]` returns for a column `key`; or the number of the sample in the data, from 0 (with
+    several dataloaders `loader/number`).
+
+    Every rank writes its rows into a temporary file in the same folder. When all ranks are done, the first rank merges
+    these files; it drops repeated keys, which a distributed sampler adds to give every rank the same number of samples.
+    The file is written completely or not at all. A `fast_dev_run` writes nothing.
 
     Args:
         filename: Name of the file inside the run folder.
@@ -53,7 +63,8 @@ class PredictionTable(Callback):
         self._columns = None
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             path = self._path_of_part(trainer, trainer.global_rank)
-            self._part = path.open("w", encoding="utf-8", newline="")
+            # half a character, which UTF-8 does not know, is written as an escape
+            self._part = path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
 
     def on_predict_batch_end(
         self,
@@ -70,9 +81,14 @@ class PredictionTable(Callback):
             ValueError: `predict_step` did not return a dictionary of columns, or not the same columns for every batch.
         """
         columns = _columns_of(outputs)
-        find_ids = getattr(getattr(trainer, "datamodule", None), "sample_ids", None)
-        if find_ids is not None and isinstance(outputs.get(KEY), Tensor) and "id" not in columns:
-            columns = {"id": list(find_ids(outputs[KEY].detach().cpu())), **columns}
+        if ID not in columns:
+            count = len(next(iter(columns.values())))
+            columns = {ID: _ids(trainer, outputs, batch) or [""] * count, **columns}
+            if len(columns[ID]) != count:
+                raise ValueError(
+                    f"ids of a batch must be one for each row of predict_step, got {len(columns[ID])} for {count}: give"
+                    " a name for each sample."
+                )
         if self._columns is None:
             self._columns = list(columns)
             self._write([self._columns])
@@ -101,7 +117,7 @@ class PredictionTable(Callback):
         if trainer.is_global_zero:
             parts = [self._path_of_part(trainer, rank) for rank in range(trainer.world_size)]
             try:
-                text = _merged(parts)
+                text = _merged(parts, several=len(trainer.num_predict_batches) > 1)
             finally:
                 for part in parts:
                     part.unlink(missing_ok=True)
@@ -122,6 +138,16 @@ class PredictionTable(Callback):
 
     def _path_of_part(self, trainer: Trainer, rank: int) -> Path:
         return run_folder(trainer) / f".{self.filename}.rank{rank}"
+
+
+def _ids(trainer: Trainer, outputs: dict[str, Any], batch: Any) -> list[str]:
+    """The names of a batch's samples; empty if neither the batch nor the datamodule has them."""
+    if isinstance(batch, Mapping) and batch.get(IDS) is not None:
+        return [str(name) for name in batch[IDS]]
+    find_ids = getattr(getattr(trainer, "datamodule", None), "sample_ids", None)
+    if find_ids is not None and isinstance(outputs.get(KEY), Tensor):
+        return list(find_ids(outputs[KEY].detach().cpu()))
+    return []
 
 
 def _columns_of(outputs: Any) -> dict[str, list[str]]:
@@ -162,11 +188,15 @@ def _described(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _merged(parts: Sequence[Path]) -> str | None:
-    """Merge the parts of all ranks; None if no rank has any row.
+def _merged(parts: Sequence[Path], several: bool) -> str | None:
+    """Merge the parts of all ranks, and number the samples without a name; None if no rank has any row.
 
     Rows are taken from the ranks in turn, as the samplers of torch, of Lightning and of saccade distribute the samples.
     So the rows are in the order of the data.
+
+    Args:
+        parts: A file for each rank.
+        several: Whether there are several dataloaders, whose numbers are then part of the names.
 
     Raises:
         ValueError: A part is missing or has other columns than the others.
@@ -188,6 +218,8 @@ def _merged(parts: Sequence[Path]) -> str | None:
                 f"predict_step must return the same columns on every rank, got {headers}: return all columns."
             )
         key = headers[0].index(KEY) if KEY in headers[0] else None
+        name = headers[0].index(ID)
+        numbers = Counter[str]()
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(headers[0])
@@ -198,7 +230,10 @@ def _merged(parts: Sequence[Path]) -> str | None:
                 if sample in seen:
                     continue
                 seen.add(sample)
+            if not row[name]:
+                row[name] = f"{loader}/{numbers[loader]}" if several else str(numbers[loader])
             table.writerow(row)
+            numbers[loader] += 1
     return text.getvalue()
 
 

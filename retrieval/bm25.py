@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch.distributed
 from rich.progress import track
 
 from saccade.common.checks import check_count
 from saccade.retrieval.measures import ranked
+from saccade.retrieval.words import WORD, spaced
 
 
 class BM25:
     """BM25 over documents in memory, by `bm25s` with its defaults (Lucene's variant, k1 1.5, b 0.75).
 
     Words are runs of two or more letters or digits, in lower case, without English stop words and without stemming.
+    Chinese, Japanese, Korean and other scripts without blanks between words give pairs of characters (see `spaced`).
 
     Args:
         documents: Text by document id, with the title, if any, in front.
@@ -43,7 +47,9 @@ class BM25:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def search(self, queries: Mapping[str, str], top_k: int, progress: bool = False) -> dict[str, dict[str, float]]:
+    def search(
+        self, queries: Mapping[str, str], top_k: int, progress: bool = False, report: bool = True
+    ) -> dict[str, dict[str, float]]:
         """Find the best documents of each query.
 
         Args:
@@ -51,6 +57,7 @@ class BM25:
             top_k: Most documents for each query. There may be fewer, because documents that share no word with the
                 query are left out.
             progress: Show a progress bar.
+            report: Warn in one line if no document is found for some queries.
 
         Returns:
             For every query id, scores by document id, from best to worst. Documents with equal scores are ordered by
@@ -65,6 +72,10 @@ class BM25:
         pairs = zip(queries, words, strict=True)
         for query, asked in track(pairs, "BM25", len(words), transient=True, disable=not progress):
             run[query] = self._best(query, asked, top_k)
+        if report:
+            report_empty(
+                [f"{query!r} ({queries[query][:60]!r})" for query, found in run.items() if not found], len(run)
+            )
         return run
 
     def _words(self, texts: list[str], progress: bool) -> list[list[str]]:
@@ -72,8 +83,9 @@ class BM25:
         if not texts:
             return []
         found: list[list[str]] = self._bm25s.tokenize(
-            texts, stopwords="en", return_ids=False, show_progress=progress, leave=False
-        )
+            [spaced(text) for text in texts], token_pattern=WORD.pattern, stopwords="en", return_ids=False,
+            show_progress=progress, leave=False,
+        )  # fmt: skip
         return found
 
     def _best(self, query: str, words: list[str], top_k: int) -> dict[str, float]:
@@ -90,6 +102,24 @@ class BM25:
             hits = hits[scores[hits] >= least]
         found = {self.ids[place]: float(scores[place]) for place in hits}
         return {document: found[document] for document in ranked(found)[:top_k]}
+
+
+def report_empty(queries: Sequence[str], total: int, effect: str = "") -> None:
+    """Warn in one line, on the first rank, that BM25 finds no document for some queries; if there are any.
+
+    Args:
+        queries: Names of the queries without a document.
+        total: Number of all queries.
+        effect: What follows from it, for the end of the line.
+    """
+    # without Lightning, whose import takes seconds
+    several = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if queries and not (several and torch.distributed.get_rank()):
+        warnings.warn(
+            f"saccade: BM25 finds no document for {len(queries)} of {total} queries, for example {queries[0]}: the"
+            f" documents have none of their words, without English stop words.{effect and ' '}{effect}",
+            stacklevel=3,
+        )
 
 
 def _bm25s() -> Any:

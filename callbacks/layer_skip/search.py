@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from saccade.callbacks.decoding.prompts import PromptCollector
@@ -84,7 +84,7 @@ def search_layers(
         output: The skip file to write, for ``SelfSpeculative(skip=...)``.
         log: The journal of the search, one JSON object in each line; ``None`` is ``layer_search.jsonl`` in the folder
             of ``output``. A search with the same model, prompts and settings resumes from it.
-        trials: Number of skip sets to estimate.
+        trials: Number of skip sets to estimate; fewer if a shallow model has no more.
         finalists: Number of sets with the best estimates to time.
         repeats: Timings of each finalist, of which the median is used, after one that is not counted.
         max_new_tokens: Number of tokens generated for each prompt; at least 2.
@@ -174,6 +174,13 @@ def _estimate(
         for trial in known
     ]
     while len(known) < trials:
+        if len({bits for bits, _ in observed}) == 4**layers:
+            rank_zero_warn(
+                f"saccade: the layer search ended after {len(known)} of {trials} trials, because this model has"
+                f" no more than {4**layers} skip sets."
+            )
+            bar.advance(trials - len(known))
+            break
         bits = propose(observed, 2 * layers, seed)
         skip = SkipSet.from_bits(bits)
         estimate = score(draft_trace(model, texts, skip), costs, skip, decoder.draft_length, decoder.gamma)

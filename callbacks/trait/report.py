@@ -41,12 +41,13 @@ def markdown(events: Sequence[Event], names: Sequence[str], found: Mapping[str, 
             else ""
         )
         lines.append(f"| {name} | {alone} | {len(trials)} | {sum(trial.accepted for trial in trials)} |")
+    ended = f" (ended before the budget: {found['ended']})" if found["ended"] else ""
     path = ", ".join(f"{item['source']} {item['chunk']}" for item in found["chosen"]) or "none: the base model is best"
     lines += [
         "",
         f"Chosen chunks, in order: {path}.",
         "",
-        f"{found['trials']} trials; {found['costs']}; {found['select_share']:.1%} of the time in the surrogate. The dev"
-        " scores are optimistic, because the selection used them; the held-out queries were not used before.",
+        f"{found['trials']} trials{ended}; {found['costs']}; {found['select_share']:.1%} of the time in the surrogate."
+        " The dev scores are optimistic, because the selection used them; the held-out queries were not used before.",
     ]
     return "\n".join(lines) + "\n"

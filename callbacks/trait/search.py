@@ -29,7 +29,8 @@ from saccade.callbacks.trait.selectors import Candidate, ScoredState, State
 from saccade.common.checks import check_choice
 
 Select = Callable[[Sequence[Candidate], Sequence[ScoredState], Sequence[int]], int | None]
-Steps = Generator[TrainingRequest | Event, float | None, None]
+Steps = Generator[TrainingRequest | Event, float | None, str]
+_Part = Generator[TrainingRequest | Event, float | None, None]
 
 
 def search(
@@ -93,7 +94,8 @@ def search_steps(
         journal: Events of an interrupted search.
 
     Returns:
-        A generator of events and requests. The caller sends the score of a request with ``send``.
+        A generator of events and requests. The caller sends the score of a request with ``send``. It returns why the
+        search ended before its budget was spent; an empty text if it was spent.
 
     Raises:
         ValueError: A setting is outside its range; during the search, the same errors as in :func:`search`.
@@ -131,6 +133,8 @@ class _Search:
         # by node on the stack: the sources that are pruned while it is there
         self.pruned: dict[int, set[int]] = {0: set()}
         self.used = [0] * len(chunks)
+        self.ever_pruned: set[int] = set()
+        self.declined = False  # whether the selector last chose none of the candidates
         self.seen: set[State] = set()
         self.observations: list[ScoredState] = []
         self.history: list[int] = []
@@ -151,6 +155,7 @@ class _Search:
         while self.stack and len(self.history) < self.budget:
             candidates = self._candidates()
             source = self._choose(candidates) if candidates else None
+            self.declined = bool(candidates) and source is None
             if source is not None:
                 yield from self._try(next(item for item in candidates if item.source == source))
             elif self.rules.backtrack:
@@ -162,8 +167,24 @@ class _Search:
                 f"journal has {len(self.recorded)} events after the end of this search: raise budget (now "
                 f"{self.budget}), or start with an empty journal."
             )
+        return "" if len(self.history) >= self.budget else self._reason()
 
-    def _warm_up(self) -> Steps:
+    def _reason(self) -> str:
+        """Why nothing is left to try."""
+        left = [count - used for count, used in zip(self.chunks, self.used, strict=True)]
+        if not sum(left):
+            return f"all {sum(self.chunks)} chunks were tried"
+        if not self.rules.backtrack:
+            return "nothing is left to try from the last accepted trial, and the rules forbid to go back"
+        if self.declined:
+            return f"the selection wants none of the {sum(left)} chunks that are left"
+        pruned = sum(left[source] for source in self.ever_pruned)
+        return (
+            "from every accepted trial and the base model, each source was tried or is pruned (chunks left:"
+            f" {sum(left)}, in pruned sources: {pruned})"
+        )
+
+    def _warm_up(self) -> _Part:
         root, scores = self.states[0], []
         for source in range(len(self.chunks)):
             node = -1 - source
@@ -204,7 +225,7 @@ class _Search:
             )
         return int(source)
 
-    def _try(self, candidate: Candidate) -> Steps:
+    def _try(self, candidate: Candidate) -> _Part:
         parent, source, chunk = self.stack[-1], candidate.source, candidate.chunk
         node, spare = len(self.history) + 1, -1 - source
         reused = parent == 0 and chunk == 0 and source in self.warm
@@ -240,7 +261,7 @@ class _Search:
             gone = () if old in self.stack or old == 0 else (self.weights[old],)
             yield from self._emit(Best(gone, node, candidate.state, score, weights))
 
-    def _leave(self) -> Steps:
+    def _leave(self) -> _Part:
         """Prune by the children of the exhausted parent and return to the one before it."""
         node = self.stack[-1]
         floor = len(self.chunks) // 4
@@ -254,7 +275,7 @@ class _Search:
         drop = () if node in (0, self.best) else (self.weights[node],)
         yield from self._emit(Backtrack(drop, node, self.stack[-1] if self.stack else None))
 
-    def _prune(self, node: int | None, worst: list[int], keeper: int) -> Steps:
+    def _prune(self, node: int | None, worst: list[int], keeper: int) -> _Part:
         floor = max(1, len(self.chunks) // 4)
         before, sources = self._now_pruned(), []
         live = len(self.chunks) - len(before)
@@ -267,6 +288,7 @@ class _Search:
         if not sources:
             return
         self.pruned[keeper].update(sources)
+        self.ever_pruned.update(sources)
         drop = []
         if keeper == 0:  # for the rest of the search, because the root is left last
             drop = [-1 - source for source in sources if self.warm.pop(source, None) is not None]
@@ -286,7 +308,7 @@ class _Search:
             raise ValueError(f"the score of node {request.node} must be finite, got {score}: lower the learning rate.")
         return float(score)
 
-    def _emit(self, event: Event) -> Steps:
+    def _emit(self, event: Event) -> _Part:
         if not self.recorded:
             yield event
             return

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from saccade.callbacks.isolation import where_it_trained
@@ -42,6 +42,7 @@ from saccade.datamodules.retrieval.chunk_pool import ChunkPool
 from saccade.datamodules.retrieval.targets import open_held_out
 from saccade.modules.retrieval.ranker import Ranker
 from saccade.retrieval.measures import paired_bootstrap
+from saccade.retrieval.words import WORD, spaced
 
 Selection = Literal["trait", "random", "polling", "similarity", "best_source", "all_sources"]
 SELECTIONS: tuple[Selection, ...] = ("trait", "random", "polling", "similarity", "best_source", "all_sources")
@@ -117,6 +118,7 @@ class TraitSelection(Callback):
         self.per_query: dict[str, dict[str, float]] = {}
         """After `fit`: nDCG@10 of `bm25`, `base` and `best` by query; of the held-out queries if there are any."""
         self._pending: TrainingRequest | None = None
+        self._reason = ""  # why the search ended before its budget was spent
         self._seconds = {"select": 0.0, "measure": 0.0, "train": 0.0}
         self._pairs = {"measure": 0, "train": 0}  # pairs that all ranks scored and trained on in those seconds
         self._begun = 0.0
@@ -152,6 +154,7 @@ class TraitSelection(Callback):
                 f"strategy must keep whole weights on every rank for TraitSelection, got"
                 f" {type(trainer.strategy).__name__}: use ddp or deepspeed_stage_2."
             )
+        cast(ChunkPool, _data(trainer)).check_sizes()
         trainer.reload_dataloaders_every_n_epochs = 1  # type: ignore[attr-defined]  # chunks differ in size
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -234,6 +237,22 @@ class TraitSelection(Callback):
                 f"TraitSelection: dev nDCG@10 {found['dev']['base']:.4f} to {found['dev']['best']:.4f}{also};"
                 f" {found['trials']} trials, {found['costs']}; {target}"
             )
+            if found["ended"]:
+                rank_zero_warn(
+                    f"saccade: TraitSelection ended after {found['trials']} of {self.budget} trials, because"
+                    f" {found['ended']}."
+                )
+
+    def _why(self, trainer: Trainer) -> str:
+        """Why the fit ends before the budget is spent; empty if it is spent."""
+        if self._pending is None:
+            return self._reason
+        limits = {
+            "max_epochs": trainer.current_epoch >= (trainer.max_epochs or -1) > -1,
+            "max_steps": trainer.global_step >= trainer.max_steps > -1,
+        }
+        reached = [f"{name} is {getattr(trainer, name)}: raise it, and" for name, hit in limits.items() if hit]
+        return f"{reached[0] if reached else 'the fit was stopped:'} go on with --ckpt_path last"
 
     # checkpoints and the journal
 
@@ -295,8 +314,9 @@ class TraitSelection(Callback):
         while True:
             try:
                 step = self._steps.send(answer)
-            except StopIteration:
+            except StopIteration as end:
                 trainer.should_stop = True
+                self._reason = end.value
                 return
             answer = None
             if isinstance(step, TrainingRequest):
@@ -383,6 +403,7 @@ class TraitSelection(Callback):
             else self._compared(trainer, module, RankingEvaluation([held_out], self.candidates)),
             "chosen": path[::-1],
             "trials": len(trials),
+            "ended": self._why(trainer),
             "accepted": sum(trial.accepted for trial in trials.values()),
             "evaluated_pairs": spent.evaluated,
             "pool_pairs": spent.pool,
@@ -417,7 +438,10 @@ def similarities(pool: ChunkPool) -> list[list[float]]:
     from sklearn.feature_extraction.text import TfidfVectorizer  # the import takes a second and is needed only here
 
     texts, target = pool.collections()
-    vectorizer = TfidfVectorizer(sublinear_tf=True, stop_words="english")
+    vectorizer = TfidfVectorizer(
+        sublinear_tf=True, stop_words="english", token_pattern=WORD.pattern,
+        preprocessor=lambda text: spaced(text).lower(),
+    )  # fmt: skip
     wanted = np.asarray(vectorizer.fit_transform(texts[target]).mean(0)).ravel()
     found = []
     for source in range(len(pool.names)):

@@ -32,6 +32,17 @@ _DAMAGED = (
 )
 
 
+# the first bytes of files that hold features, too
+_FORMATS = {
+    b"PK\x03\x04": "a zip archive, as .npz and .pt files are",
+    b"\x93NUMPY": "a .npy file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x1f\x8b": "compressed with gzip",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
+}
+
+
 class _RefusedError(Exception):
     """The file contains something other than data."""
 
@@ -103,10 +114,14 @@ def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
 
 
 def _frombuffer(content: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> _Array:
-    if axes is not None:
-        raise _RefusedError("it contains an array with permuted axes")
+    # "K": an array that is contiguous with its axes in another order, such as a transposed one
+    permuted = order == "K" and isinstance(axes, list | tuple) and isinstance(shape, tuple) and len(axes) == len(shape)
+    if not permuted and (order == "K" or axes is not None):
+        raise _RefusedError("it contains an array with axes of unknown order")
     made = _Array()
-    made.fill(content, dtype, shape, order)
+    made.fill(content, dtype, shape, "C" if permuted else order)
+    if permuted:
+        made.array = made.array.transpose(axes)
     return made
 
 
@@ -221,7 +236,11 @@ def read_pickle(path: Path, where: str) -> Any:
     """
     try:
         with path.open("rb") as stream:
-            return _Unpickler(stream, encoding="latin1").load()
+            start = stream.read(8)
+            stream.seek(0)
+            other = next((name for mark, name in _FORMATS.items() if start.startswith(mark)), "")
+            if not other:
+                return _Unpickler(stream, encoding="latin1").load()
     except FileNotFoundError as error:
         raise ValueError(f"{where} does not exist: correct the path.") from error
     except OSError as error:
@@ -235,3 +254,7 @@ def read_pickle(path: Path, where: str) -> Any:
         early = isinstance(error, EOFError | struct.error) or "truncated" in str(error) or "exhausted" in str(error)
         why = "is truncated" if early and path.stat().st_size else "is not a readable pickle"
         raise ValueError(f"{where} {why}: download or write it again.") from error
+    raise ValueError(
+        f"{where} is not a readable pickle but {other}: read it as such, and write its dictionary of numpy arrays with"
+        " pickle.dump."
+    )

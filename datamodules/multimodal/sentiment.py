@@ -16,13 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from saccade.common.checks import check_choice, check_count
 from saccade.datamodules.loaders import BatchLoader, BatchSampler
 from saccade.datamodules.multimodal.batch import MODALITIES, Modality, MultimodalBatch
-from saccade.datamodules.multimodal.feature_files import (
-    SPLITS,
-    FeatureFile,
-    FeatureSplit,
-    check_features,
-    read_features,
-)
+from saccade.datamodules.multimodal.feature_files import FeatureFile, check_features, read_features
+from saccade.datamodules.multimodal.feature_part import FeatureSplit
 from saccade.datamodules.multimodal.missing.base import UNKNOWN_TOKEN, MissingProtocol
 from saccade.datamodules.multimodal.missing.protocols import TwoTierMissing
 from saccade.datamodules.multimodal.synthetic import SyntheticSentiment
@@ -140,7 +135,7 @@ class MultimodalSentiment(LightningDataModule):
             file = read_features(self.path, self.text, self.task)
         self._describe(file)
         self.statistics = self._samples["train"].statistics()
-        for samples, split in ((self._samples[name], name) for name in SPLITS):
+        for split, samples in self._samples.items():
             for protocol in (self.train_protocol, self.validation_protocol):
                 protocol.prepare(samples.keys, split)
 
@@ -223,11 +218,19 @@ class MultimodalSentiment(LightningDataModule):
         return self._loader("valid")
 
     def test_dataloader(self) -> BatchLoader:
-        """Every test sample once, in order, on any number of devices."""
+        """Every test sample once, in order, on any number of devices.
+
+        Raises:
+            ValueError: The file has no test split.
+        """
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """Every sample of `predict_path`, or of the test split, once and in order."""
+        """Every sample of `predict_path`, or of the test split, once and in order.
+
+        Raises:
+            ValueError: There is no `predict_path`, and the file has no test split.
+        """
         loader = self._loader("test" if self.predict_path is None else "predict")
         # for `predict` Lightning makes a new loader with the arguments of a plain DataLoader
         return DataLoader(loader.dataset, batch_size=None, sampler=loader.sampler, num_workers=self.num_workers)
@@ -291,6 +294,11 @@ class MultimodalSentiment(LightningDataModule):
 
     def _loader(self, split: str) -> BatchLoader:
         trainer = self.trainer
+        if split not in self._samples:
+            raise ValueError(
+                f"path must be a file with the split {split}, got {self.path} with {', '.join(self._samples)}: add the"
+                " split, or set predict_path to predict other samples."
+            )
         samples = self._samples[split]
         train = split == "train"
         sampler = BatchSampler(

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from rich.progress import track
+from torch.utils.data import DataLoader
 
 from saccade.common.checks import check_choice, check_count, check_fraction
 from saccade.common.files import write_text
@@ -22,7 +23,7 @@ from saccade.datamodules.retrieval.docstrings import SOURCES, TARGET
 from saccade.datamodules.retrieval.files import Pair, RetrievalTask
 from saccade.datamodules.retrieval.negatives import hard_negatives
 from saccade.datamodules.retrieval.sources import Chunks, read_source, without_shared
-from saccade.datamodules.retrieval.targets import Signal, Target, open_target
+from saccade.datamodules.retrieval.targets import Signal, Target, is_path, open_target
 
 _LAYOUT = 1  # version of the manifest; raise it when the content changes
 
@@ -67,7 +68,7 @@ class ChunkPool(LightningDataModule):
             from the target's documents; its judgements are not read. `both`: the mean of the two. `loto` (leave one
             target out): parts of `other_targets`.
         other_targets: For `loto`, settings like `target`.
-        chunk_size: Pairs in each chunk; no source may have fewer.
+        chunk_size: Pairs in each chunk. For a selection no source may have fewer; without one the size does not matter.
         passes: Passes over the selected chunks in each epoch.
         batch_size: Pairs for each training batch and device.
         eval_batch_size: Queries for each validation or test batch and device.
@@ -81,7 +82,8 @@ class ChunkPool(LightningDataModule):
         keep_instruction: Keep the instructions of BERRI in the training queries.
         shared_queries: What to do if a source of files has queries of the target: `refuse` the source, or `drop` those
             pairs. From packages they are always dropped.
-        source_split: Name of the judgements of BEIR sources.
+        source_split: Name of the judgements of BEIR sources. If it differs from `target_split`, the target may be a
+            source, too.
         target_split: Name of the judgements of BEIR targets.
         allow_unknown: Accept judgements of documents that a corpus lacks.
         seed: Seed of permutations, splits, made queries and drawn negatives. It is independent of `seed_everything`, on
@@ -136,8 +138,13 @@ class ChunkPool(LightningDataModule):
         self.target = TARGET if target is None else target
         if not self.sources:
             raise ValueError("sources must name at least one, got an empty list: give one, or null for packages.")
-        if self.target in self.sources:
-            raise ValueError(f"sources must not contain the target, got {self.target} as both: remove it from one.")
+        if self.target in self.sources and (source_split == target_split or not is_path(self.target)):
+            other = "set source_split to the name of judgements to train on"
+            if not is_path(self.target):
+                other = f"write ./{self.target} for a folder"
+            raise ValueError(
+                f"sources must not contain the target, got {self.target} as both: remove it from one, or {other}."
+            )
         self.signal: Signal = signal
         self.other_targets = other_targets or []
         self.chunk_size = chunk_size
@@ -166,7 +173,7 @@ class ChunkPool(LightningDataModule):
             stage: Not used: the sources must not contain queries of the target, so both are always read.
 
         Raises:
-            ValueError: A file is invalid, or a source is smaller than a chunk or has queries of the target.
+            ValueError: A file is invalid, or a source has queries of the target.
         """
         if self._loaded is not None:
             return
@@ -235,6 +242,14 @@ class ChunkPool(LightningDataModule):
     def labelled(self) -> dict[str, tuple[list[Pair], list[str]]]:
         """Return the pairs and the documents of each source, by its name, for mining negatives."""
         return {source.name: (source.pairs, source.documents) for source in self._ready().chunks.sources}
+
+    def check_sizes(self) -> None:
+        """Refuse a source that is smaller than a chunk, because only chunks of one size can be compared.
+
+        Raises:
+            ValueError: There is such a source.
+        """
+        self._ready().chunks.check_sizes()
 
     def chunk(self, source: int, number: int) -> list[Pair]:
         """Return the pairs of one chunk.
@@ -352,6 +367,12 @@ class ChunkPool(LightningDataModule):
                 " signal=fewshot and the same seed."
             )
         return self._queries([self.held_out])
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """The same queries as `test_dataloader`."""
+        loader = self.test_dataloader()
+        # for `predict` Lightning makes a new loader with the arguments of a plain DataLoader
+        return DataLoader(loader.dataset, batch_size=None, sampler=loader.sampler, num_workers=self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a digest of the pool, and the selected chunks, for the checkpoint."""

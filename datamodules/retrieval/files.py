@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
+
+from saccade.common.json_lines import read_json_lines
 
 SEPARATORS = ("</s>", "[SEP]")
 """Separators of instruction and query in BERRI: the first in the training file of TART-full, the second elsewhere."""
@@ -234,28 +235,22 @@ def without_instruction(query: str) -> str:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line that is not blank, with any of the three line ends."""
+    """Number and text of each line that is not blank; a line ends at a newline, with or without a carriage return."""
     try:
-        with path.open(encoding="utf-8-sig") as stream:
-            for number, text in enumerate(stream, 1):
+        with path.open("rb") as stream:
+            for number, content in enumerate(stream, 1):
+                text = content.decode("utf-8-sig")  # joined files have a mark in each
                 if text.strip():
-                    yield number, text.rstrip("\n")
+                    yield number, text.rstrip("\r\n")
     except OSError as error:
         raise ValueError(f"cannot read {path} ({error.strerror}): check the path.") from error
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} must be UTF-8, got an invalid byte at {error.start} ({error.reason}): convert the file."
-        ) from error
+        _fail(path, number, f"text must be UTF-8, got an invalid byte ({error.reason})", "convert the file")
 
 
 def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     line = 0
-    for line, text in _lines(path):
-        try:
-            row = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            what = error.msg if isinstance(error, json.JSONDecodeError) else "too deep"
-            _fail(path, line, f"row must be JSON, got invalid JSON ({what})", "write one object in each line")
+    for line, row in read_json_lines(path):
         if not isinstance(row, dict):
             _fail(path, line, f"row must be a JSON object, got {type(row).__name__}", "write one object in each line")
         yield line, row

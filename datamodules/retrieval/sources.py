@@ -146,11 +146,11 @@ class Chunks:
 
     Args:
         sources: With different names.
-        size: Pairs in each chunk; only the last chunk of a source may have fewer.
+        size: Pairs in each chunk; only the last chunk of a source may have fewer. A smaller source is one chunk.
         seed: Seed of the permutations. The permutation of a source does not depend on the other sources.
 
     Raises:
-        ValueError: A source is smaller than a chunk, or two have the same name.
+        ValueError: Two sources have the same name.
     """
 
     def __init__(self, sources: Sequence[Source], size: int, seed: int = 0) -> None:
@@ -160,14 +160,22 @@ class Chunks:
         for source in self.sources:
             if source.name in names:
                 raise ValueError(f"sources must have different names, got {source.name!r} twice: rename one.")
-            if len(source.pairs) < size:
-                raise ValueError(
-                    f"chunk_size must be at most {len(source.pairs)}, the pairs of {source.name}, got {size}: lower it,"
-                    " or leave the source out."
-                )
             names.add(source.name)
             number = int.from_bytes(hashlib.sha256(source.name.encode()).digest()[:8], "big")
             self.permutations.append(np.random.default_rng([seed, number]).permutation(len(source.pairs)))
+
+    def check_sizes(self) -> None:
+        """Refuse a source that is smaller than a chunk, because only chunks of one size can be compared.
+
+        Raises:
+            ValueError: There is such a source.
+        """
+        for source in self.sources:
+            if len(source.pairs) < self.size:
+                raise ValueError(
+                    f"chunk_size must be at most {len(source.pairs)}, the pairs of {source.name}, got {self.size}:"
+                    " lower it, or leave the source out."
+                )
 
     @property
     def counts(self) -> list[int]:

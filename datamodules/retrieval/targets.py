@@ -16,6 +16,7 @@ from typing import Literal, get_args
 from saccade.common.checks import check_choice, check_count, check_fraction
 from saccade.datamodules.retrieval.docstrings import docstring_documents, docstring_queries, docstring_task
 from saccade.datamodules.retrieval.files import Document, RetrievalTask, read_beir, read_corpus, read_queries
+from saccade.retrieval.words import UNSPACED, spaced
 
 Signal = Literal["fewshot", "pseudo", "both", "loto"]
 
@@ -23,6 +24,8 @@ _FEWEST_WORDS = 4  # of a made query
 _MOST_WORDS = 40
 _FEWEST_LEFT = 8  # words in the rest of the document
 _RUN = 10  # words of a query from a text without sentences
+_SENTENCES = re.compile(r"(?<=[.!?])\s+|(?<=[。！？])|\n+")
+_CHARACTERS = 16  # of a query from a text without sentences and without blanks
 
 
 @dataclass(frozen=True)
@@ -204,7 +207,8 @@ def pseudo_task(name: str, documents: Mapping[str, Document], count: int = 150, 
     """Make a judged collection from documents: a part of a document is the query, its rest the relevant document.
 
     The query is the title if there is one, else a sentence (inverse cloze task): in code a comment if there is one, in
-    a text without sentences ten consecutive words. The query is removed from its document.
+    a text without sentences ten consecutive words, or sixteen characters where there are no blanks between words. The
+    query is removed from its document.
 
     Args:
         name: Name of the collection.
@@ -257,8 +261,10 @@ def cut(document: Document, draw: int) -> tuple[str, str]:
             text = text[len(title) :].strip()
         if _words(text) >= _FEWEST_LEFT:
             return title, text
-    pieces = [piece for piece in re.split(r"(?<=[.!?])\s+|\n+", text) if piece.strip()]
-    if len(pieces) == 1:
+    pieces = [piece for piece in _SENTENCES.split(text) if piece.strip()]
+    if len(pieces) == 1 and re.search(f"[{UNSPACED}]", text):
+        pieces = [text[place : place + _CHARACTERS] for place in range(0, len(text), _CHARACTERS)]
+    elif len(pieces) == 1:
         words = pieces[0].split()
         pieces = [" ".join(words[place : place + _RUN]) for place in range(0, len(words), _RUN)]
     total = _words(text)
@@ -309,7 +315,7 @@ def _open_task(setting: str, split: str, seed: int, allow_unknown: bool) -> Retr
 
 
 def _words(text: str) -> int:
-    return len(re.findall(r"\w+", text))
+    return len(re.findall(r"\w+", spaced(text)))
 
 
 def _digest(seed: int, purpose: str, name: str) -> int:

@@ -1,6 +1,7 @@
 """A text encoder without pretrained weights: hashed words and character n-grams in a table of vectors (ours).
 
-`sentence_export` copies this file into exported folders, so it must not import the rest of the package.
+`sentence_export` copies this file and `saccade.retrieval.words` into exported folders, so it must not import the rest
+of the package.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_WORD = re.compile(r"[^\W_]+")
+from saccade.retrieval.words import MARKS, spaced
+
+_WORD = re.compile(rf"(?:[^\W_]|[{MARKS}])+")
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _PART = 0.5  # total weight of a word's character n-grams, divided by the weight of the word
 _UNSEEN = 0.01  # scale of the initial vectors of rows that no fitted text uses
@@ -27,11 +30,11 @@ class HashedEncoder(nn.Module):
     """Encodes a text as a weighted sum of rows of a table, which is fitted to unlabelled text and then trained.
 
     The features of a text are its words and the character n-grams of its longer words, so that inflected forms of a
-    word share features. Each feature is hashed to a row, with weight `(1 + ln tf) idf exp(gain)`; the gain is learned
-    and starts at 0. The vectors of the rows start as random directions, whose inner products approximate TF-IDF with
-    much noise. `fit` replaces them by the directions of latent semantic analysis, which on classic collections rank as
-    well as BM25 before any training (fitted to the collection, with 256 features: nDCG@10 0.38 on Cranfield and 0.75 on
-    MEDLINE). Ours.
+    word share features; scripts without blanks between words, such as Chinese, give pairs of characters. Each feature
+    is hashed to a row, with weight `(1 + ln tf) idf exp(gain)`; the gain is learned and starts at 0. The vectors of the
+    rows start as random directions, whose inner products approximate TF-IDF with much noise. `fit` replaces them by the
+    directions of latent semantic analysis, which on classic collections rank as well as BM25 before any training
+    (fitted to the collection, with 256 features: nDCG@10 0.38 on Cranfield and 0.75 on MEDLINE). Ours.
 
     Args:
         rows: Rows of the table. Features that are hashed to the same row cannot be distinguished.
@@ -124,8 +127,8 @@ class HashedEncoder(nn.Module):
         return made
 
     def words(self, text: str) -> list[str]:
-        """Split a text into words in lower case."""
-        return _WORD.findall(_CAMEL.sub(" ", text).lower())
+        """Split a text into words in lower case; scripts without blanks between words into pairs of characters."""
+        return _WORD.findall(_CAMEL.sub(" ", spaced(text)).lower())
 
     def row(self, feature: str, word: bool = True) -> int:
         """Return the row of a word or, if `word` is false, of a character n-gram; "able" has two different rows."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +23,16 @@ from saccade.modules.optimization import (
     parameter_groups,
     warmup_schedule,
 )
+from saccade.retrieval.measures import measure
+
+Search = Callable[[Mapping[str, str], int], dict[str, dict[str, float]]]
+"""A function from queries by id, and a number of documents, to a run: scores by query id and document id."""
+
+MEASURES = {"ndcg_10": "ndcg_cut_10", "recall_100": "recall_100", "mrr": "recip_rank"}
+"""Names in the log, and what trec_eval calls them."""
+
+_DEPTH = 100  # documents of each query that are measured
+_SHOWN = 10  # documents of each query in a table of predictions
 
 
 class Ranker(pl.LightningModule, ABC):
@@ -30,6 +41,9 @@ class Ranker(pl.LightningModule, ABC):
     A batch is `{"query": list[str], "document": list[str], "label": FloatTensor [B], "source": list[str], "negatives":
     list[list[str]]}`. A label above 0 means that the document answers the query. `source`, the collection of the pair,
     and `negatives`, more documents that do not answer the query, are optional.
+
+    Validation and test search the documents of a `ChunkPool`'s target and log `ndcg_10`, `recall_100` and `mrr`, means
+    over the queries, with `val_` or `test_` in front. `predict` gives the ten best documents of each held-out query.
 
     Args:
         learning_rate: Peak learning rate.
@@ -55,6 +69,7 @@ class Ranker(pl.LightningModule, ABC):
         self.warmup_fraction = warmup_fraction
         self.prepared = False
         """Whether `prepare` was called."""
+        self._searches: dict[int, Search] = {}  # of this epoch, by the number of the task
 
     @abstractmethod
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
@@ -79,6 +94,22 @@ class Ranker(pl.LightningModule, ABC):
 
         Returns:
             A run: scores by query id and document id; higher is better.
+        """
+
+    @abstractmethod
+    def searcher(self, documents: Mapping[str, str], collection: str = "") -> Search:
+        """Prepare documents for search, with the weights as they are now.
+
+        Args:
+            documents: Text by document id.
+            collection: As in `rerank`.
+
+        Returns:
+            A function that takes queries, text by id, and the number of documents for each, and returns a run with the
+            documents of each query from best to worst.
+
+        Raises:
+            ValueError: A package of the extra `retrieval` is missing.
         """
 
     def prepare(self, collections: Mapping[str, Sequence[str]], target: str) -> None:
@@ -106,6 +137,78 @@ class Ranker(pl.LightningModule, ABC):
         loss = self.loss(batch)
         self.log("train_loss", loss, prog_bar=True, batch_size=len(batch["query"]))
         return loss
+
+    # validation, test and prediction
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget what was prepared with earlier weights."""
+        self._searches = {}
+
+    on_test_epoch_start = on_predict_epoch_start = on_validation_epoch_start
+    on_validation_epoch_end = on_test_epoch_end = on_predict_epoch_end = on_validation_epoch_start
+
+    def validation_step(self, batch: dict[str, list[str]], batch_idx: int) -> None:
+        """Add queries to `val_ndcg_10`, `val_recall_100` and `val_mrr`."""
+        self._measure("val", batch, self._data().dev_tasks)
+
+    def test_step(self, batch: dict[str, list[str]], batch_idx: int) -> None:
+        """Add queries to `test_ndcg_10`, `test_recall_100` and `test_mrr`."""
+        self._measure("test", batch, [self._data().held_out])
+
+    def predict_step(self, batch: dict[str, list[str]], batch_idx: int) -> dict[str, list[str]]:
+        """Search the ten best documents of each query.
+
+        Args:
+            batch: Queries of a `ChunkPool`.
+            batch_idx: Not used.
+
+        Returns:
+            `id`, the query ids; `documents`, the document ids from best to worst, and `scores`, both as JSON lists.
+        """
+        found = [run for _, run in self._found(batch, [self._data().held_out], _SHOWN)]
+        return {
+            "id": list(batch["query_id"]),
+            "documents": [json.dumps(list(run), ensure_ascii=False) for run in found],
+            "scores": [json.dumps(list(run.values())) for run in found],
+        }
+
+    def _data(self) -> Any:
+        data = getattr(self.trainer, "datamodule", None)
+        if not hasattr(data, "dev_tasks"):
+            raise ValueError(
+                f"data must be a ChunkPool to evaluate a {type(self).__name__}, got {type(data).__name__}: set data to"
+                " saccade.datamodules.ChunkPool."
+            )
+        return data
+
+    def _found(
+        self, batch: Mapping[str, Sequence[str]], tasks: Sequence[Any], top_k: int
+    ) -> list[tuple[int, dict[str, float]]]:
+        """For each query of a batch, the number of its task, and the scores of the best documents."""
+        # tasks may have one name: the made and the judged queries of a target
+        owner = {(task.name, query): number for number, task in enumerate(tasks) for query in task.queries}
+        places = [owner[key] for key in zip(batch["task"], batch["query_id"], strict=True)]
+        rows = list(zip(places, batch["query_id"], batch["query"], strict=True))
+        runs = {}
+        for number in dict.fromkeys(places):
+            if number not in self._searches:
+                self._searches[number] = self.searcher(tasks[number].corpus, tasks[number].name)
+            asked = {query: text for place, query, text in rows if place == number}
+            runs[number] = self._searches[number](asked, top_k)
+        return [(place, runs[place][query]) for place, query, _ in rows]
+
+    def _measure(self, part: str, batch: Mapping[str, Sequence[str]], tasks: Sequence[Any]) -> None:
+        names = list(batch["query_id"])
+        found = self._found(batch, tasks, _DEPTH)
+        # by their place in the batch, because queries of two tasks may have one id
+        run = {str(place): scores for place, (_, scores) in enumerate(found)}
+        qrels = {str(place): tasks[number].qrels[names[place]] for place, (number, _) in enumerate(found)}
+        means = measure(run, qrels, list(MEASURES.values())).mean
+        for name, official in MEASURES.items():
+            self.log(
+                f"{part}_{name}", means[official], prog_bar=name == "ndcg_10", on_step=False, on_epoch=True,
+                batch_size=len(names), sync_dist=True,
+            )  # fmt: skip
 
     def score(self, query: str, documents: Sequence[str]) -> list[float]:
         """Score how well documents answer a query; higher is better.

@@ -14,10 +14,13 @@ from saccade.modules.lora import LoraSettings
 from saccade.modules.optimization import Schedule
 from saccade.modules.retrieval.cross_encoders import LogitScorer, SequenceToSequenceScorer
 from saccade.modules.retrieval.cross_features import NAMES, CrossFeatures, FeatureScorer
-from saccade.modules.retrieval.ranker import Ranker
+from saccade.modules.retrieval.ranker import Ranker, Search
+from saccade.retrieval.bm25 import BM25
+from saccade.retrieval.measures import ranked
 
 Style = Literal["features", "logit", "seq2seq"]
 _PAIRS_AT_ONCE = 64
+_CANDIDATES = 100  # documents of BM25 that are reranked for each query
 
 
 class Reranker(Ranker):
@@ -138,6 +141,17 @@ class Reranker(Ranker):
                 texts = [documents[name] for name in found]
                 run[query] = dict(zip(found, self._scores(queries[query], texts, source), strict=True))
         return run
+
+    def searcher(self, documents: Mapping[str, str], collection: str = "") -> Search:
+        """Prepare BM25, whose best hundred documents of a query are then reranked."""
+        engine = BM25(documents)
+
+        def search(queries: Mapping[str, str], top_k: int) -> dict[str, dict[str, float]]:
+            first = engine.search(queries, max(top_k, _CANDIDATES))
+            run = self.rerank(queries, {query: list(found) for query, found in first.items()}, documents, collection)
+            return {query: {name: found[name] for name in ranked(found)[:top_k]} for query, found in run.items()}
+
+        return search
 
     def _scores(self, query: str, texts: Sequence[str], source: str) -> list[float]:
         if not texts:

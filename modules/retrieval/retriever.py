@@ -18,8 +18,9 @@ from saccade.modules.optimization import Schedule
 from saccade.modules.retrieval.hashed_encoder import HashedEncoder
 from saccade.modules.retrieval.mined_negatives import MinedNegatives
 from saccade.modules.retrieval.pretrained_encoder import PretrainedEncoder
-from saccade.modules.retrieval.ranker import Ranker
+from saccade.modules.retrieval.ranker import Ranker, Search
 from saccade.modules.retrieval.sentence_export import write_sentence_transformer
+from saccade.retrieval.vector_index import VectorIndex
 
 _ENCODED_AT_ONCE = 256
 
@@ -242,6 +243,19 @@ class Retriever(Ranker):
         write_sentence_transformer(self.encoder, Path(folder), trainer is None or trainer.is_global_zero)
         if trainer is not None:
             trainer.strategy.barrier("saccade.modules.Retriever.save_pretrained")
+
+    def searcher(self, documents: Mapping[str, str], collection: str = "") -> Search:
+        """Encode all documents into a `VectorIndex`, which is exact."""
+        trainer = self._trainer
+        with progress_bar(len(documents), f"encoding {collection or 'documents'}", trainer, trainer is not None) as bar:
+
+            def encode(texts: list[str]) -> Tensor:
+                vectors = self.encode(texts)
+                bar.advance(len(texts))
+                return vectors
+
+            index = VectorIndex(device="cpu").build(encode, documents, _ENCODED_AT_ONCE, progress=False)
+        return lambda queries, top_k: index.run(list(queries), self.encode(list(queries.values())), top_k)
 
     def rerank(
         self,

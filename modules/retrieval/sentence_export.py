@@ -18,6 +18,7 @@ from saccade.modules.retrieval import hashed_encoder, hashed_sentences
 from saccade.modules.retrieval.hashed_encoder import HashedEncoder
 from saccade.modules.retrieval.hashed_sentences import HashedSentences
 from saccade.modules.retrieval.pretrained_encoder import PretrainedEncoder
+from saccade.retrieval import words
 
 # class names that sentence-transformers 2 to 6 understand
 _TRANSFORMER, _POOLING, _NORMALIZE = (f"sentence_transformers.models.{name}" for name in
@@ -75,9 +76,11 @@ def _write_hashed(encoder: HashedEncoder, folder: Path) -> None:
     module = HashedSentences(encoder.rows, encoder.width, encoder.characters)
     module.encoder.load_state_dict(copy.deepcopy(encoder.state_dict()))
     module.save(str(folder))
-    own = "from saccade.modules.retrieval.hashed_encoder import"
-    for program in (hashed_encoder, hashed_sentences):
-        text = inspect.getsource(program).replace(own, "from .hashed_encoder import")
+    programs = (words, hashed_encoder, hashed_sentences)
+    for program in programs:
+        text = inspect.getsource(program)
+        for other in programs:  # they lie beside each other there
+            text = text.replace(f"from {other.__name__} import", f"from .{Path(_file(other)).stem} import")
         (folder / _file(program)).write_text(text, encoding="utf-8")
     _describe(folder, [("", f"{Path(_file(hashed_sentences)).stem}.{HashedSentences.__name__}")], normalized=True)
 

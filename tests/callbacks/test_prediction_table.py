@@ -63,7 +63,7 @@ def test_equal_keys_of_one_process_are_all_kept(tmp_path):
 
     data = Data()
     data.sample_ids = None
-    assert predict(tmp_path, Twins(), data) == "key\n" + "0\n" * COUNT
+    assert predict(tmp_path, Twins(), data) == "id,key\n" + "".join(f"{row},0\n" for row in range(COUNT))
 
 
 def test_language_model_and_no_datamodule(tmp_path):
@@ -77,9 +77,55 @@ def test_language_model_and_no_datamodule(tmp_path):
             return DataLoader(Rows(rows(5)), batch_size=2)
 
     header, *lines = csv.reader(predict(tmp_path, module, Plain()).splitlines())
-    assert header == ["loss", "perplexity"]
-    assert len(lines) == 5
-    assert all(float(line[0]) > 0 for line in lines)
+    assert header == ["id", "loss", "perplexity"]
+    assert [line[0] for line in lines] == ["0", "1", "2", "3", "4"], "nothing names the sequences, so they are counted"
+    assert all(float(line[1]) > 0 for line in lines)
+
+
+class Named(Data):
+    """Batches that name their samples, as those of clips do."""
+
+    sample_ids = None
+
+    def __init__(self, names, **settings):
+        super().__init__(**settings)
+        self.names = names
+
+    def predict_dataloader(self):
+        return DataLoader([{"ids": self.names[:3]}, {"ids": self.names[3:]}], batch_size=None)
+
+
+class Answers(Model):
+    def predict_step(self, batch, batch_idx, dataloader_idx=0):
+        return {"answer": [f"it is {place}" for place in range(len(batch["ids"]))]}
+
+
+def test_the_names_of_a_batch_come_first(tmp_path):
+    names = ["clips/a b.mp4", 'say "x".mp4', "größe.mp4", "half \ud83d.mp4", "line\nend"]
+    table = predict(tmp_path, Answers(), Named(names))
+    header, *lines = csv.reader(table.splitlines(keepends=True))
+    assert header == ["id", "answer"]
+    assert [line[0] for line in lines] == [*names[:3], "half \\ud83d.mp4", names[4]]
+    assert [line[1] for line in lines] == [f"it is {place}" for place in (0, 1, 2, 0, 1)]
+
+
+def test_names_of_another_number_are_one_line(tmp_path):
+    class Fewer(Model):
+        def predict_step(self, batch, batch_idx, dataloader_idx=0):
+            return {"answer": ["one"]}
+
+    with pytest.raises(
+        ValueError, match=r"^ids of a batch must be one for each row of predict_step, got 3 for 1: [^\n]+$"
+    ):
+        predict(tmp_path, Fewer(), Named(["a", "b", "c", "d"]))
+    assert files(tmp_path) == []
+
+
+def test_samples_of_several_dataloaders_are_counted_in_each(tmp_path):
+    data = Data(loaders=2)
+    data.sample_ids = None
+    _, *lines = csv.reader(predict(tmp_path, data=data).splitlines())
+    assert [line[0] for line in lines] == [f"{loader}/{row}" for loader in (0, 1) for row in range(COUNT)]
 
 
 @pytest.mark.parametrize(

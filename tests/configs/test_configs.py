@@ -36,7 +36,7 @@ def newest(place: Path, name: str) -> Path:
 def test_every_kind_is_tested_below():
     assert {name.split("/")[0] for name in CONFIGS} == {
         "lm", "decoding", "decoder", "search", "strategy", "t2dr", "missing", "trait",
-        "video",
+        "video", "ranking",
     }  # fmt: skip
 
 
@@ -104,6 +104,17 @@ def test_protocols_train_and_test(name, inside):
     rows = json.loads((newest(inside, "protocol") / "missing.json").read_text())
     protocol = yaml.safe_load(CONFIGS[name].read_text())["data"]["init_args"]["train_protocol"]["class_path"]
     assert protocol.rsplit(".", 1)[-1] in json.dumps(rows[0])
+
+
+@pytest.mark.parametrize("name", of_kind("ranking"))
+def test_retrievers_fit_and_are_tested(name, inside):
+    small = [
+        "--data.sources=[asyncio]", "--data.target=logging", "--model.rows=512", "--model.width=8",
+        "--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
+    assert main(["fit", "--config", name, "--name", "found", *small]) == 0
+    assert (newest(inside, "found") / "model" / "words.py").is_file()
+    assert main(["test", "--config", name, "--name", "found", *small, "--ckpt_path", "last"]) == 0
 
 
 @pytest.mark.parametrize("name", of_kind("trait"))

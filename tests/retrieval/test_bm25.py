@@ -88,6 +88,47 @@ def test_queries_without_known_words_are_kept_and_empty():
     assert first_stage.search({}, 3) == {}
 
 
+LIBRARY = {
+    "zh1": "机器学习是人工智能的一个分支。",
+    "zh2": "今天北京的天气很好。",
+    "ja1": "東京の天気は晴れです。",
+    "ja2": "機械学習は面白い。",
+    "ko1": "서울의 날씨는 맑습니다.",
+    "ko2": "기계 학습은 재미있다.",
+    "en1": "machine learning in the clouds",
+}
+
+
+@pytest.mark.parametrize(
+    ("query", "best"),
+    [
+        ("北京天气", "zh2"),
+        ("什么是机器学习？", "zh1"),
+        ("東京の天気", "ja1"),
+        ("機械学習", "ja2"),
+        ("서울 날씨", "ko1"),
+        ("학습이란", "ko2"),
+        ("ｍａｃｈｉｎｅ", "en1"),
+    ],
+)
+def test_chinese_japanese_and_korean_are_found(query, best):
+    found = BM25(LIBRARY).search({"q": query}, 3)["q"]
+    assert next(iter(found)) == best
+
+
+def test_queries_without_a_document_are_told_in_one_line(recwarn):
+    first_stage = BM25(LIBRARY)
+    first_stage.search({"a": "北京天气"}, 3)
+    assert not [str(each.message) for each in recwarn]
+    found = first_stage.search({"a": "北京天气", "b": "水", "c": "zebra"}, 3)
+    assert (found["b"], found["c"]) == ({}, {})
+    (said,) = [str(each.message) for each in recwarn]
+    assert said.startswith("saccade: BM25 finds no document for 2 of 3 queries, for example 'b' ('水'): ")
+    assert "\n" not in said
+    first_stage.search({"c": "zebra"}, 3, report=False)
+    assert len(recwarn) == 1
+
+
 def test_a_cut_below_one_is_refused():
     with pytest.raises(ValueError, match=r"^top_k must be at least 1, got 0: [^\n]+\.$"):
         BM25({"a": "cat"}).search({"q": "cat"}, 0)

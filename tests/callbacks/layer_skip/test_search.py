@@ -79,8 +79,16 @@ def test_acceptance_alone_would_skip_nothing(tmp_path) -> None:
 def test_any_depth(tmp_path, layers: int) -> None:
     result = run(tmp_path, tiny_llama(layers), costs=None, trials=14, finalists=1)
     assert all(layer < layers for layer in result.skip.attention + result.skip.mlp)
-    assert result.trials == 14
+    assert result.trials == min(14, 4**layers), "a layer has four skip sets"
     assert entries(tmp_path, "costs")[0]["layers"] == layers
+
+
+def test_a_search_that_has_tried_everything_says_so(tmp_path, recwarn) -> None:
+    run(tmp_path, tiny_llama(1), trials=9, finalists=1)
+    (said,) = [str(each.message) for each in recwarn if "layer search" in str(each.message)]
+    assert said.startswith("saccade: the layer search ended after 4 of 9 trials, because this model has no more than 4")
+    tried = [(tuple(trial["attention"]), tuple(trial["mlp"])) for trial in entries(tmp_path, "trial")]
+    assert len(set(tried)) == len(tried) == 4
 
 
 def test_the_same_seed_tries_the_same_sets(tmp_path) -> None:

@@ -18,7 +18,7 @@ from saccade.callbacks.trait.events import (
     Trial,
     Warmup,
 )
-from saccade.callbacks.trait.search import Select, search
+from saccade.callbacks.trait.search import Select, search, search_steps
 from tests.callbacks.trait.cases import (
     PLAIN,
     PRESET,
@@ -275,3 +275,32 @@ def test_golden_traces_spend_what_they_should() -> None:
     assert used == [3, 2, 1]
     assert [trial.node for trial in trials(trace("B"))] == list(range(1, 9))
     assert all(a.node < b.node for a, b in pairwise(trials(trace("C"))))
+
+
+def reason(chunks: list[int], budget: int | None, preset: Preset, select: Select, seed: int = 0) -> str:
+    """Why a search ends."""
+    evaluate = noise(seed)
+    steps, answer = search_steps(chunks, select, budget, preset), None
+    while True:
+        try:
+            step = steps.send(answer)
+        except StopIteration as end:
+            return str(end.value)
+        answer = evaluate(step) if isinstance(step, TrainingRequest) else None
+
+
+def test_a_search_that_ends_before_its_budget_says_why() -> None:
+    always = replace(PLAIN, accept="always")
+    assert reason([5, 5], 4, always, lowest) == ""
+    assert reason([2, 3], 5, always, lowest) == "", "the budget is spent with the last chunk"
+    assert reason([2, 3], 6, always, lowest) == "all 5 chunks were tried"
+    assert reason([2, 3], None, always, lowest) == "all 5 chunks were tried"
+    assert (
+        reason([4, 4], 9, always, lambda candidates, *_: None)
+        == "the selection wants none of the 8 chunks that are left"
+    )
+    assert "the rules forbid to go back" in reason([4, 4], 9, replace(always, backtrack=False), lambda *_: None)
+    # no child is better than the base model: each source is tried once from it
+    never = replace(PLAIN, margin=100.0)
+    said = reason([3] * 8, 50, replace(never, prune=True), lowest)
+    assert said.endswith("each source was tried or is pruned (chunks left: 16, in pruned sources: 4)")

@@ -79,6 +79,7 @@ def test_a_search_ends_with_the_best_weights_and_its_report(pool, tmp_path):
     assert (found["dev"]["queries"], found["held_out"]["queries"]) == (12, 18)
     assert found["evaluated_pairs"] == 8 * (3 + sum(not trial["reused"] for trial in trials))
     assert found["pool_pairs"] == 72
+    assert found["ended"] == ""
     once, trained = RankingEvaluation(trainer.datamodule.dev_tasks, 10).pairs, found["evaluated_pairs"] // 8
     assert 12 < once <= 12 * 10
     assert found["pairs"] == {"train": 2 * found["evaluated_pairs"], "measure": (trained + 1) * once}
@@ -191,6 +192,29 @@ def test_every_selection_spends_its_budget(pool, tmp_path, selection):
     # the best source has three chunks, and the search ends with them
     assert kinds.count("trial") == (3 if selection == "best_source" else 4)
     assert kinds.count("warmup") == (3 if selection in ("trait", "best_source") else 0)
+    ended = json.loads((tmp_path / "run" / "trait.json").read_text())["ended"]
+    assert ended == ("the selection wants none of the 6 chunks that are left" if selection == "best_source" else "")
+
+
+def told(recwarn):
+    return [str(each.message) for each in recwarn if "TraitSelection ended" in str(each.message)]
+
+
+def test_a_search_that_ends_before_its_budget_says_why(pool, tmp_path, recwarn):
+    fit(pool(chunk_size=24), tmp_path / "all", "all_sources", budget=99)
+    why = "all 3 chunks were tried"
+    assert told(recwarn) == [f"saccade: TraitSelection ended after 3 of 99 trials, because {why}."]
+    assert json.loads((tmp_path / "all" / "trait.json").read_text())["ended"] == why
+    assert f"3 trials (ended before the budget: {why});" in (tmp_path / "all" / "trait.md").read_text()
+    recwarn.clear()
+    fit(pool(), tmp_path / "cut", "random", budget=5, epochs=2)
+    why = "max_epochs is 2: raise it, and go on with --ckpt_path last"
+    assert told(recwarn) == [f"saccade: TraitSelection ended after 2 of 5 trials, because {why}."]
+
+
+def test_a_source_that_is_smaller_than_a_chunk_is_refused(pool, tmp_path):
+    with pytest.raises(ValueError, match=r"^chunk_size must be at most 24, the pairs of red, got 25: [^\n]+$"):
+        fit(pool(chunk_size=25), tmp_path / "run")
 
 
 def test_pseudo_runs_need_no_judgements_until_they_are_over(pool, tmp_path):

@@ -181,7 +181,7 @@ def test_the_table_of_published_files() -> None:
 def test_repeated_ids_of_a_split_are_told_apart(tmp_path: Path) -> None:
     raw = mmsa()
     raw["train"]["id"] = ["a", "a", "b", "a#2", "a"]
-    with pytest.warns(UserWarning, match="split train: some samples have the same id"):
+    with pytest.warns(UserWarning, match=r"split train: 2 of 5 samples have the id of another one, for example 'a'\."):
         assert read_features(write(tmp_path, raw)).splits["train"].ids == ["a", "a#3", "b", "a#2", "a#4"]
 
 
@@ -200,7 +200,9 @@ def test_prediction_needs_one_split_and_no_labels(tmp_path: Path) -> None:
         file = read_features(write(tmp_path, content), for_predict=True)
         assert list(file.splits) == ["test"]
         assert file.splits["test"].labels is None
-    with pytest.raises(ValueError, match=r"predict_path .*: split test must be a dictionary, got nothing: write the"):
+    with pytest.raises(
+        ValueError, match=r"predict_path .*: split test must be a dictionary, got nothing, only train: write"
+    ):
         read_features(write(tmp_path, {"train": raw}), for_predict=True, setting="predict_path")
 
 
@@ -234,7 +236,10 @@ def put(place: tuple[int, ...], value: float) -> Callable[[Any], Any]:
 
 
 WRONG: dict[str, tuple[Callable[[Raw], Any], str]] = {
-    "missing split": (lambda raw: raw.pop("valid"), "split valid must be a dictionary, got nothing"),
+    "missing split": (
+        lambda raw: raw.pop("valid"),
+        "split valid must be a dictionary, got nothing, only train, test: write",
+    ),
     "split of another kind": (lambda raw: raw.update(valid=[1]), "split valid must be a dictionary, got list"),
     "missing key": (lambda raw: raw["test"].pop("vision"), "split test: vision is missing"),
     "missing labels": (lambda raw: raw["test"].pop("regression_labels"), "split test: regression_labels is missing"),
@@ -244,13 +249,12 @@ WRONG: dict[str, tuple[Callable[[Raw], Any], str]] = {
         "split train: audio must have 3 dimensions, got shape [5, 5]",
     ),
     "ragged": (at("train", "audio", lambda array: [each[:row] for row, each in enumerate(array)]), "be one array, got"),
-    "text for numbers": (at("train", "regression_labels", lambda array: np.array(["a"] * 5)), "numbers, got <U1"),
+    "text for numbers": (at("train", "audio", lambda array: array.astype(str)), "audio must hold numbers, got <U"),
     "names that are none": (at("train", "id", lambda ids: [[name] for name in ids]), "id must be a list of names"),
     "names in a table": (
         at("train", "id", lambda ids: np.array([ids, ids])),
         "id must be a list of names, got list",
     ),
-    "objects": (at("train", "vision", lambda array: array.astype(object)), "must hold numbers, got object"),
     "not an array": (at("train", "vision", lambda array: 3), "vision must be an array, got int"),
     "no features": (at("train", "vision", lambda array: array[..., :0]), "vision must have positions and features"),
     "widths": (
@@ -269,7 +273,7 @@ WRONG: dict[str, tuple[Callable[[Raw], Any], str]] = {
     ),
     "label that is no number": (
         at("train", "regression_labels", put((2,), np.nan)),
-        "nan in sample 'trainvideo$_$2'",
+        "regression_labels must be a finite number for every sample, got nan in sample 'trainvideo$_$2' (row 2)",
     ),
     "leak": (
         at("test", "id", lambda ids: [*ids[:-1], "trainvideo$_$2"]),
@@ -309,5 +313,13 @@ def test_wrong_files_end_with_one_line(tmp_path: Path, name: str) -> None:
 def test_wrong_classes(tmp_path: Path) -> None:
     raw = mmsa()
     raw["train"]["classification_labels"] = [0, 1, -1, 2, 0]
-    with pytest.raises(ValueError, match="classification_labels must be whole numbers from 0, got -1"):
+    with pytest.raises(
+        ValueError, match=r"must be whole numbers from 0, got -1 in sample 'trainvideo\$_\$2' \(row 2\)"
+    ):
         read_features(write(tmp_path, raw), task="classification")
+
+
+def test_training_needs_no_test_split(tmp_path: Path) -> None:
+    raw = mmsa()
+    del raw["test"]
+    assert list(read_features(write(tmp_path, raw)).splits) == ["train", "valid"]

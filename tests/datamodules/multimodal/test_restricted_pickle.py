@@ -34,6 +34,15 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"not a readable pickle|truncated|refused"):
             read_features(path)
+    for content, kind in (
+        (b"PK\x03\x04 and more", "a zip archive"),
+        (b"\x1f\x8b\x08 and more", "compressed with gzip"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=rf"^path [^\n]*file\.pkl is not a readable pickle but {kind}[^\n]*dump\.$"
+        ):
+            read_features(path)
     with pytest.raises(ValueError, match="content must be a dictionary of train, valid, test, got list"):
         read_features(write(tmp_path, [1, 2]))
 
@@ -119,6 +128,7 @@ def hostile(marker: Path) -> dict[str, bytes]:
         "calls the array class": stacked("numpy", "ndarray", "x"),
         "array of another class": b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\n(I0\ntS'b'\ntR.",
         "type with commas": stacked("numpy", "dtype", "i4,(2,3)f8"),
+        "axes without end": called("numpy._core.numeric", "_frombuffer", b"1" * 8, None, (8, 1), "K", [0]),
         "type of objects from bytes": (
             b"\x80\x04\x8c\x16numpy._core.multiarray\x8c\x06scalar\x93(\x8c\x05numpy\x8c\x05dtype\x93(\x8c\x02O8tRC\x08AAAAAAAAtR."
         ),

@@ -474,3 +474,17 @@ def test_setup_reads_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SyntheticSentiment, "generate", lambda self: pytest.fail("again"))
     data.setup("test")
     assert isinstance(data._samples["test"], Samples)
+
+
+def test_a_file_without_a_test_split_trains_and_is_not_tested(tmp_path: Path) -> None:
+    raw = mmsa()
+    del raw["test"]
+    data = MultimodalSentiment(str(write(tmp_path, raw)), batch_size=2)
+    data.setup()
+    assert data.splits == {"train": 5, "valid": 3}
+    assert len(list(data.train_dataloader())) == 2
+    for loader in (data.test_dataloader, data.predict_dataloader):
+        with pytest.raises(
+            ValueError, match=r"^path must be a file with the split test, got [^\n]+ with train, valid: add"
+        ):
+            loader()

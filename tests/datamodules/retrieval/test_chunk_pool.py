@@ -201,7 +201,6 @@ def test_shared_queries_are_refused_or_dropped(files: dict[str, str], tmp_path: 
     ("settings", "message"),
     [
         ({"chunk_size": 0}, "chunk_size must be at least 1, got 0"),
-        ({"chunk_size": 21}, "chunk_size must be at most 20, the pairs of one, got 21"),
         ({"passes": 0}, "passes must be at least 1"),
         ({"negatives": -1}, "negatives must be at least 0"),
         ({"dev_fraction": 1.0}, "dev_fraction must be above 0 and below 1"),
@@ -211,7 +210,8 @@ def test_shared_queries_are_refused_or_dropped(files: dict[str, str], tmp_path: 
         ({"sources": ["./not_there"]}, "sources must be BEIR folders or files of JSON lines, got ./not_there"),
         ({"sources": ["not_there"]}, "package 'not_there' must be installed"),
         ({"sources": ["{one}", "{one}/"]}, "sources must have different names, got 'one' twice"),
-        ({"sources": ["{goal}"]}, "as both: remove it from one"),
+        ({"sources": ["{goal}"]}, "as both: remove it from one, or set source_split"),
+        ({"sources": ["networkx"], "target": "networkx", "source_split": "train"}, "or write ./networkx for"),
         ({"target": "./not_there"}, "cannot read not_there/corpus.jsonl"),
         ({"source_split": "train"}, "must hold the judgements of split 'train'"),
         ({"other_targets": ["{one}"]}, "other_targets must be given with signal=loto"),
@@ -226,6 +226,40 @@ def test_wrong_settings_end_with_one_line(files: dict[str, str], settings: dict[
         _pool(files, **filled).setup()
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_source_smaller_than_a_chunk_is_one_chunk_and_refused_for_a_selection(files: dict[str, str]) -> None:
+    pool = _pool(files, chunk_size=640)
+    assert pool.chunks_per_source == [1, 1, 1]
+    assert len(_trained(pool)) == 85
+    with pytest.raises(ValueError, match=r"^chunk_size must be at most 20, the pairs of one, got 640: [^\n]+$"):
+        pool.check_sizes()
+    _pool(files, chunk_size=20).check_sizes()
+
+
+def test_a_collection_is_source_and_target_with_judgements_of_its_own(files: dict[str, str]) -> None:
+    folder = Path(files["goal"])
+    rows = (folder / "qrels" / "test.tsv").read_text().splitlines(keepends=True)
+    train = [row for row in rows if row.startswith(tuple(f"q{number}\t" for number in range(1, 11)))]
+    (folder / "qrels" / "train.tsv").write_text("".join(train))
+    (folder / "qrels" / "test.tsv").write_text("".join(row for row in rows if row not in train))
+    pool = _pool(files, sources=[files["goal"]], source_split="train")
+    queries = {pair.query for pair in _trained(pool)}
+    assert queries == {f"goal asks {number}" for number in range(1, 11)}
+    held_out = pool.held_out
+    assert held_out is not None
+    measured = {*held_out.queries.values(), *pool.dev_tasks[0].queries.values()}
+    assert measured == {f"goal asks {number}" for number in range(11, 31)}
+    (folder / "qrels" / "train.tsv").write_text("".join(rows))
+    with pytest.raises(ValueError, match="sources must not have queries of the target goal, got 20 in goal"):
+        _pool(files, sources=[files["goal"]], source_split="train").setup()
+
+
+def test_predict_reads_the_held_out_queries(files: dict[str, str]) -> None:
+    pool = _pool(files, eval_batch_size=7)
+    assert [batch["query_id"] for batch in pool.predict_dataloader()] == [
+        batch["query_id"] for batch in pool.test_dataloader()
+    ]
 
 
 def test_empty_sources_and_sources_of_negatives_end_with_one_line(files: dict[str, str], tmp_path: Path) -> None:

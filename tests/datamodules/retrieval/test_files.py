@@ -103,11 +103,60 @@ def test_missing_and_undecodable_files_end_with_one_line(folder: Path) -> None:
     with pytest.raises(ValueError, match=r"dev.tsv must hold the judgements of split 'dev', .* splits test\.$"):
         read_beir(folder, "dev")
     (folder / "corpus.jsonl").write_bytes(b'{"_id": "a", "text": "\xff"}')
-    with pytest.raises(ValueError, match="must be UTF-8"):
+    with pytest.raises(ValueError, match=r"corpus.jsonl, line 1: text must be UTF-8, got byte 0xff"):
         read_beir(folder)
     (folder / "corpus.jsonl").unlink()
     with pytest.raises(ValueError, match=r"cannot read .*corpus.jsonl \(No such file"):
         read_beir(folder)
+
+
+LINE_ENDS = "a\u2028b\u2029c\x85d\x0be\x0cf\x1cg"
+
+
+def test_lines_end_at_newlines_only(tmp_path: Path) -> None:
+    """Written as they are, not escaped: the other characters that end lines in printed text are text here."""
+    name = "x\u2028y\x85z"
+    task = RetrievalTask("ends", {name: LINE_ENDS, "b": "two"}, {name: LINE_ENDS}, {name: {name: 1, "b": 0}})
+    folder = write_beir(task, tmp_path / "ends")
+    assert read_beir(folder) == task
+    for path in (folder / "corpus.jsonl", folder / "queries.jsonl", folder / "qrels" / "test.tsv"):
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_beir(folder) == task
+
+
+@pytest.mark.parametrize(
+    ("name", "row"),
+    [
+        ("corpus.jsonl", {"_id": "d9", "text": "broken \ud83d half"}),
+        ("corpus.jsonl", {"_id": "d9", "title": "\udc00", "text": "whole"}),
+        ("corpus.jsonl", {"_id": "d\ude42", "text": "whole"}),
+        ("queries.jsonl", {"_id": "q9", "text": "half \ud83d"}),
+        ("queries.jsonl", {"_id": "\ud83dq", "text": "whole"}),
+    ],
+)
+def test_half_characters_are_named_with_file_and_line(folder: Path, name: str, row: dict[str, str]) -> None:
+    path = folder / name
+    before = path.read_text(encoding="utf-8").splitlines()[0]
+    path.write_text(before + "\n" + json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}, line 2: text must have whole characters[^\n]*$"):
+        read_beir(folder)
+    path.write_text(before + "\n" + json.dumps(row | dict.fromkeys(row, "whole \U0001f642")) + "\n", encoding="utf-8")
+    if name == "corpus.jsonl":
+        assert read_corpus(folder)["whole \U0001f642"].text == "whole \U0001f642"
+
+
+def test_judgements_that_are_no_text_are_named_with_their_line(folder: Path) -> None:
+    path = folder / "qrels" / "test.tsv"
+    path.write_bytes(b"q1\ta\t1\nq2\tb\xed\xa0\xbd\t1\n")  # half a character, as Java writes it
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}, line 2: text must be UTF-8, got an invalid byte"):
+        read_beir(folder)
+
+
+def test_pairs_with_half_characters_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"query": "q \ud83d", "document": "d", "label": 1}))
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(path))}, line 1: text must have whole characters"):
+        read_pairs(path)
 
 
 def test_unknown_documents_may_be_allowed(folder: Path) -> None:

@@ -216,6 +216,18 @@ def test_what_asks_is_a_title_a_comment_a_sentence_or_a_run_of_words() -> None:
     assert cut(Document("A title of words", "too short"), 0) == ("", "")
 
 
+def test_made_queries_of_chinese_and_japanese() -> None:
+    first, second = "今天北京的天气很好。", "我们去公园散步了吗？"
+    assert {cut(Document("", first + second), draw) for draw in range(4)} == {(first, second), (second, first)}
+    assert cut(Document("北京的天气", f"{first}{second}"), 0) == ("北京的天气", first + second)
+    plain = "東京都の天気予報によると明日は晴れのち曇りで最高気温は二十度になる見込みです"
+    asked, rest = cut(Document("", plain), 1)
+    assert asked == plain[16:32]
+    assert rest.replace(" ", "") == plain[:16] + plain[32:]
+    task = pseudo_task("goal", {f"d{i}": Document("", f"第{i}章は天気です。{second}{plain}") for i in range(9)}, 5)
+    assert len(task.queries) >= 2
+
+
 def test_corpora_that_cannot_be_cut_are_refused() -> None:
     with pytest.raises(ValueError, match="target tiny must have documents of at least 12 words for signal=pseudo"):
         pseudo_task("tiny", {"a": Document("", "too short"), "b": Document("title", "")})

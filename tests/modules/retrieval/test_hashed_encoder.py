@@ -28,6 +28,15 @@ def test_inflected_and_joined_words_meet():
     assert encoder.features("")[0] == []
 
 
+def test_scripts_without_blanks_give_pairs_of_characters():
+    encoder = HashedEncoder(rows=65536)
+    assert encoder.words("readFile 信息检索 は") == ["read", "file", "信息", "息检", "检索", "は"]
+    asked, near, far = (set(encoder.features(text)[0]) for text in ("信息检索", "检索系统", "天气很好"))
+    assert asked & near
+    assert not asked & far
+    assert encoder.words("हिन्दी snake_case") == ["हिन्दी", "snake", "case"]
+
+
 def test_vectors_have_length_one_and_depend_on_the_seed_alone():
     first, second, third = (HashedEncoder(512, 16, seed=seed)(TEXTS) for seed in (0, 0, 1))
     assert torch.allclose(first.norm(dim=-1), torch.ones(len(TEXTS)))

@@ -16,6 +16,7 @@ from saccade.modules.retrieval.retriever import Retriever
 from tests.support.processes import TIME_LIMIT, environment
 
 TEXTS = ["apples and rivers", "the river runs past the trains of steam", "apples", "trains"]
+MIXED = [*TEXTS, "信息检索 and apples"]
 needs_package = pytest.mark.skipif(
     importlib.util.find_spec("sentence_transformers") is None, reason="needs sentence-transformers"
 )
@@ -112,14 +113,14 @@ def test_a_hashed_encoder_runs_from_its_folder_alone(tmp_path):
         f"sys.path.insert(0, {str(tmp_path)!r})\n"
         "from out.hashed_sentences import HashedSentences\n"
         f"model = HashedSentences.load({str(tmp_path / 'out')!r})\n"
-        f"found = model(model.preprocess({TEXTS!r}))['sentence_embedding']\n"
+        f"found = model(model.preprocess({MIXED!r}))['sentence_embedding']\n"
         "print(json.dumps(found.tolist()))\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=TIME_LIMIT, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert torch.equal(torch.tensor(json.loads(done.stdout)), module.encode(TEXTS))
+    assert torch.equal(torch.tensor(json.loads(done.stdout)), module.encode(MIXED))
     listed = json.loads((tmp_path / "out" / "modules.json").read_text())
     assert [item["type"] for item in listed] == ["hashed_sentences.HashedSentences"]
 
