@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 _PACKAGES = ("modules", "datamodules", "callbacks", "inference")
+_LIGHTNING = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "lightning.pytorch.strategies")
 _SETTING = re.compile(r"(Option '(\w+)' is not accepted)")
 _ARGUMENT = re.compile(r"(unrecognized arguments: --([\w-]+)(?=[ .=]|$)[^;]*)")
 _CLASS = re.compile(
@@ -55,8 +56,8 @@ def hint(word: str, known: Iterable[str], before: str = "") -> str:
 
 def _exported() -> Iterator[tuple[str, Any]]:
     """Yield the names that a configuration can use without their module, and their objects."""
-    for package in _PACKAGES:
-        module = import_module(f"saccade.{package}")
+    for package in (*(f"saccade.{name}" for name in _PACKAGES), *_LIGHTNING):
+        module = import_module(package)
         yield from ((name, getattr(module, name)) for name in module.__all__)
 
 

@@ -72,7 +72,9 @@ def read_reranker(folder: Path) -> dict[str, Any]:
             f"folder must contain {_SETTINGS}, got {folder}: give the folder that fit or `saccade export` wrote."
         ) from error
     if settings.pop("features", list(NAMES)) != list(NAMES):
-        raise ValueError(f"features of the reranker in {folder} must be {', '.join(NAMES)}, got others: train it again.")
+        raise ValueError(
+            f"features of the reranker in {folder} must be {', '.join(NAMES)}, got others: train it again."
+        )
     return settings
 
 

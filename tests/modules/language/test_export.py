@@ -59,7 +59,7 @@ ADAPTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the head": ({"model_type": "llama"}, {"target_modules": ["lm_head", "q_proj"]}),
     "the embedding": ({"model_type": "llama"}, {"target_modules": ["embed_tokens"]}),
     "both": ({"model_type": "qwen3"}, {"target_modules": ["embed_tokens", "lm_head"]}),
-    "a head that is trained whole": ({"model_type": "llama"}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
+    "a whole head": ({"model_type": "llama"}, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}),
     "DoRA": ({"model_type": "llama"}, {"target_modules": ["lm_head", "q_proj"], "use_dora": True}),
     "GPT-2": ({"model_type": "gpt2"}, {"target_modules": ["lm_head", "c_attn"], "fan_in_fan_out": True}),
     "biases": ({"model_type": "qwen2"}, {"target_modules": ["q_proj", "v_proj"], "lora_bias": True}),

@@ -99,8 +99,8 @@ def test_errors_are_one_line(tmp_path):
     Reranker(width=4).save_pretrained(tmp_path / "out")
     settings = json.loads((tmp_path / "out" / "reranker.json").read_text())
     (tmp_path / "out" / "reranker.json").write_text(json.dumps(settings | {"features": ["bm25"]}))
-    with pytest.raises(ValueError, match="^features of the reranker in .* must be bm25, cosine"):
+    with pytest.raises(ValueError, match=r"^features of the reranker in .* must be bm25, cosine"):
         Reranker.from_pretrained(tmp_path / "out")
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="^cannot write "):
+    with pytest.raises(ValueError, match=r"^cannot write "):
         Reranker(width=4).save_pretrained(tmp_path / "file" / "out")
