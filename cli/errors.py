@@ -16,7 +16,7 @@ class UsageError(Exception):
 _NOISE = re.compile(
     r"(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*"
     r"|Given value: .*(Namespace|NestedArg)\(.*|Problem with given class_path '[^']*':|See stack trace.*"
-    r"|Expected an? <class '\w+'>\.?|Not a valid subclass of .*|Subclass types expect one of:?"
+    r"|Expected an? <class '[\w.]+'>\.?|Not a valid subclass of .*|Subclass types expect one of:?"
     r"|a class path \(str\)|a dict with(out)? class_path .*|a dict with parameters accepted by .*)"
 )
 _NEW_REASON = re.compile(r"\s*- |\s*Given value|\s*Parser key")
