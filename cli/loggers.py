@@ -24,7 +24,6 @@ _PACKAGES = {
     "WandbLogger": {"wandb": "wandb"},
     "CometLogger": {"comet_ml": "comet-ml"},
     "MLFlowLogger": {"mlflow": "mlflow"},
-    "LitLogger": {"litlogger": "litlogger"},
 }
 
 

@@ -1,6 +1,7 @@
 """What libraries say in a normal run and nobody can do anything about, each by its own words; all else is shown."""
 
 import logging
+import re
 import sys
 import warnings
 
@@ -17,6 +18,8 @@ _WARNINGS = (
     ".*isinstance.treespec, LeafSpec.*",
     # every rank has the whole averaged model, and testing uses the averaged weights as they are
     ".*WeightAveraging callback.*",
+    # every run has a folder of its own
+    "The dirpath has changed from",
     # on the login node of a cluster, where somebody tries a run before it is queued
     "The `srun` command is available on your system but is not used",
 )
@@ -41,6 +44,10 @@ _LOGGERS = (
     "lightning.pytorch.trainer.connectors.checkpoint_connector",
 )
 _STOPPED = "`Trainer.fit` stopped: "
+# heads that an encoder has or lacks in its file, and that the modules do not use
+_HEADS = re.compile(r"(\w+\.)?(pooler|cls|lm_head|vocab_(transform|layer_norm|projector))\b")
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+_ROW = re.compile(r"^(\S.*?) +\| (MISSING|UNEXPECTED|MISMATCH|CONVERSION|OWNED|SKIPPED)\b", re.MULTILINE)
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -51,12 +58,24 @@ def _is_news(record: logging.LogRecord) -> bool:
     return not any(part in message for part in _MESSAGES)
 
 
+def _names_used_weights(record: logging.LogRecord) -> bool:
+    """Pass transformers' report of a loaded model unless it names only heads that are not used."""
+    text = _COLOUR.sub("", record.getMessage())
+    if "LOAD REPORT" not in text:
+        return True
+    # a head that is missing is one that is used, but for the pooler, which the modules remove
+    return not all(
+        _HEADS.match(name) and ("pooler" in name or status == "UNEXPECTED") for name, status in _ROW.findall(text)
+    )
+
+
 def quieten() -> None:
     """Leave out the messages for the rest of the process; calling this again has no effect."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_is_news)
+    logging.getLogger("transformers.modeling_utils").addFilter(_names_used_weights)
     if not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()  # its bars over the files of a model end in lines of a log
 

@@ -35,7 +35,7 @@ def with_suggestions(text: str, options: Iterable[str] = ()) -> str:
 
 def _class_hint(name: str) -> str:
     return (
-        hint(name, dict(_exported())) or ": give the name of an existing class, with its module if it is not saccade's."
+        hint(name, dict(_exported()).keys() - {name}) or ": give the name of an existing class, with its module if it is not saccade's."
     )
 
 

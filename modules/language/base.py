@@ -289,6 +289,11 @@ class GenerativeModule(LightningModule, ABC):
                 path.write_bytes(text.encode("utf-8" if name == "config.json" else "latin-1"))
             config = AutoConfig.from_pretrained(folder)
             self.tokenizer = AutoTokenizer.from_pretrained(folder) if stored["tokenizer"] else None
+        if self.tokenizer is not None:
+            # loading adds settings about itself, with which an export would differ from that of fit
+            known = json.loads(stored["tokenizer"].get("tokenizer_config.json", "{}"))
+            for name in {"is_local", "local_files_only"} - known.keys():
+                self.tokenizer.init_kwargs.pop(name, None)
         model = model_from_config(config, self.seed, self.auto_class)
         if "generation" in stored:  # a model that was trained before has its own
             model.generation_config = GenerationConfig.from_dict(json.loads(stored["generation"]))
