@@ -95,6 +95,10 @@ def run(arguments: Sequence[str]) -> None:
         UsageError: An argument is wrong, or the checkpoint cannot be exported.
     """
     quieten()
+    if not arguments:
+        raise UsageError(
+            "CKPT must be given, got none: name a checkpoint, for example runs/NAME/latest/checkpoints/best.ckpt."
+        )
     parser = ArgumentParser(
         prog="saccade export", exit_on_error=False, description=(export.__doc__ or "").split("Args:")[0]
     )

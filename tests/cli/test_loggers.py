@@ -74,4 +74,6 @@ def test_a_missing_package_is_named(saccade, monkeypatch, name):
         run = saccade("fit", "--config", "toy.yaml", *form)
         assert (run.status, run.new_folders) == (2, []), run.text
         (line,) = run.err.splitlines()
-        assert f"--trainer.logger {name} needs the package {packages['no_such_package']}, which is not installed" in line
+        assert (
+            f"--trainer.logger {name} needs the package {packages['no_such_package']}, which is not installed" in line
+        )

@@ -36,8 +36,16 @@ TRAIT = [
 ADAPTED = [*LM, "--model.lora.rank=2", "--model.lora.target_modules=[lm_head,q_proj]", "--name", "lm"]
 COMMANDS = [
     ["fit", *ADAPTED],
-    ["fit", *ADAPTED, "--ckpt_path", "last", "--trainer.max_steps=4", "--trainer.logger", "CSVLogger",
-     "--trainer.callbacks+=ModelCheckpoint"],
+    [
+        "fit",
+        *ADAPTED,
+        "--ckpt_path",
+        "last",
+        "--trainer.max_steps=4",
+        "--trainer.logger",
+        "CSVLogger",
+        "--trainer.callbacks+=ModelCheckpoint",
+    ],
     *([command, *ADAPTED, "--ckpt_path", "last"] for command in ("validate", "test", "predict")),
     ["export", "last", "--name", "lm"],
     ["fit", *VIDEO, "--name", "video"],

@@ -146,7 +146,7 @@ def checkpoints(saccade, toy):
 
 
 MISTAKES = {
-    "no checkpoint": ([], "ckpt"),
+    "no checkpoint": ([], "CKPT must be given, got none"),
     "a missing file": (["nowhere.ckpt"], "CKPT must be an existing checkpoint, got nowhere.ckpt"),
     "a file that is cut off": (["half.ckpt"], "CKPT must be a complete checkpoint, got half.ckpt"),
     "an empty file": (["empty.ckpt"], "CKPT must be a complete checkpoint, got empty.ckpt"),
