@@ -5,6 +5,7 @@ import traceback
 from argparse import ArgumentError
 from collections.abc import Iterable
 
+from saccade.cli.parser_messages import explained
 from saccade.cli.suggestions import with_suggestions
 
 
@@ -40,6 +41,7 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
     text = str(error)
     if text.startswith(WRONG_WEIGHTS):
         return _wrong_weights(text)
+    text = explained(text)
     if isinstance(error, ArgumentError) or "Parser key" in text or "Does not validate against" in text:
         text = with_suggestions(_without_repetitions(text), options)
     text = " ".join(text.split())
