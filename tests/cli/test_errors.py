@@ -31,7 +31,7 @@ MISTAKES = {
         "the following arguments are required: monitor: add --trainer.callbacks.monitor=VALUE",
     ),
     "a device that is not there": (
-        ["--trainer.accelerator=tpu"],
+        ["--trainer.accelerator=mps"],
         "trainer.accelerator must be one that this machine has",
     ),
     "unknown class": (["--model", "NoSuchModel"], "there is no class NoSuchModel"),
@@ -119,8 +119,8 @@ def test_keys_inside_each_other_are_one_key():
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"model": {"learning_rate": 0.1}}, "model must be a class_path with init_args, got learning_rate without them"),
-        ({"model": {"class_path": "LanguageModel", "init_arg": {}}}, "init_arg"),
+        ({"model": {"seed": 1}}, "model must be a class_path with init_args, got seed without them"),
+        ({"model": {"class_path": "LanguageModel", "init_arg": {"seed": 1}}}, "got init_arg without them: write"),
         ({"model": {"class_path": "LanguageModel", "init_args": {"config": "llama"}}},
          "model.config must be settings by name, got llama: correct it."),
         ({"modle": {"class_path": "LanguageModel"}}, "'modle.class_path': did you mean model?"),

@@ -16,7 +16,8 @@ from tests.support.processes import TIME_LIMIT, environment
 OWN = re.compile(r"saccade: |TraitSelection: ")
 SETTINGS = ["--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1"]
 LM = [
-    "--config", "lm/tiny.yaml", "--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.limit_val_batches=1",
+    "--config", "lm/tiny.yaml", "--trainer.max_steps=2", "--trainer.val_check_interval=2",
+    "--trainer.limit_val_batches=1",
     "--trainer.limit_test_batches=1", "--trainer.limit_predict_batches=1", "--data.num_workers=1",
 ]  # fmt: skip
 VIDEO = [
