@@ -1,5 +1,6 @@
 """Find the file of ``--config lm/demo.yaml``: the user's own file, or one that is part of saccade."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,11 +53,13 @@ def resolve_config_arguments(arguments: Sequence[str]) -> list[str]:
         The same command line with paths.
 
     Raises:
-        UsageError: A file does not exist.
+        UsageError: A file does not exist, or an option has one dash.
     """
     resolved: list[str] = []
     expects_file = False
     for argument in arguments:
+        if not expects_file and re.match(r"-(config|name|model|data|trainer|ckpt_path)\b", argument):
+            raise UsageError(f"{argument} must begin with two dashes, got one: write -{argument}.")
         if expects_file:
             resolved.append(find_config(argument))
         elif argument.startswith("--config="):

@@ -5,6 +5,7 @@ import traceback
 from argparse import ArgumentError
 from collections.abc import Iterable
 
+from saccade.cli.parser_messages import explained
 from saccade.cli.suggestions import with_suggestions
 
 
@@ -25,7 +26,7 @@ class UsageError(Exception):
 _NOISE = re.compile(
     r"(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value type: .*"
     r"|Given value: .*(Namespace|NestedArg)\(.*|Problem with given class_path '[^']*':|See stack trace.*"
-    r"|Expected an? <class '\w+'>\.?|Not a valid subclass of .*|Subclass types expect one of:?"
+    r"|Expected an? <class '[\w.]+'>\.?|Not a valid subclass of .*|Subclass types expect one of:?"
     r"|a class path \(str\)|a dict with(out)? class_path .*|a dict with parameters accepted by .*)"
 )
 _NEW_REASON = re.compile(r"\s*- |\s*Given value|\s*Parser key")
@@ -51,6 +52,7 @@ def one_line(error: BaseException, options: Iterable[str] = ()) -> str:
         return in_loader
     if text.startswith(WRONG_WEIGHTS):
         return _wrong_weights(text)
+    text = explained(text)
     if isinstance(error, ArgumentError) or "Parser key" in text or "Does not validate against" in text:
         text = with_suggestions(_without_repetitions(text), options)
     text = " ".join(text.split())

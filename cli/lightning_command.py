@@ -1,12 +1,10 @@
 """``saccade fit | validate | test | predict``: LightningCLI with run folders and errors in one line."""
 
-import logging
 import os
 import signal
 import sys
 import threading
 import traceback
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,6 +29,8 @@ from saccade.callbacks.export import unusable_loss
 from saccade.cli.checkpoint_settings import check_checkpoint, differences, read_settings
 from saccade.cli.config_lookup import resolve_config_arguments
 from saccade.cli.errors import WRONG_WEIGHTS, UsageError, one_line, raised_by_us
+from saccade.cli.loggers import check_loggers, make_parser, place_loggers
+from saccade.cli.quiet import quieten, quieten_for
 from saccade.cli.run_callbacks import run_callbacks
 from saccade.cli.run_folders import (
     check_name,
@@ -97,7 +97,7 @@ class SaccadeCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make a parser that raises its errors instead of printing its help."""
-        return super().init_parser(exit_on_error=False, epilog=_EPILOG, **kwargs)
+        return make_parser(exit_on_error=False, epilog=_EPILOG, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the two options for the run folder."""
@@ -123,6 +123,7 @@ class SaccadeCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except (ArgumentError, TypeError, ValueError, OSError) as error:
             raise UsageError(one_line(error, _OPTIONS)) from error
+        check_loggers(self._settings().trainer.get("logger"))
         for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
             value = self._settings().trainer.get(name)
             if isinstance(value, (int, float)) and value <= 0:  # Lightning divides by it later
@@ -195,6 +196,7 @@ class SaccadeCLI(LightningCLI):
         if not is_first_rank():
             # not set if the ranks were not started by Lightning; then RunFolder asks the first rank later
             self.run_folder = Path(os.environ.get(_RUN_FOLDER, settings.runs_folder))
+            place_loggers(settings.trainer.get("logger"), self.run_folder)
             return
         self.run_folder = create_run_folder(settings.runs_folder, settings.name)
         os.environ[_RUN_FOLDER] = str(self.run_folder.absolute())
@@ -202,6 +204,8 @@ class SaccadeCLI(LightningCLI):
             self._write_records(settings, self.run_folder)
         except ValueError as error:
             self._fail(error)
+        # behind the records: the same settings in another run have the folder of that run
+        place_loggers(settings.trainer.get("logger"), self.run_folder)
         if self.checkpoint is None and self.subcommand != "fit":
             _say("no --ckpt_path is given: the model has the weights that its settings give it")
 
@@ -224,6 +228,7 @@ class SaccadeCLI(LightningCLI):
         """Build model, data and trainer; raise errors of their constructors in one line."""
         try:
             super().instantiate_classes()
+            quieten_for(self.model)
             ours = type(self.datamodule).__module__.startswith("saccade.datamodules")
             if ours and self.trainer.overfit_batches:  # type: ignore[attr-defined]
                 raise ValueError(
@@ -361,12 +366,6 @@ def _end(*_: Any) -> None:
     sys.exit(_TERMINATED)
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-    """Pass Lightning's messages, except adverts and its note on every checkpoint."""
-    message = record.getMessage()
-    return "Tip: For seamless cloud" not in message and "`weights_only` was not set" not in message
-
-
 def run(arguments: Sequence[str]) -> None:
     """Run a training command.
 
@@ -376,14 +375,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UsageError: A setting is wrong, or saccade or Lightning refused the run.
     """
-    # one process is enough to read prepared tokens; more would be slower
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    # Lightning 2.6 uses a deprecated function of torch
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    # every rank has the whole averaged model, and testing uses the averaged weights as they are
-    warnings.filterwarnings("ignore", message=".*WeightAveraging callback.*")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.connectors.checkpoint_connector"):
-        logging.getLogger(name).addFilter(_is_news)
+    quieten()
     if arguments[0] == "fit" or threading.current_thread() is not threading.main_thread():
         SaccadeCLI(arguments)
         return

@@ -1,11 +1,13 @@
 """The ``saccade`` command: run a subcommand and print errors in one line. Importing this module loads no torch."""
 
+import gc
 import importlib
 import importlib.metadata
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from types import ModuleType
 
 _TRAINING = {
     "fit": "train a model",
@@ -15,8 +17,9 @@ _TRAINING = {
 }
 # by name: description, and module with a function `run(arguments)`
 _OTHERS = {
-    "search-layers": ("search the sub-layers that a model's own draft skips", "saccade.cli.search_layers"),
-    "doctor": ("print versions, devices, and packages that are missing for a feature", "saccade.cli.doctor"),
+    "export": ("write the model folder of a checkpoint", "saccade.cli.commands.export"),
+    "search-layers": ("search the sub-layers that a model's own draft skips", "saccade.cli.commands.search_layers"),
+    "doctor": ("print versions, devices, and packages that are missing for a feature", "saccade.cli.commands.doctor"),
 }
 _COMMANDS = {
     **{name: (text, "saccade.cli.lightning_command") for name, text in _TRAINING.items()},
@@ -50,6 +53,30 @@ def _help() -> str:
     )
 
 
+def _loaded(command: str) -> ModuleType:
+    """Import a command's module, which takes seconds, and say so first; on a terminal, until it is done."""
+    name = _COMMANDS[command][1]
+    if name in sys.modules:
+        return sys.modules[name]
+    says = _is_first_rank()
+    passing = says and sys.stderr.isatty()
+    if says:
+        print(f"saccade: {command}: loading PyTorch ...", end="" if passing else "\n", file=sys.stderr, flush=True)
+    gc.disable()  # nothing that is imported is garbage; looking for it takes a sixth of the time
+    try:
+        return importlib.import_module(name)
+    finally:
+        gc.enable()
+        if passing:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # to the start of the line, and clear it
+
+
+def _is_first_rank() -> bool:
+    """Return whether this process has rank 0, from the variables that Lightning reads; torch is not loaded yet."""
+    found = (os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"))
+    return next((rank for rank in found if rank is not None), "0") == "0"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the ``saccade`` command.
 
@@ -81,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command not in _COMMANDS:
             advice = hint(command, _COMMANDS) or f": use one of {', '.join(_COMMANDS)}."
             raise UsageError(f"unknown command '{command}'{advice}")
-        module = importlib.import_module(_COMMANDS[command][1])
+        module = _loaded(command)
         module.run(arguments if command in _TRAINING else arguments[1:])
     except UsageError as error:
         if debug:

@@ -1,5 +1,7 @@
 """LoRA adapters: their settings, how they are attached, and how they are merged."""
 
+import copy
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,20 +78,49 @@ def attach_lora(model: PreTrainedModel, settings: LoraSettings, task: str | None
             f"lora.target_modules must name linear layers of {type(model).__name__}, got {missing[0]!r}: choose among"
             f" {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}."
         )
-    model.add_adapter(config)
+    with warnings.catch_warnings():
+        # the export unties a head that was tied, and a layer of GPT-2 needs no setting of its own
+        warnings.filterwarnings("ignore", message="Model (with|has) `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        model.add_adapter(config)
 
 
-def merged_weight(layer: Any) -> Tensor:
-    """Return the weight of an adapted layer with the update of its adapters added. The layer is not changed.
+def merged_parameters(layer: Any) -> dict[str, Tensor]:
+    """Return the parameters of an adapted layer with the updates of its active adapters added.
+
+    The sum is computed in float32 and rounded once to the type of the layer. The layer is not changed.
 
     Args:
         layer: The adapted layer.
 
     Returns:
-        A new tensor with the shape and type of the layer's weight.
+        New tensors by their names in the plain layer, such as `weight`, with the shapes and types that they have there.
     """
-    weight: Tensor = layer.get_base_layer().weight.detach().clone()
+    base = layer.get_base_layer()
+    plain = dict(base.named_parameters(recurse=False))
+    adapters = [name for name in layer.active_adapters if name not in layer.merged_adapters]
     with torch.no_grad():
-        for adapter in layer.active_adapters:
-            weight += layer.get_delta_weight(adapter).to(weight.dtype)
-    return weight
+        if any(name in layer.lora_variant or layer.lora_bias.get(name) for name in adapters):
+            copied = copy.deepcopy(layer).float()  # PEFT merges in place, and knows all kinds, such as DoRA
+            copied.merge()
+            found = dict(copied.get_base_layer().named_parameters(recurse=False))
+            return {name: found[name].detach().to(value.dtype) for name, value in plain.items()}
+        wide = torch.promote_types(plain["weight"].dtype, torch.float32)
+        weight = plain["weight"].to(wide) + sum(_update(layer, name).to(wide) for name in adapters)
+        return {name: weight.to(value.dtype) if name == "weight" else value.clone() for name, value in plain.items()}
+
+
+def _update(layer: Any, adapter: str) -> Tensor:
+    """Compute the update of an adapter in at least float32; PEFT rounds it to the type of the adapter."""
+    if adapter in layer.lora_A:
+        down, up, turned = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, layer.fan_in_fan_out
+    elif adapter in layer.lora_embedding_A:
+        down, up, turned = layer.lora_embedding_A[adapter], layer.lora_embedding_B[adapter], True
+    else:
+        return torch.zeros(())
+    if down.ndim != 2:  # convolutions
+        update: Tensor = layer.get_delta_weight(adapter)
+        return update
+    wide = torch.promote_types(down.dtype, torch.float32)
+    update = up.to(wide) @ down.to(wide) * layer.scaling[adapter]
+    return update.T if turned else update

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
@@ -13,7 +14,14 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torchmetrics import MeanMetric
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from saccade.modules.exact_resume import ExactResume
 from saccade.modules.language.construction import check_batch, model_from_config
@@ -253,7 +261,7 @@ class GenerativeModule(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Store the configuration of the model and the files of the tokenizer."""
+        """Store the configuration of the model, its generation settings and the files of the tokenizer."""
         files: dict[str, str] = {}
         if self.tokenizer is not None:
             with tempfile.TemporaryDirectory() as folder:
@@ -263,7 +271,8 @@ class GenerativeModule(LightningModule, ABC):
                         # latin-1 maps any bytes to a string, which weights_only=True can load
                         files[path.relative_to(folder).as_posix()] = path.read_bytes().decode("latin-1")
         config = self.model.config.to_json_string(use_diff=False)
-        checkpoint[self.checkpoint_key] = {"config": config, "tokenizer": files}
+        generation = self.model.generation_config.to_json_string()
+        checkpoint[self.checkpoint_key] = {"config": config, "generation": generation, "tokenizer": files}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build the model from the configuration in the checkpoint, if it is loaded without a trainer.
@@ -285,7 +294,15 @@ class GenerativeModule(LightningModule, ABC):
                 path.write_bytes(text.encode("utf-8" if name == "config.json" else "latin-1"))
             config = AutoConfig.from_pretrained(folder)
             self.tokenizer = AutoTokenizer.from_pretrained(folder) if stored["tokenizer"] else None
-        self._adopt(model_from_config(config, self.seed, self.auto_class))
+        if self.tokenizer is not None:
+            # loading adds settings about itself, with which an export would differ from that of fit
+            known = json.loads(stored["tokenizer"].get("tokenizer_config.json", "{}"))
+            for name in {"is_local", "local_files_only"} - known.keys():
+                self.tokenizer.init_kwargs.pop(name, None)
+        model = model_from_config(config, self.seed, self.auto_class)
+        if "generation" in stored:  # a model that was trained before has its own
+            model.generation_config = GenerationConfig.from_dict(json.loads(stored["generation"]))
+        self._adopt(model)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Export model and tokenizer to a folder that plain transformers loads. LoRA is merged in the exported copy.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from saccade.modules.optimization import Schedule
 from saccade.modules.retrieval.cross_encoders import LogitScorer, SequenceToSequenceScorer
 from saccade.modules.retrieval.cross_features import NAMES, CrossFeatures, FeatureScorer
 from saccade.modules.retrieval.ranker import Ranker, Search
+from saccade.modules.retrieval.reranker_export import read_features, read_reranker, write_reranker
 from saccade.retrieval.bm25 import BM25
 from saccade.retrieval.measures import ranked
 
@@ -80,7 +82,7 @@ class Reranker(Ranker):
         super().__init__(rate, weight_decay, schedule, warmup_fraction)
         self.save_hyperparameters()
         self.hparams["lora"] = None if lora is None else asdict(lora)  # plain values load with weights_only=True
-        self.style, self.width = chosen, width
+        self.style, self.hidden, self.width, self.max_length = chosen, hidden, width, max_length
         self.collections: dict[str, CrossFeatures] = {}
         self.target = ""
         self.scorer: FeatureScorer | LogitScorer | SequenceToSequenceScorer
@@ -98,6 +100,44 @@ class Reranker(Ranker):
             self.collections = {name: CrossFeatures(texts, width=self.width) for name, texts in collections.items()}
         self.target = target
         self.prepared = True
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Export the reranker; `from_pretrained` reads it.
+
+        A Hugging Face model is written as a folder that transformers loads, and sentence-transformers as a
+        `CrossEncoder` if the style is `logit`; `features` as `model.safetensors`. All ranks must call this, because
+        ZeRO-3 gathers the weights; rank 0 writes.
+
+        Args:
+            folder: Target folder. An existing one is replaced; it is never left half written.
+
+        Raises:
+            ValueError: The folder cannot be written.
+        """
+        settings: dict[str, Any] = {"style": self.style, "max_length": self.max_length}
+        if self.style == "features":
+            settings |= {"hidden": self.hidden, "width": self.width}
+        trainer = self._trainer
+        write_reranker(self.scorer, settings, Path(folder), trainer is None or trainer.is_global_zero)
+        if trainer is not None:
+            trainer.strategy.barrier("saccade.modules.Reranker.save_pretrained")
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Reranker:
+        """Load an exported reranker. `features` needs `prepare` before it scores.
+
+        Args:
+            folder: A folder that `save_pretrained` wrote.
+
+        Raises:
+            ValueError: The folder contains no exported reranker.
+        """
+        settings = read_reranker(Path(folder))
+        if settings["style"] != "features":
+            return cls(path=str(folder), **settings)
+        reranker = cls(**settings)
+        read_features(reranker.scorer, Path(folder))
+        return reranker
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
         """Compute the loss of a batch in nats, as the class describes it for each style."""

@@ -9,11 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-from torch import nn
-
 from saccade.common.files import replacing_folder
-from saccade.modules.language.export import merged_state_dict
+from saccade.modules.language.export import merged_state_dict, write_weights
 from saccade.modules.retrieval import hashed_encoder, hashed_sentences
 from saccade.modules.retrieval.hashed_encoder import HashedEncoder
 from saccade.modules.retrieval.hashed_sentences import HashedSentences
@@ -44,10 +41,7 @@ def write_sentence_transformer(encoder: HashedEncoder | PretrainedEncoder, folde
         state = merged_state_dict(encoder.model, write)
         if write:
             with replacing_folder(folder) as unfinished:
-                with torch.device("meta"):  # without memory and adapters; its save_pretrained writes `state` only
-                    empty = type(encoder.model)(copy.deepcopy(encoder.model.config))
-                nn.Module.to(empty, dtype=encoder.model.dtype)
-                empty.save_pretrained(unfinished, state_dict=state)
+                write_weights(encoder.model, state, unfinished)
                 encoder.tokenizer.save_pretrained(unfinished)
                 _describe(unfinished, _pretrained_modules(encoder, unfinished), encoder.normalize)
     elif write:

@@ -10,7 +10,30 @@ MISTAKES = {
     "refused by the constructor": (["--model.width=0"], "width must be at least 1, got 0"),
     "unknown setting of the model": (["--model.widht=3"], "Option 'widht' is not accepted: did you mean width?"),
     "unknown setting that is like none": (["--model.qqq=3"], "Option 'qqq' is not accepted"),
-    "wrong type": (["--model.width=many"], "width"),
+    "wrong type": (["--model.width=many"], "model.width must be a whole number, got many: correct it."),
+    "text as a list": (["--model.betas=1"], "model.betas must be a list, got 1: write brackets around it"),
+    "a switch as settings": (["--model.options=true"], "model.options must be settings by name, got true"),
+    "not one of the choices": (["--trainer.precision=fp16"], "trainer.precision must be one of 64, 32, 16 or one of "),
+    "a setting without its section": (["--max_epochs=1"], "did you mean --trainer.max_epochs?"),
+    "a setting of a model without its section": (["--sublayer_dropout=1"], "did you mean --model.sublayer_dropout?"),
+    "a short name": (["--model.lr=3"], "Option 'lr' is not accepted: did you mean learning_rate?"),
+    "a file without --config": (["lm/tiny.yaml"], "unrecognized arguments: lm/tiny.yaml: write --config lm/tiny.yaml"),
+    "a word too many": (
+        ["extra"],
+        "unrecognized arguments: extra: every setting has a name that begins with two dashes",
+    ),
+    "one dash": (["-config", "toy.yaml"], "-config must begin with two dashes, got one: write --config."),
+    "a model as data": (["--data", "LanguageModel"], "LanguageModel is a class of another kind"),
+    "the name of a service": (["--trainer.logger=wandb"], "there is no class wandb: did you mean WandbLogger?"),
+    "a misspelt callback of Lightning": (["--trainer.callbacks+=EarlyStoping"], "did you mean EarlyStopping?"),
+    "a callback without what it needs": (
+        ["--trainer.callbacks+=EarlyStopping"],
+        "the following arguments are required: monitor: add --trainer.callbacks.monitor=VALUE",
+    ),
+    "a device that is not there": (
+        ["--trainer.accelerator=mps"],
+        "trainer.accelerator must be one that this machine has",
+    ),
     "unknown class": (["--model", "NoSuchModel"], "there is no class NoSuchModel"),
     "misspelt class": (["--model", "LanguageModl"], "there is no class LanguageModl: did you mean LanguageModel?"),
     "unknown option": (["--no_such_option=1"], "no_such_option"),
@@ -93,11 +116,30 @@ def test_keys_inside_each_other_are_one_key():
     assert one_line(error) == 'Parser key "a.b.c": wrong'
 
 
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"model": {"seed": 1}}, "model must be a class_path with init_args, got seed without them"),
+        ({"model": {"class_path": "LanguageModel", "init_arg": {"seed": 1}}}, "got init_arg without them: write"),
+        ({"model": {"class_path": "LanguageModel", "init_args": {"config": "llama"}}},
+         "model.config must be settings by name, got llama: correct it."),
+        ({"modle": {"class_path": "LanguageModel"}}, "'modle.class_path': did you mean model?"),
+        ({"max_steps": 3}, "option 'max_steps': did you mean trainer.max_steps?"),
+    ],
+)  # fmt: skip
+def test_settings_in_the_wrong_place_of_a_file(saccade, toy, settings, expected):
+    (toy / "mine.yaml").write_text(yaml.safe_dump({"data": {"class_path": "tests.cli.toy.ToyData"}, **settings}))
+    run = saccade("fit", "--config", "mine.yaml")
+    assert run.status == 2
+    (line,) = run.err.splitlines()
+    assert expected in line
+
+
 def test_no_model(saccade, toy):
     (toy / "empty.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": 1}}))
     run = saccade("fit", "--config", "empty.yaml")
     assert run.status == 2
-    assert "model" in run.err
+    assert "model must be given, got none: name a file of settings with --config" in run.err
 
 
 def test_trace_with_debug(saccade):

@@ -1,5 +1,6 @@
 """What the command says about itself, and how quickly."""
 
+import gc
 import re
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 
 from saccade.cli.config_lookup import find_config, packaged_configs, resolve_config_arguments
 from saccade.cli.main import main
+from tests.support.processes import TIME_LIMIT, environment
 
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], []])
@@ -61,3 +63,32 @@ def test_main_takes_the_process_arguments(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["saccade", "--version"])
     assert main() == 0
     assert capsys.readouterr().out.startswith("saccade ")
+
+
+@pytest.mark.parametrize(("rank", "expected"), [(None, ["saccade: doctor: loading PyTorch ..."]), ("1", [])])
+def test_the_first_sign_comes_before_torch(rank, expected):
+    """Once, on the first rank; a process that has loaded the command already says nothing."""
+    code = (
+        "import sys\n"
+        "class Stop:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name in ('torch', 'lightning', 'transformers'): raise SystemExit(3)\n"
+        "sys.meta_path.insert(0, Stop())\n"
+        "from saccade.cli.main import main\n"
+        "main(['doctor'])\n"
+    )
+    kept = environment() | ({} if rank is None else {"LOCAL_RANK": rank})
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=kept, capture_output=True, text=True, check=False, timeout=TIME_LIMIT
+    )
+    assert (done.returncode, done.stderr.splitlines()) == (3, expected)
+
+
+def test_on_a_terminal_the_first_sign_goes_away_again(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.delitem(sys.modules, "saccade.cli.commands.doctor", raising=False)
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().err == "saccade: doctor: loading PyTorch ...\r\x1b[K"
+    assert gc.isenabled()
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().err == ""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saccade.modules.language.construction import complete_config, model_from_config
-from saccade.modules.lora import LoraSettings, attach_lora, merged_weight
+from saccade.modules.lora import LoraSettings, attach_lora, merged_parameters
 from tests.modules.language.tiny import CONFIG
 
 
@@ -38,6 +38,27 @@ def test_merged_weight_is_base_plus_scaled_product() -> None:
     down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
     torch.nn.init.normal_(up)
     base = layer.base_layer.weight.clone()
-    assert torch.allclose(merged_weight(layer), base + 3.0 * up @ down, atol=1e-6)
+    assert torch.allclose(merged_parameters(layer)["weight"], base + 3.0 * up @ down, atol=1e-6)
     assert torch.equal(layer.base_layer.weight, base)
     assert not hasattr(model.lm_head, "lora_A")
+
+
+def test_low_precision_is_rounded_once() -> None:
+    model = model_from_config(complete_config({**CONFIG, "vocab_size": 20}, None), 0).to(torch.bfloat16)
+    attach_lora(model, LoraSettings(rank=2, alpha=6.0))
+    layer = model.model.layers[0].mlp.up_proj
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.nn.init.normal_(up, std=0.1)
+    exact = layer.base_layer.weight.float() + 3.0 * up.float() @ down.float()
+    assert torch.equal(merged_parameters(layer)["weight"], exact.to(torch.bfloat16))
+    twice = layer.base_layer.weight + (3.0 * up.float() @ down.float()).to(torch.bfloat16)
+    assert not torch.equal(twice, exact.to(torch.bfloat16)), "the comparison above can fail"
+
+
+@pytest.mark.parametrize("names", [["lm_head"], None])
+def test_attaching_adapters_warns_of_nothing(names: list[str] | None, recwarn: pytest.WarningsRecorder) -> None:
+    """A tied head is untied in the export, and GPT-2's layers are stored the other way round."""
+    gpt = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 20}
+    for config in ({**CONFIG, "vocab_size": 20, "tie_word_embeddings": True}, gpt):
+        attach_lora(model_from_config(complete_config(config, None), 0), LoraSettings(rank=2, target_modules=names))
+    assert [str(item.message) for item in recwarn] == []

@@ -8,6 +8,7 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from saccade.callbacks.layer_skip.saved_model import search_layers_of
 from saccade.cli.config_lookup import resolve_config_arguments
 from saccade.cli.errors import UsageError, one_line, raised_by_us
+from saccade.cli.quiet import quieten
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -19,6 +20,7 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         UsageError: An argument is wrong, or the model or the text cannot be used.
     """
+    quieten()
     parser = ArgumentParser(
         prog="saccade search-layers",
         exit_on_error=False,

@@ -1,6 +1,6 @@
 """`saccade doctor` says what is missing and how to get it, and never fails for it."""
 
-from saccade.cli import doctor
+from saccade.cli.commands import doctor
 
 
 def test_says_versions_devices_and_features(saccade):
