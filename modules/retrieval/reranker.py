@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -136,7 +136,7 @@ class Reranker(Ranker):
         if settings["style"] != "features":
             return cls(path=str(folder), **settings)
         reranker = cls(**settings)
-        read_features(reranker.scorer, Path(folder))
+        read_features(cast(FeatureScorer, reranker.scorer), Path(folder))
         return reranker
 
     def loss(self, batch: Mapping[str, Any]) -> Tensor:
