@@ -48,7 +48,7 @@ class TextCorpus(LightningDataModule):
         paths: Globs of text files (`**` matches any folders). None uses the sources of the Python standard
             library, about 9 MB, which need no download.
         tokenizer: Folder or Hugging Face hub id of a tokenizer. None trains a byte-level BPE tokenizer on the training
-            part, or on 32 MB from all over it.
+            part, or on up to 32 MB from all over it.
         vocab_size: Size of the vocabulary to train, including special tokens; at least 260. Not used if
             `tokenizer` is given.
         sequence_length: Tokens per sequence; at least 2.

@@ -82,6 +82,17 @@ def test_a_tokenizer_is_trained_on_a_sample_of_the_training_text_only(tmp_path):
     assert spread[-1] > 20_000
 
 
+def test_the_sample_is_smaller_where_every_word_is_new(tmp_path):
+    rng = np.random.default_rng(0)
+    usual = "the same few words in every line\n" * 12_000
+    strange = "".join(bytes(rng.integers(97, 123, 40, dtype=np.uint8)).decode() + "\n" for _ in range(10_000))
+    for text, least, most in ((usual, 316_000, 317_000), (strange, 80_000, 140_000)):
+        sources = _sources(tmp_path, [text])
+        pieces = list(training_sample(sources, _split(sources, 0.1, 0.1), most=10**6, distinct=100_000))
+        assert least < sum(map(len, pieces)) < most
+        assert text.index(pieces[-1][-40:]) > 0.7 * len(text) or text == usual  # from all over it
+
+
 def test_a_file_that_is_too_short_for_a_training_part_trains_nothing(tmp_path):
     sources = _sources(tmp_path, ["a"])
     assert list(training_sample(sources, _split(sources, 0.1, 0.8))) == []
