@@ -62,3 +62,13 @@ def test_attaching_adapters_warns_of_nothing(names: list[str] | None, recwarn: p
     for config in ({**CONFIG, "vocab_size": 20, "tie_word_embeddings": True}, gpt):
         attach_lora(model_from_config(complete_config(config, None), 0), LoraSettings(rank=2, target_modules=names))
     assert [str(item.message) for item in recwarn] == []
+
+
+def test_what_is_merged_already_is_not_added_again() -> None:
+    model = model_from_config(complete_config({**CONFIG, "vocab_size": 20}, None), 0)
+    attach_lora(model, LoraSettings(rank=2))
+    layer = model.model.layers[0].mlp.up_proj
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    apart = merged_parameters(layer)["weight"]
+    layer.merge()
+    assert torch.allclose(merged_parameters(layer)["weight"], apart, atol=1e-6)

@@ -4,6 +4,8 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import yaml
 from safetensors.torch import save_file
 
 from saccade.cli.main import main
+from tests.support.processes import TIME_LIMIT, environment
 from tests.support.trained import QUICK
 
 RUN = Path("runs/demo-draft/latest")
@@ -201,3 +204,19 @@ def test_a_folder_of_deepspeed_without_deepspeed(saccade, toy):
     run = saccade("export", "ds.ckpt")
     assert run.status == 2
     assert "the package deepspeed that joins its parts is not installed: install it" in run.err
+
+
+@pytest.mark.deepspeed
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_folder_of_deepspeed(inside, tmp_path, stage):
+    pytest.importorskip("deepspeed")
+    file, folder = RUN.resolve() / "checkpoints" / "last.ckpt", tmp_path / "checkpoints" / "last.ckpt"
+    script = [sys.executable, "-m", "tests.cli.commands.deepspeed_script", str(file), str(stage), str(folder)]
+    done = subprocess.run(script, env=environment(), capture_output=True, text=True, timeout=TIME_LIMIT, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert export(str(folder)) == 0
+    assert content(tmp_path / "model-last") == content(RUN / "model")
+    for path in folder.rglob("*optim_states.pt"):
+        path.unlink()
+    assert export(str(folder), "--to", str(tmp_path / "other")) == 2
+    assert not (tmp_path / "other").exists()
