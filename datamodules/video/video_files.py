@@ -95,9 +95,7 @@ def _opened(file: Path) -> Iterator[tuple[Any, Any]]:
             stream = streams[0]
             if stream.codec_context is None:
                 raise ValueError(f"video {file} cannot be decoded (unknown codec): convert it to H.264.")
-            # PyAV frees a decoder when garbage is collected; with threads, a loader's process would hang in doing so
-            stream.thread_type = "NONE"
-            stream.codec_context.thread_count = 1
+            stream.thread_type = "AUTO"
             yield container, stream
     except av.error.EOFError as error:
         raise ValueError(f"video {file} has zero frames, because it ends behind its header: check the file.") from error
@@ -263,7 +261,8 @@ class _Converter:
     def __init__(self) -> None:
         from av.video.reformatter import VideoReformatter
 
-        # not that of a frame, which would live, with its threads, as long as the frame
+        # not that of a frame: its threads would live until garbage is collected, and where a forked process does that,
+        # which has none of the threads, it would wait for them for ever
         self._reformatter = VideoReformatter()
         self._size: tuple[int, int] | None = None
         self._matrix = (1, 0, 0, 1)

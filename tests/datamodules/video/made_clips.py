@@ -40,7 +40,7 @@ def write_video(
     av = pyav()
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=25)
-        stream.codec_context.thread_count = 1  # see `_opened` of the reader
+        stream.codec_context.thread_count = 1
         stream.gop_size, stream.max_b_frames = keyframes, 2 if codec in ("mpeg4", "mpeg2video") else 0
         stream.width, stream.height, stream.pix_fmt = (
             film.shape[2],

@@ -227,7 +227,7 @@ def test_no_threads_are_left_for_loader_processes_to_wait_for(tmp_path: Path) ->
     tasks = Path("/proc/self/task")
     if not tasks.exists():
         pytest.skip("this system does not list the threads of a process")
-    write_video(tmp_path / "a.mp4", np.zeros((5, 240, 320, 3), np.uint8), codec="mpeg2video")
+    write_video(tmp_path / "a.mp4", np.zeros((5, 240, 320, 3), np.uint8))
     gc.collect()
     before = len(list(tasks.iterdir()))
     gc.disable()
