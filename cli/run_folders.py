@@ -114,28 +114,37 @@ def find_checkpoint(runs_folder: str, name: str, which: str) -> Path:
 
     Returns:
         The checkpoint of the newest fit with this name; a folder if DeepSpeed wrote it. If that fit was continued from
-        a checkpoint and ended before it saved one, this is the checkpoint from which it was continued.
+        a checkpoint and ended before it saved one, this is the checkpoint from which it was continued, or the best of
+        the fit to which that one belongs.
 
     Raises:
         UsageError: No fit with this name has one, or the newest has none and an older one has.
     """
     fits = [folder for folder in earlier_runs(runs_folder, name) if _was_fit(folder)]
+    if found := _newest(fits[0], which) if fits else None:
+        return found
     for folder in fits:
         checkpoint = folder / CHECKPOINTS / f"{which}.ckpt"
         if checkpoint.exists():
-            if folder is fits[0]:
-                return checkpoint
             raise UsageError(
                 f"--ckpt_path {which} needs {which}.ckpt of the newest fit, {fits[0]}, which ended before it saved one:"
                 f" give the one of an older fit as --ckpt_path {checkpoint}, or remove the folder of the newest."
             )
-        origin = _record(folder).get("checkpoint") if which == "last" and folder is fits[0] else None
-        if origin and Path(origin).exists():
-            return Path(origin)
     raise UsageError(
         f"--ckpt_path {which} needs a run with {which}.ckpt, got none in {Path(runs_folder) / name}: run `saccade fit`"
         " first, or name the run with --name."
     )
+
+
+def _newest(folder: Path, which: str) -> Path | None:
+    """Find a checkpoint in the folder of a fit, or of the fit that it continued."""
+    checkpoint = folder / CHECKPOINTS / f"{which}.ckpt"
+    if checkpoint.exists():
+        return checkpoint
+    origin = _record(folder).get("checkpoint")
+    if not origin or not Path(origin).exists():
+        return None
+    return Path(origin) if which == "last" else _newest(Path(origin).parents[1], which)
 
 
 def _record(folder: Path) -> dict[str, Any]:

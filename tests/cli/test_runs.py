@@ -147,11 +147,12 @@ def test_last_never_means_an_older_fit_in_silence(tmp_path):
 
 
 def test_a_continued_fit_that_saved_nothing_is_continued_from_the_same_checkpoint(tmp_path):
-    older = made(tmp_path / "x", "20260101-000000", "last")
-    made(tmp_path / "x", "20260102-000000", "last")
+    older = made(tmp_path / "x", "20260101-000000", "last", "best")
+    made(tmp_path / "x", "20260102-000000", "last", "best")
     origin = older / "checkpoints" / "last.ckpt"
     made(tmp_path / "x", "20260103-000000", checkpoint=str(origin))
     assert find_checkpoint(str(tmp_path), "x", "last") == origin
+    assert find_checkpoint(str(tmp_path), "x", "best") == older / "checkpoints" / "best.ckpt"
 
 
 def test_last_resumes_and_best_validates(saccade):

@@ -72,6 +72,6 @@ def test_help_explains_every_setting(capsys: pytest.CaptureFixture[str]) -> None
     text = " ".join(capsys.readouterr().out.split())
     for explanation in (
         "Largest rate, 0 to 1, at which the attention and MLP sub-layers are dropped",
-        "Share of the files for validation",
+        "Share of the files, or of every file, for validation",
     ):
         assert explanation in text
