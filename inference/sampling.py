@@ -79,13 +79,11 @@ class Sampling:
         """The settings that the distribution depends on."""
         return self.temperature, self.top_k, self.top_p
 
-    def scores(self, logits: Tensor, slack: float = 0.0) -> Tensor:
+    def scores(self, logits: Tensor) -> Tensor:
         """Logits after the warpers: log-probabilities up to a constant, minus infinity where a token is not kept.
 
         Args:
             logits: ``[..., vocabulary]``.
-            slack: By how much top-k and top-p are relaxed, as a difference of scores: tokens this close to the border
-                are kept where it is positive, and not kept where it is negative. The best token is always kept.
 
         Returns:
             Scores of the same shape, in float64 for float64 logits and in float32 otherwise.
@@ -94,13 +92,12 @@ class Sampling:
         if self.temperature != 1.0:
             scores = scores / self.temperature
         if 0 < self.top_k < scores.shape[-1]:
-            largest = scores.topk(self.top_k, dim=-1).values
-            border = largest[..., -1:] - slack
-            scores = scores.masked_fill(scores < border.minimum(largest[..., :1]), -torch.inf)
+            smallest = scores.topk(self.top_k, dim=-1).values[..., -1:]
+            scores = scores.masked_fill(scores < smallest, -torch.inf)
         if self.top_p < 1.0:
             ascending, order = scores.sort(dim=-1)
             # remove the least likely tokens while their total is at most 1 - top_p; always keep the most likely one
-            remove = ascending.softmax(-1).cumsum(-1) <= 1 - self.top_p - slack
+            remove = ascending.softmax(-1).cumsum(-1) <= 1 - self.top_p
             remove[..., -1] = False
             scores = scores.masked_fill(remove.scatter(-1, order, remove), -torch.inf)
         return scores

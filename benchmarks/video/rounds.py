@@ -69,7 +69,9 @@ def round_cost(
         repeats: Number of rounds of which the median is taken.
     """
     visual = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-    request = Request.read(model, inputs["input_ids"], inputs["attention_mask"], new, None, None, None, visual, do_sample=False)
+    request = Request.read(
+        model, inputs["input_ids"], inputs["attention_mask"], new, None, None, None, visual, do_sample=False
+    )
     drafter = decoder.drafter(model, request)
     try:
         with Session(
