@@ -18,8 +18,8 @@ def signed(number: int) -> int:
 STEP = signed(0x9E3779B97F4A7C15)
 """Distance of two counters whose mixed values are the neighbouring numbers of a SplitMix64 generator."""
 
-_FIRST = signed(0xBF58476D1CE4E5B9)
-_SECOND = signed(0x94D049BB133111EB)
+FIRST, SECOND = signed(0xBF58476D1CE4E5B9), signed(0x94D049BB133111EB)
+"""The factors of SplitMix64's finalizer."""
 
 
 def key_of(*parts: object) -> int:
@@ -46,6 +46,6 @@ def mixed(numbers: Tensor) -> Tensor:
     Returns:
         Long of the same shape; different numbers for different ones.
     """
-    numbers = (numbers ^ shifted(numbers, 30)) * _FIRST
-    numbers = (numbers ^ shifted(numbers, 27)) * _SECOND
+    numbers = (numbers ^ shifted(numbers, 30)) * FIRST
+    numbers = (numbers ^ shifted(numbers, 27)) * SECOND
     return numbers ^ shifted(numbers, 31)

@@ -15,7 +15,7 @@ from saccade.common.counters import STEP, mixed, shifted
 _BITS = 52  # with one more, the largest uniform number would be rounded to 1, whose noise is minus infinity
 
 
-def gumbel_noise(keys: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
+def reference_gumbel_noise(keys: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
     """Standard Gumbel numbers of every token of a vocabulary.
 
     The uniform number below them is small where the Gumbel number is large, so that the upper tail, which decides which
@@ -34,3 +34,21 @@ def gumbel_noise(keys: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
     bits = shifted(mixed(places[..., None] + tokens * STEP), 64 - _BITS)
     uniform = bits.double().add_(0.5).mul_(2.0**-_BITS)
     return uniform.neg_().log1p_().neg_().log_().neg_()
+
+
+def gumbel_noise(keys: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
+    """Standard Gumbel numbers of every token of a vocabulary, with the Triton kernel on CUDA, otherwise the reference.
+
+    Args:
+        keys: ``[rows]`` long; this and the others as in :func:`reference_gumbel_noise`.
+        positions: ``[rows, places]`` long.
+        vocabulary: Number of token ids.
+
+    Returns:
+        ``[rows, places, vocabulary]`` float64.
+    """
+    if keys.device.type == "cuda":
+        from saccade.inference.engine.kernels.noise import triton_gumbel_noise
+
+        return triton_gumbel_noise(keys, positions, vocabulary)
+    return reference_gumbel_noise(keys, positions, vocabulary)

@@ -114,7 +114,7 @@ class NearTie:
 
 
 def _kept(scores: Tensor, sampling: Sampling, slack: float) -> Tensor:
-    """``[vocabulary]`` bool: tokens that top-k and top-p keep if others count as better from ``slack`` above them on."""
+    """``[vocabulary]`` bool: what top-k and top-p keep if other tokens are better from ``slack`` above a token on."""
     better = len(scores) - torch.searchsorted(scores.sort().values, scores + slack, right=True)
     kept = torch.ones_like(scores, dtype=torch.bool)
     if 0 < sampling.top_k < len(scores):

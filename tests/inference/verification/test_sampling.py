@@ -97,11 +97,3 @@ def test_a_token_that_is_not_kept_is_never_chosen():
     for position in range(50):
         scores = Sampling(temperature=0.5, top_p=0.9).perturbed(logits, keys, torch.tensor([[position]]))
         assert int(scores.argmax()) == 17
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_noise_is_the_same_on_a_gpu():
-    keys, positions = torch.tensor([key_of(0, row) for row in range(5)]), torch.arange(200).reshape(5, 40)
-    there = gumbel_noise(keys.cuda(), positions.cuda(), 1000).cpu()
-    torch.testing.assert_close(there, gumbel_noise(keys, positions, 1000), rtol=1e-14, atol=1e-15)
