@@ -21,16 +21,13 @@ from saccade.callbacks.run_folder import run_folder
 from saccade.common.checks import check_count
 from saccade.common.distributed import reduce_max, shards_parameters
 from saccade.common.progress import Bar, progress_bar
-from saccade.inference import Autoregressive, Decoder, GenerationOutput, Sampling, Session
+from saccade.inference import Autoregressive, Decoder, GenerationOutput, Sampling
 from saccade.inference.huggingface.generation_config import unsupported_settings
-from saccade.inference.huggingface.visual_prompts import read_visual_prompts
 from saccade.inference.request import Request
+from saccade.inference.verification.near_ties import first_difference
 
 BASELINE = "autoregressive"
 """Name of the baseline's row, which the others are compared with."""
-
-# if the target's two best logits differ by less, a forward of another width may choose the other token by rounding
-_NEAR_TIE = {torch.float64: 0.0, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 
 # decoders are compared greedily, or as `sampling` says: penalties and sampling of the model's own configuration are
 # left out, its EOS ids are kept
@@ -62,8 +59,8 @@ class DecodingEvaluation(PromptCollector):
             answer begins, as those of ``VideoCaptions`` do, give whole prompts with their videos instead.
         max_new_tokens: Largest number of tokens generated for each prompt.
         max_prompts: Largest number of prompts in one validation, over all ranks.
-        sampling: How to draw tokens; ``None`` is greedy. Every prompt gets its own seed: ``seed`` (0 if it is not set)
-            plus the index of the prompt.
+        sampling: How to draw tokens; ``None`` is greedy. Draws follow from ``seed`` (0 if it is not set) and from the
+            index of the prompt, which takes the place of ``rows``.
         baseline: Also decode autoregressively; speed-ups and agreement are relative to this.
         every_n_validations: During ``fit``, run in every n-th validation; ``validate`` always runs.
         batch_size: Number of prompts decoded together.
@@ -124,6 +121,11 @@ class DecodingEvaluation(PromptCollector):
         self._validations = 0
         self._told = False
 
+    @property
+    def comparable(self) -> bool:
+        """Whether every lossless decoder writes the baseline's text: greedy, or sampled with noise that is shared."""
+        return self.sampling is None or self.sampling.coupling == "gumbel"
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a second DecodingEvaluation, which would overwrite the results of the first, and missing paths."""
         super().setup(trainer, pl_module, stage)
@@ -175,6 +177,7 @@ class DecodingEvaluation(PromptCollector):
             self.decoders,
             totals,
             baseline=BASELINE if self.baseline else None,
+            comparable=self.comparable,
             context={
                 "prompts": selected,
                 "prompt_length": longest,
@@ -294,20 +297,24 @@ class _Evaluation:
         return outputs
 
     def _generate(self, decoder: Decoder, group: Sequence[Prompt]) -> GenerationOutput:
-        sampling = self.settings.sampling
-        if sampling is not None:  # seeded by the prompt: the draws must not depend on the rank that decodes it
-            sampling = replace(sampling, seed=(sampling.seed or 0) + group[0].index)
         visual: Any = joined_visual(group, self.device)
         return decoder.generate(
             self.model,
             [prompt.tokens.tolist() for prompt in group],
             max_new_tokens=self.settings.max_new_tokens,
-            sampling=sampling,
+            sampling=self._sampling(group),
             do_sample=False,
             generation_config=_PLAIN,
             synced=self.synced,
             **visual,
         )
+
+    def _sampling(self, group: Sequence[Prompt]) -> Sampling | None:
+        """How some prompts are sampled: by their index, so that draws do not depend on batches and ranks."""
+        sampling = self.settings.sampling
+        if sampling is None:
+            return None
+        return replace(sampling, seed=sampling.seed or 0, rows=[prompt.index for prompt in group])
 
     def _compare(self, decoder: Decoder, outputs: list[list[list[int]]], totals: DecodingTotals) -> None:
         for place, group in enumerate(self.groups):
@@ -316,13 +323,22 @@ class _Evaluation:
                 totals.count(
                     **repetition_counts(tokens, prompt.text.tolist(), prompt.length), **self._facts(tokens, prompt)
                 )
-                if self.reference is None or self.settings.sampling is not None:
+                if self.reference is None or not self.settings.comparable:
                     continue
                 wanted = self.reference[place][row]
                 differing = differing_tokens(tokens, wanted)
                 totals.count(identical_rows=int(differing == 0), differing_tokens=differing)
                 if differing and decoder.lossless and not self.synced:
-                    totals.count(near_tie_rows=int(self._near_tie(prompt, tokens, wanted)))
+                    tie = first_difference(
+                        self.model,
+                        prompt.tokens.tolist(),
+                        tokens,
+                        wanted,
+                        visual=joined_visual([prompt], self.device),
+                        sampling=self._sampling([prompt]),
+                        row=prompt.index,
+                    )
+                    totals.count_near_tie(tie)
 
     def _facts(self, tokens: Sequence[int], prompt: Prompt) -> dict[str, int]:
         """Count the correct and the asked facts of an answer, if the datamodule knows them."""
@@ -331,16 +347,3 @@ class _Evaluation:
         text = self.datamodule.tokenizer.decode(tokens, skip_special_tokens=True)
         score = self.datamodule.score(text, prompt.item, "validation")
         return {} if score is None else {"facts_right": score.right, "facts_asked": score.asked}
-
-    def _near_tie(self, prompt: Prompt, tokens: Sequence[int], wanted: Sequence[int]) -> bool:
-        """Whether the target's two best logits nearly tie at the first token in which two rows differ."""
-        pairs = list(zip(tokens, wanted, strict=False))
-        same = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
-        if same is None:  # one row is the beginning of the other, which rounding does not explain
-            return False
-        text = [*prompt.tokens.tolist(), *wanted[:same]]
-        visual = joined_visual([prompt], self.device)
-        with Session(self.model, len(text)) as session:
-            seen = read_visual_prompts(self.model, [text], visual) if visual else None
-            best = session.prefill([text], seen)[0].topk(2).values
-        return bool(best[0] - best[1] < _NEAR_TIE.get(best.dtype, 0.0))

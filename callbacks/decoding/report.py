@@ -31,6 +31,7 @@ def rows(
     totals: Mapping[str, DecodingTotals],
     *,
     baseline: str | None,
+    comparable: bool,
     context: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
     """Make one self-contained record for each decoder.
@@ -39,8 +40,8 @@ def rows(
         decoders: Decoders by name.
         totals: Their totals over all ranks.
         baseline: Name of the decoder that speed-ups are relative to; ``None`` if there is none.
-        context: Entries that all rows share: prompts, limits, ranks. With ``greedy``, texts are compared token by
-            token.
+        comparable: Whether the texts were compared token by token with those of the baseline.
+        context: Entries that all rows share: prompts, limits, ranks.
 
     Returns:
         The rows of ``decoding.json``, in the order of ``decoders``.
@@ -53,14 +54,16 @@ def rows(
         total = totals[name]
         stats = total.stats
         agreement = None
-        if baseline is not None and context["greedy"]:
+        if baseline is not None and comparable:
             differing = stats.requests - total.counts["identical_rows"]
             agreement = {
                 "identical_rows": total.counts["identical_rows"],
                 "differing_rows": differing,
                 "differing_tokens": total.counts["differing_tokens"],
-                # of the differing rows of a lossless decoder: those that differ first where the target nearly ties
+                # of the differing rows of a lossless decoder: those that differ first where the target nearly ties, and
+                # the largest difference of logits that counted as nearly
                 "near_tie_rows": total.counts["near_tie_rows"] if decoder.lossless else None,
+                "near_tie_limit": total.near_tie_limit or None,
             }
         real, generated = total.real_distinct_4, total.distinct_4
         records.append(
@@ -172,8 +175,9 @@ def notes(records: Sequence[Mapping[str, Any]]) -> list[str]:
             ties = agreement["near_tie_rows"]
             found.append(
                 f"{row['name']}: {agreement['differing_rows']} of {row['statistics']['requests']} rows differ from the "
-                f"baseline, in {agreement['differing_tokens']} tokens; in {ties} of them the target's two best logits "
-                f"are equal within the rounding of {row['dtype']} at the first difference."
+                f"baseline, in {agreement['differing_tokens']} tokens; in {ties} of them both tokens of the first "
+                f"difference are as good within the rounding of {row['dtype']}"
+                + (f" (logits up to {agreement['near_tie_limit']:.2g} apart)." if agreement["near_tie_limit"] else ".")
             )
     for row in records:
         if row["statistics"]["relaxed"]:

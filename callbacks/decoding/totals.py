@@ -9,6 +9,7 @@ import torch
 
 from saccade.common.distributed import reduce_max, reduce_sum
 from saccade.inference import DecodingStats
+from saccade.inference.verification.near_ties import NearTie
 
 _FIELDS = [item.name for item in fields(DecodingStats)]
 _MAXIMA = [name for name in _FIELDS if name.endswith("_bytes")]
@@ -55,6 +56,8 @@ class DecodingTotals:
         self.stats = DecodingStats()
         self.requests = dict.fromkeys(PER_REQUEST, 0.0)
         self.counts = dict.fromkeys(COUNTS, 0)
+        self.near_tie_limit = 0.0
+        """Largest difference of logits that counted as a near tie; 0 where nothing was judged."""
 
     def add(self, pooled: DecodingStats, per_request: Sequence[DecodingStats]) -> None:
         """Add the statistics of one ``generate`` call.
@@ -73,6 +76,11 @@ class DecodingTotals:
         for name, amount in amounts.items():
             self.counts[name] += amount
 
+    def count_near_tie(self, tie: NearTie) -> None:
+        """Add a row of a lossless decoder that differs from the baseline's."""
+        self.count(near_tie_rows=int(tie.near))
+        self.near_tie_limit = max(self.near_tie_limit, tie.limit)
+
     def reduced(self, device: torch.device) -> DecodingTotals:
         """Return the totals over all ranks. Every rank must call this, also one that decoded nothing.
 
@@ -85,7 +93,7 @@ class DecodingTotals:
         sums = [getattr(self.stats, name) for name in _SUMS]
         parts = [*sums, *self.requests.values(), *self.counts.values(), *histogram]
         values = reduce_sum(torch.tensor(parts, dtype=torch.float64), device).tolist()
-        maxima = [getattr(self.stats, name) for name in _MAXIMA]
+        maxima = [*(getattr(self.stats, name) for name in _MAXIMA), self.near_tie_limit]
         peaks = reduce_max(torch.tensor(maxima, dtype=torch.float64), device).tolist()
 
         total = DecodingTotals(self.bins - 1)
@@ -96,7 +104,8 @@ class DecodingTotals:
         total.requests = {name: next(stream) for name in PER_REQUEST}
         total.counts = {name: int(next(stream)) for name in COUNTS}
         total.stats.acceptance_histogram = {bin_: int(rounds) for bin_, rounds in enumerate(stream) if rounds}
-        for name, peak in zip(_MAXIMA, peaks, strict=True):
+        *sizes, total.near_tie_limit = peaks
+        for name, peak in zip(_MAXIMA, sizes, strict=True):
             setattr(total.stats, name, int(peak))
         return total
 
