@@ -3,15 +3,18 @@
 # No postponed annotations here, unlike elsewhere: jsonargparse resolves inherited annotations in the module of the
 # subclass, where the names of this module are not defined, and would then accept any value for every setting.
 import copy
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
+from saccade.common.checks import check_choice
+from saccade.inference.drafting.control import ControlKind, DraftControl
 from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.engine.config import EngineConfig, EngineKind
 from saccade.inference.engine.pool import EnginePool
@@ -44,10 +47,18 @@ class Decoder(ABC):
     engine: EngineConfig | EngineKind = "auto"
     """How forwards run, the chunk size of the prefill and the capacity of the cache."""
 
+    control: ControlKind = "fixed"
+    """Whether the number of drafted tokens follows from measured costs and acceptances (:class:`DraftControl`)."""
+
     @property
     def width(self) -> int:
         """Largest number of tokens drafted in a round."""
         return 0
+
+    @property
+    def depth(self) -> int:
+        """Largest number of drafted tokens that a round can accept: that of :attr:`width`, but for trees."""
+        return self.width
 
     @property
     def pool(self) -> EnginePool:
@@ -73,6 +84,25 @@ class Decoder(ABC):
         """What the target's session records besides logits; ``None``, the default, records nothing."""
         return None
 
+    def draft_control(self, model: nn.Module, request: Request, *, synced: bool = False) -> DraftControl | None:
+        """The control of the drafts' lengths in one generation; it keeps the costs of a model for later calls.
+
+        There is none if drafts have a fixed length; if a text would depend on the clock, as with a relaxed rule or with
+        rejection sampling; and if ranks have to agree on their forwards.
+
+        Args:
+            model: The target.
+            request: The checked prompts.
+            synced: Whether the ranks agree before every forward.
+        """
+        drawn = request.sampling is not None and request.sampling.coupling == "rejection"
+        if self.control == "fixed" or not self.depth or not self.lossless or drawn or synced:
+            return None
+        known = vars(self).setdefault("_controls", weakref.WeakKeyDictionary()).setdefault(model, {})
+        control: DraftControl = known.setdefault(len(request.prompts), DraftControl(self.depth))
+        control.begin()
+        return control
+
     def check(self, model: nn.Module | None = None) -> None:
         """Checks the settings before there is any prompt.
 
@@ -92,13 +122,14 @@ class Decoder(ABC):
         return copy.copy(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        # copies make an engine pool of their own: graphs and locks cannot be copied
-        return {name: value for name, value in vars(self).items() if name != "_pool"}
+        # copies make an engine pool and measurements of their own: graphs and locks cannot be copied
+        return {name: value for name, value in vars(self).items() if name not in ("_pool", "_controls")}
 
     def release(self) -> None:
         """Frees what the decoder keeps between calls: graphs, buffers and draft models that it loaded."""
         if "_pool" in vars(self):
             self.pool.clear()
+        vars(self).pop("_controls", None)
 
     def session(self, model: nn.Module, capacity: int, *, synced: bool = False) -> Session:
         """Opens a session of the target that several generations of this decoder can use one after the other.
@@ -364,16 +395,21 @@ class Decoder(ABC):
 
 @dataclass
 class EngineDecoder(Decoder):
-    """Base of all decoding methods: a decoder with the setting ``engine``.
+    """Base of all decoding methods: a decoder with the settings ``control`` and ``engine``.
 
     Args:
+        control: ``auto`` drafts as many tokens as give the most text for the time, up to the decoder's own limit and
+            down to none, by what rounds have cost and what was accepted so far; ``fixed`` always drafts as many as the
+            decoder allows.
         engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.EngineConfig`).
 
     Raises:
-        ValueError: A setting of the engine outside its range.
+        ValueError: A setting of the engine outside its range, or another control.
     """
 
+    control: ControlKind = field(default="auto", kw_only=True)
     engine: EngineConfig | EngineKind = field(default="auto", kw_only=True)
 
     def __post_init__(self) -> None:
+        check_choice("control", self.control, get_args(ControlKind))
         EngineConfig.of(self.engine)  # validates the settings

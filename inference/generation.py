@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -84,7 +85,7 @@ class GenerationRun:
         synced: bool = False,
     ) -> None:
         self.request = request
-        self._model = model
+        self._model, self._decoder_name = model, type(decoder).__name__
         self._tracker = RowTracker(request)
         self._rows = list(range(len(request.prompts)))
         self._open = ExitStack()
@@ -93,6 +94,7 @@ class GenerationRun:
             self._drafter = decoder.drafter(model, request)
             undo.callback(self._drafter.close)
             self._verifier = decoder.verifier(model, request)
+            self._control = decoder.draft_control(model, request, synced=synced)
             needed = request.positions + decoder.width
             if session is None:
                 session = undo.enter_context(decoder.session(model, needed, synced=synced))
@@ -150,12 +152,20 @@ class GenerationRun:
             raise ValueError("the run cannot step: call prefill first, and step only while it is not finished.")
         state = self.state
         session = state.session
-        draft = self._drafter.draft(state, [self._tracker.remaining(row) - 1 for row in self._rows])
+        limits = [self._tracker.remaining(row) - 1 for row in self._rows]
+        begun, allowed = time.perf_counter(), 0
+        if self._control is not None:
+            allowed = min(self._control.length(), max(limits))
+            limits = [min(limit, allowed) for limit in limits]
+        draft = self._drafter.draft(state, limits)
         tokens = session.token_column([text[-1] for text in state.texts])
         if draft.tokens.shape[1]:
             tokens = torch.cat([tokens, draft.tokens.to(tokens.device)], 1)
         verdicts = self._verifier.verify(session.forward(tokens, draft.tree), draft, state)
         session.commit([verdict.path for verdict in verdicts])
+        if self._control is not None:
+            accepted = [len(verdict.path) - 1 for verdict in verdicts]
+            self._control.observe(draft.depths(), accepted, allowed, time.perf_counter() - begun)
         return self._take(draft, verdicts)
 
     def __iter__(self) -> Iterator[list[list[int]]]:
@@ -183,6 +193,8 @@ class GenerationRun:
         self._closed = True
         try:
             session, texts = self.state.session, self.state.texts
+            if self._control is not None:
+                self._control.advise(self._decoder_name)
             if self._prefilled and session.lengths:
                 self._tracker.finish()
                 # a draft that an error broke off has left its own keys behind the text, that of the last token included

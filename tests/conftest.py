@@ -13,10 +13,18 @@ import pytest
 from hypothesis import settings
 
 from saccade.cli.main import main
+from saccade.inference import Decoder
 from tests.support.trained import QUICK
 
 settings.register_profile("saccade", deadline=None)  # Hypothesis gives every example 0.2 s otherwise
 settings.load_profile("saccade")
+
+
+@pytest.fixture(autouse=True)
+def drafts_of_fixed_length(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounds and drafts can be counted, which else depend on the clock; tests marked `draft_control` keep it."""
+    if "draft_control" not in request.keywords:
+        monkeypatch.setattr(Decoder, "draft_control", lambda *_, **__: None)
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,8 @@ class AssistedDecoding(DraftModelDecoder):
             or a loaded model.
         draft_length: Maximum number of drafted tokens in a round.
         confidence_threshold: Drafting stops after a token whose probability is below this; 0 never stops early.
+        control: ``auto`` drafts as many tokens as pay, up to the decoder's limit and down to none; ``fixed`` always the
+            limit (:class:`saccade.inference.drafting.control.DraftControl`).
         engine: How forwards of both models run: the name of a kind, or all settings
             (:class:`saccade.inference.EngineConfig`).
 

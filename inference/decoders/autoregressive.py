@@ -19,6 +19,7 @@ class Autoregressive(EngineDecoder):
     0
 
     Args:
+        control: Without effect: this decoder drafts nothing.
         engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.EngineConfig`).
 
     Raises:

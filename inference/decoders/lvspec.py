@@ -48,6 +48,7 @@ class LVSpec(DraftModelDecoder):
         prune_ratio: Share of the video tokens that the draft model does not read, 0 to 1.
         selector: Which video tokens the draft model keeps, as in :class:`saccade.inference.SpecVLM`.
         positions: Rotary positions of the draft after pruning, as in :class:`saccade.inference.SpecVLM`.
+        control: Without effect: this decoder has a relaxed rule, with which a text would depend on the clock.
         engine: How forwards of both models run: the name of a kind, or all settings
             (:class:`saccade.inference.EngineConfig`).
 

@@ -22,6 +22,8 @@ class PromptLookup(EngineDecoder):
     Args:
         max_ngram: Size of the longest n-gram that is looked up; if it does not occur, shorter ones are tried.
         draft_length: Maximum number of drafted tokens in a round.
+        control: ``auto`` drafts as many tokens as pay, up to the decoder's limit and down to none; ``fixed`` always the
+            limit (:class:`saccade.inference.drafting.control.DraftControl`).
         engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.EngineConfig`).
 
     Raises:

@@ -38,6 +38,8 @@ class SelfSpeculative(EngineDecoder):
         epsilon: Step of the threshold.
         carry: Start a greedy call with the final threshold of the previous greedy call, as the authors' code does; the
             running acceptance rate starts at 0. With ``False``, and when sampling, every call starts with ``gamma``.
+        control: ``auto`` drafts as many tokens as pay, up to the decoder's limit and down to none; ``fixed`` always the
+            limit (:class:`saccade.inference.drafting.control.DraftControl`).
         engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.EngineConfig`).
 
     Raises:

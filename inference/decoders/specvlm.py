@@ -40,6 +40,8 @@ class SpecVLM(DraftModelDecoder):
             ``[[0], [1], [0, 0]]``.
         positions: Rotary positions of the draft after pruning: ``original`` keeps those of the whole prompt (ours),
             ``compact`` renumbers the kept tokens (the authors' code).
+        control: ``auto`` drafts as many tokens as pay, up to the decoder's limit and down to none; ``fixed`` always the
+            limit (:class:`saccade.inference.drafting.control.DraftControl`).
         engine: How forwards of both models run: the name of a kind, or all settings
             (:class:`saccade.inference.EngineConfig`).
 
@@ -73,6 +75,11 @@ class SpecVLM(DraftModelDecoder):
     def width(self) -> int:
         """Number of drafted nodes of the tree."""
         return len(self._shape.paths)
+
+    @property
+    def depth(self) -> int:
+        """Depth of the tree; :class:`DraftControl` chooses how many of its levels are drafted."""
+        return self._shape.depth
 
     def recording(self, model: nn.Module) -> Recording:
         """Attention on the video if the selector needs scores."""

@@ -38,6 +38,13 @@ class Draft:
         """The shape as a tree, also for a chain."""
         return self.tree if self.tree is not None else TokenTree.chain(self.tokens.shape[1])
 
+    def depths(self) -> list[int]:
+        """The most drafted tokens of every row that can be accepted: all of a chain, the depth of a tree."""
+        if self.tree is None:
+            return list(self.counts)
+        nodes = self.tree.depths
+        return [max(nodes[: count + 1]) for count in self.counts]
+
     @cached_property
     def ids(self) -> list[list[int]]:
         """The tokens as lists; transferred once, because every transfer waits for the device."""

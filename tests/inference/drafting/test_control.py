@@ -1,0 +1,120 @@
+"""The length of drafts: nearly as fast as the best fixed length, and never much slower than no draft."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from saccade.inference.drafting.control import DraftControl, choices
+
+LONGEST = 12
+
+
+def expected(accepted: float, count: int) -> float:
+    return sum(accepted**place for place in range(count + 1))
+
+
+def simulate(
+    control: DraftControl | int,
+    cost: Callable[[int], float],
+    accepted: Callable[[int], float],
+    tokens: int,
+    noise: float = 0.1,
+    found: float = 1.0,
+    seed: int = 0,
+) -> float:
+    """Tokens for the time of a text; a round has a draft with probability `found`, as prompt lookup does."""
+    draw, total, elapsed = random.Random(seed), 0, 0.0
+    while total < tokens:
+        allowed = control if isinstance(control, int) else control.length()
+        drafted = allowed if draw.random() < found else 0
+        taken = 0
+        while taken < drafted and draw.random() < accepted(total):
+            taken += 1
+        seconds = cost(drafted) * (1 + noise * abs(draw.gauss(0, 1)))
+        if not isinstance(control, int):
+            control.observe([drafted], [taken], allowed, seconds)
+        total += taken + 1
+        elapsed += seconds
+    return total / elapsed
+
+
+COSTS = {
+    "a step costs what a token costs": lambda count: 1.0 + 1.0 * count,
+    "a cheap draft": lambda count: 1.0 + 0.05 * (count > 0) + 0.08 * count,
+    "wide steps cost more": lambda count: 1.0 + 0.15 * count,
+    "drafting has a start": lambda count: 1.0 + 0.5 * (count > 0) + 0.02 * count,
+}
+
+
+@pytest.mark.parametrize("found", [1.0, 0.4])
+@pytest.mark.parametrize("accepted", [0.05, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("name", COSTS)
+def test_never_slower_than_plain_and_nearly_the_best(name, accepted, found):
+    cost = COSTS[name]
+    fixed = {count: simulate(count, cost, lambda place: accepted, 6000, found=found) for count in choices(LONGEST)}
+    chosen = simulate(DraftControl(LONGEST), cost, lambda place: accepted, 4000, found=found, seed=1)
+    assert chosen >= 0.97 * fixed[0]
+    best = max(fixed.values())
+    assert chosen - fixed[0] >= 0.9 * (best - fixed[0]) - 0.03 * fixed[0], fixed
+
+
+def test_a_text_that_becomes_easy_is_noticed():
+    control = DraftControl(LONGEST)
+    cost = COSTS["a cheap draft"]
+    simulate(control, cost, lambda place: 0.0, 500)
+    assert control.best() == 0
+    easy = simulate(control, cost, lambda place: 0.95, 2000)
+    assert easy >= 0.8 * simulate(LONGEST, cost, lambda place: 0.95, 2000)
+
+
+def test_a_text_that_becomes_hard_is_noticed():
+    control = DraftControl(LONGEST)
+    cost = COSTS["wide steps cost more"]
+    simulate(control, cost, lambda place: 0.95, 500)
+    assert control.best() >= 6
+    assert simulate(control, cost, lambda place: 0.0, 1000) >= 0.9 * simulate(0, cost, lambda place: 0.0, 1000)
+
+
+def test_the_first_rounds_measure_the_plain_step():
+    control = DraftControl(4)
+    lengths = []
+    for _ in range(6):
+        allowed = control.length()
+        lengths.append(allowed)
+        control.observe([allowed], [0], allowed, 1.0)
+    assert lengths == [0, 0, 0, 0, 4, 4]
+
+
+def test_a_slow_first_round_of_a_length_does_not_count():
+    """It captures a graph."""
+    control = DraftControl(4)
+    for seconds in (50.0, 1.0, 1.0, 1.0):
+        control.observe([0], [0], 0, seconds)
+    assert control.cost(0) == 1.0
+    for seconds in (70.0, 1.5, 1.5):
+        control.observe([4], [4], 4, seconds)
+    assert control.cost(4) == 1.5
+    assert control.best() == 4
+
+
+def test_costs_stay_and_acceptances_become_a_guess():
+    control = DraftControl(4)
+    for _ in range(50):
+        control.observe([0], [0], 0, 1.0)
+        control.observe([4], [4], 4, 2.0)
+        control.observe([4], [4], 4, 2.0)
+    control.begin()
+    assert control.cost(4) == 2.0
+    assert control.length() == 4
+    for _ in range(8):
+        control.observe([4], [0], 4, 2.0)
+    assert control.length() < 4, "a few rounds of another text outweigh the earlier ones"
+
+
+def test_few_lengths():
+    assert choices(1) == [0, 1]
+    assert choices(12) == [0, 1, 2, 3, 4, 6, 8, 12]
+    assert choices(5) == [0, 1, 2, 3, 4, 5]

@@ -1,0 +1,71 @@
+"""A text does not depend on how many tokens are drafted in each round, nor on the clock that decides it."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from saccade.inference import Autoregressive, PromptLookup, Sampling
+from saccade.inference.drafting.control import DraftControl
+from tests.support.decoders import LOSSLESS
+from tests.support.models import tiny_model
+
+PROMPTS = [[3, 1, 4, 1, 5, 9, 2, 6], [7] * 5, [8, 2, 8], [1, 2, 3, 1, 2, 3, 1, 2]]
+DRAWN = {"greedy": None, "sampled": Sampling(temperature=0.9, seed=5)}
+
+
+@pytest.mark.draft_control
+@pytest.mark.parametrize("how", DRAWN)
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_lengths_at_random(name, how, monkeypatch):
+    draw = random.Random(name)
+    chosen = []
+
+    def length(control: DraftControl) -> int:
+        chosen.append(draw.choice([0, 0, 1, control.longest, draw.randint(0, control.longest)]))
+        return chosen[-1]
+
+    monkeypatch.setattr(DraftControl, "length", length)
+    model = tiny_model("llama", residual=0.3, seed=3)
+    right = Autoregressive().generate(model, PROMPTS, max_new_tokens=24, sampling=DRAWN[how])
+    found = LOSSLESS[name](model).generate(model, PROMPTS, max_new_tokens=24, sampling=DRAWN[how])
+    assert found.tokens == right.tokens
+    assert name == "autoregressive" or len(set(chosen)) > 1
+
+
+@pytest.mark.draft_control
+def test_the_clock_decides_and_a_user_is_told():
+    model = tiny_model("llama", residual=0.3, seed=3)
+    text = torch.randint(0, 40, (1, 40), generator=torch.Generator().manual_seed(0))
+    decoder = PromptLookup(draft_length=8)
+    control = decoder.draft_control(model, type("Asked", (), {"sampling": None, "prompts": [[1]]})())
+    for _ in range(200):  # a wide step that costs far more than a token
+        allowed = control.length()
+        control.observe([allowed], [0], allowed, 1.0 + 3.0 * allowed)
+    with pytest.warns(UserWarning, match="drafts of PromptLookup do not pay .*saccade search-layers"):
+        control.advise("PromptLookup")
+    out = decoder.generate(model, text, max_new_tokens=30, eos_token_id=())
+    assert out.stats.drafted < 30 * 4, "what the decoder has measured counts in its next call"
+    fixed = PromptLookup(draft_length=8, control="fixed").generate(model, text, max_new_tokens=30, eos_token_id=())
+    assert fixed.tokens == out.tokens
+
+
+@pytest.mark.draft_control
+def test_where_the_text_would_depend_on_the_clock_there_is_no_control():
+    model = tiny_model("llama")
+    asked = type("Asked", (), {"prompts": [[1]], "sampling": None})
+    assert PromptLookup().draft_control(model, asked()) is not None
+    assert PromptLookup().draft_control(model, asked(), synced=True) is None
+    assert PromptLookup(control="fixed").draft_control(model, asked()) is None
+    asked.sampling = Sampling(coupling="rejection")
+    assert PromptLookup().draft_control(model, asked()) is None
+    asked.sampling = Sampling()
+    assert PromptLookup().draft_control(model, asked()) is not None
+    assert Autoregressive().draft_control(model, asked()) is None
+
+
+def test_another_control_is_refused():
+    with pytest.raises(ValueError, match="control must be"):
+        PromptLookup(control="sometimes")
