@@ -1,5 +1,8 @@
 """Data loaders: batches split over ranks without repetition, and training that resumes in the middle of an epoch."""
 
+import contextlib
+import ctypes
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
+
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl
 
 
 class PackedSequences(Dataset[dict[str, Tensor]]):
@@ -101,6 +106,7 @@ class BatchLoader(DataLoader[Any]):
             sampler=sampler,
             num_workers=num_workers,
             pin_memory=pin_memory,
+            worker_init_fn=_end_with_the_training if num_workers else None,
             # without its own generator, every epoch takes a number from the one that dropout uses
             generator=torch.Generator().manual_seed(sampler.seed),
         )
@@ -129,3 +135,16 @@ class BatchLoader(DataLoader[Any]):
             state: What `state_dict` returned.
         """
         self._resume = dict(state)
+
+
+def _end_with_the_training(worker: int) -> None:
+    """Let a loader process end when the process that made it is killed.
+
+    torch's own check happens between two batches only; a process that waits for room to hand one over would stay for
+    ever, with its memory.
+
+    Args:
+        worker: Unused.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # Linux only
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)

@@ -1,10 +1,18 @@
 """Batches: every sequence once, the same number of batches on every rank, resumable."""
 
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Dataset
 
 from saccade.datamodules.loaders import BatchLoader, BatchSampler, PackedSequences
+from tests.support.processes import TIME_LIMIT
 
 
 def _samplers(count: int, batch_size: int, world: int, train: bool) -> list[BatchSampler]:
@@ -81,3 +89,41 @@ def test_loader_goes_on_where_it_was(num_workers: int) -> None:
     later.load_state_dict(state)
     assert len(list(later)) == 10
     assert len(list(resumed)) == 10
+
+
+class Wide(Dataset[list[bytes]]):
+    """Batches that fill the pipe to the training process; notes the processes that read them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, indices: list[int]) -> list[bytes]:
+        (self.folder / str(os.getpid())).touch()
+        return [bytes(100_000) for _ in indices]
+
+
+def read_and_die(folder: Path) -> None:
+    for _ in BatchLoader(Wide(folder), BatchSampler(64, 2, 0, 1, True, 0), num_workers=2, pin_memory=False):
+        if len(list(folder.iterdir())) == 2:
+            time.sleep(0.5)  # both processes have read ahead
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_loader_processes_end_with_a_training_that_is_killed(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=read_and_die, args=(tmp_path,))
+    process.start()
+    process.join(TIME_LIMIT)
+    assert process.exitcode == -signal.SIGKILL
+    workers = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(workers) == 2
+    end = time.monotonic() + TIME_LIMIT
+    while any(is_running(worker) for worker in workers):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_running(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
