@@ -99,6 +99,14 @@ def interval(item: dict[str, Any], name: str) -> str:
     return f"{item[name]:.2f} ({low:.2f} to {high:.2f})"
 
 
+def equal_texts(item: dict[str, Any]) -> str:
+    """How many texts equal the reference, and how many others rounding explains; empty where none is compared."""
+    if item["identical_rows"] is None:
+        return ""
+    near = item.get("near_tie_rows")
+    return f"{item['identical_rows']} of {item['rows']}" + (f", {near} near tie{'s' * (near > 1)}" if near else "")
+
+
 def runs_of(made: dict[str, Any]) -> str:
     """How many runs a row's value was computed from, in words."""
     return "one run" if made["runs"] == 1 else f"median of {made['runs']} runs"

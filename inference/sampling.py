@@ -59,8 +59,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_choice("coupling", self.coupling, get_args(Coupling))
-        for row in self.rows or ():
-            check_count("rows", row, -(2**63))
+        if self.rows is not None:
+            if isinstance(self.rows, str) or not isinstance(self.rows, Sequence):
+                raise ValueError(f"rows must be a list of whole numbers, got {self.rows!r}: give one for each prompt.")
+            for row in self.rows:
+                check_count("rows", row, -(2**63))
         for name in ("temperature", "top_p"):
             check_number(name, getattr(self, name))
         check_count("top_k", self.top_k, 0)

@@ -30,7 +30,19 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from benchmarks.decoding.decode import SEED, Facts, Method, copy_bandwidth, measure, only, ours, peer, report, rows_of
+from benchmarks.decoding.decode import (
+    SEED,
+    Facts,
+    Method,
+    copy_bandwidth,
+    measure,
+    near_tie,
+    only,
+    ours,
+    peer,
+    report,
+    rows_of,
+)
 from benchmarks.decoding.grow import weight_bytes
 from benchmarks.rows import positive, replace
 from saccade.inference import Autoregressive
@@ -149,7 +161,7 @@ def main() -> None:
         grown=False,
         distinct_4_real=None,
     )
-    made = rows_of(facts, found)
+    made = rows_of(facts, found, near_tie(model, [prompt]))
     replace(made)
     report(made, facts)
 

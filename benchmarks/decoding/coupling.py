@@ -26,7 +26,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks.decoding.decode import distinct_4, held_out_prompts
-from benchmarks.rows import by_method, existing, model_place, positive, replace, row, spread
+from benchmarks.rows import by_method, equal_texts, existing, model_place, positive, replace, row, spread
 from saccade.common.json_lines import read_json_lines
 from saccade.inference import (
     AssistedDecoding,
@@ -212,10 +212,7 @@ def main() -> None:
         replace(made)
         table = Table("decoder, coupling", "acceptance", "tokens a round", "ms a token", "equal texts", title=case)
         for method, item in by_method(made).items():
-            first = item["draft_acceptance_rate"]
-            equal = "" if first["identical_rows"] is None else f"{first['identical_rows']}/{first['rows']}"
-            equal += f" and {first['near_tie_rows']} near ties" if first["near_tie_rows"] else ""
-            table.add_row(method, *map(spread, item.values()), equal)
+            table.add_row(method, *map(spread, item.values()), equal_texts(item["draft_acceptance_rate"]))
         console.print(table)
         brief = {method: round(item["draft_acceptance_rate"]["value"], 4) for method, item in by_method(made).items()}
         Console(soft_wrap=True, highlight=False).print(json.dumps({"case": case, **brief}), markup=False)

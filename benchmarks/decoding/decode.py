@@ -30,7 +30,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.decoding.grow import SHAPES, grow, weight_bytes
-from benchmarks.rows import by_method, model_place, positive, replace, row
+from benchmarks.rows import by_method, equal_texts, model_place, positive, replace, row
 from saccade.callbacks.decoding.report import DEGENERATE_BELOW
 from saccade.callbacks.decoding.totals import distinct_grams
 from saccade.common.provenance import device_names
@@ -49,6 +49,7 @@ from saccade.inference import (
 from saccade.inference.engine.config import EngineConfig
 from saccade.inference.engine.pool import EnginePool
 from saccade.inference.huggingface.models import cache_bytes
+from saccade.inference.verification.near_ties import first_difference
 
 SEED = 0
 # 26 nodes as in SpecVLM and EAGLE-2: wide at the top, one deep path
@@ -74,6 +75,9 @@ class Result:
 
 Method = Callable[[torch.Tensor], Result]
 """What is measured: a function from prompts ``[batch, length]`` to a result."""
+
+Judge = Callable[[int, list[int], list[int]], bool]
+"""Whether rounding explains that the text of a row is not the reference: ``judge(row, text, reference)``."""
 
 
 @dataclass(frozen=True)
@@ -261,29 +265,38 @@ def step_seconds(model: PreTrainedModel, prompt: torch.Tensor, kind: Any, runs: 
     return found
 
 
-def rows_of(facts: Facts, found: dict[str, list[list[Result]]]) -> list[dict[str, Any]]:
+def near_tie(model: PreTrainedModel, prompts: Sequence[torch.Tensor]) -> Judge:
+    """Judges greedy texts with a forward of the model."""
+    texts = [row_ for ids in prompts for row_ in ids.tolist()]
+    return lambda at, text, right: first_difference(model, texts[at], text, right).near
+
+
+def rows_of(facts: Facts, found: dict[str, list[list[Result]]], near: Judge | None = None) -> list[dict[str, Any]]:
     """The rows of all methods: tokens a second, milliseconds a token and until the first one.
 
     Args:
         facts: What the rows have in common.
         found: For every method its runs, for every run the results of all batches of prompts. Texts are compared with
             those of ``transformers generate``, or of the first method where that is missing.
+        near: Judges texts that differ; ``None`` counts no near ties.
     """
     first = found.get("transformers generate") or next(iter(found.values()))
     reference = [tokens for item in first[-1] for tokens in item.tokens]
-    return [row_ for name, results in found.items() for row_ in _rows_of_method(facts, name, results, reference)]
+    return [row_ for name, results in found.items() for row_ in _rows_of_method(facts, name, results, reference, near)]
 
 
 def _rows_of_method(
-    facts: Facts, name: str, results: Sequence[Sequence[Result]], reference: list[list[int]]
+    facts: Facts, name: str, results: Sequence[Sequence[Result]], reference: list[list[int]], near: Judge | None
 ) -> list[dict[str, Any]]:
     tokens = [row_ for item in results[-1] for row_ in item.tokens]
     new, batch = len(tokens[0]), len(results[-1][0].tokens)
     later = (new - 1) * len(results[-1])
-    distinct, equal = distinct_4(tokens), sum(a == b for a, b in zip(tokens, reference, strict=True))
+    distinct = distinct_4(tokens)
+    left = [(at, a, b) for at, (a, b) in enumerate(zip(tokens, reference, strict=True)) if a != b]
     real = facts.distinct_4_real
     extra: dict[str, Any] = {
-        "identical_rows": equal if facts.greedy else None,
+        "identical_rows": len(tokens) - len(left) if facts.greedy else None,
+        "near_tie_rows": sum(near(*each) for each in left) if facts.greedy and near is not None else None,
         "rows": len(tokens),
         "distinct_4": round(distinct, 4),
         "distinct_4_real": None if real is None else round(real, 4),
@@ -375,7 +388,7 @@ def main() -> None:
         grown=bool(chosen.shape),
         distinct_4_real=distinct_4([real[i : i + new] for i in range(0, len(real), new)]),
     )
-    made = rows_of(facts, found)
+    made = rows_of(facts, found, near_tie(model, prompts))
     if chosen.tree:
         for kind in chosen.engine:
             for name, seconds in step_seconds(model, prompts[0], kind, chosen.runs).items():
@@ -404,7 +417,7 @@ def report(made: list[dict[str, Any]], facts: Facts) -> None:
             f"{pace['bound'] / pace['value']:.0%}",
             f"{found['time_to_first_token']['value']:.1f}",
             f"{speed['value']:.1f}",
-            "" if pace["identical_rows"] is None else f"{pace['identical_rows']}/{pace['rows']}",
+            equal_texts(pace),
             f"{pace['distinct_4']:.2f}" + ("" if real is None else f" (real {real:.2f})"),
         )
     Console(width=170).print(table)

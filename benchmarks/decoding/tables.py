@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.rows import by_method, commits_of, each_case, read, runs_of, spread
+from benchmarks.rows import by_method, commits_of, each_case, equal_texts, read, runs_of, spread
 
 
 def decode_cpu(sampled: bool) -> str:
@@ -35,7 +35,7 @@ def _decoding_case(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         spread = f"{row['value']:.0f} ({row['spread']['min']:.0f} to {row['spread']['max']:.0f})"
         forwards = row.get("target_forwards_per_token")
-        equal = f" {row['identical_rows']} of {row['rows']} |" if greedy else ""
+        equal = f" {equal_texts(row)} |" if greedy else ""
         lines.append(
             f"| {row['method']} | {spread} | {row['value'] / base:.2f}x | "
             f"{'' if forwards is None else f'{forwards:.2f}'} |{equal}"
@@ -103,8 +103,7 @@ def _architecture(rows: list[dict[str, Any]]) -> str:
             "| method | ms a token (median, spread) | of the bound | equal to `generate` |",
             "| --- |" + " --- |" * 3,
             *(
-                f"| {row['method']} | {spread(row)} | {row['bound'] / row['value']:.0%} |"
-                f" {row['identical_rows']} of {row['rows']} |"
+                f"| {row['method']} | {spread(row)} | {row['bound'] / row['value']:.0%} | {equal_texts(row)} |"
                 for row in rows
             ),
             "",
@@ -129,8 +128,7 @@ def _before_after_case(rows: list[dict[str, Any]]) -> str:
     ]
     for name, found in by_method(rows).items():
         cells = (found["tokens_per_second_before"], found["tokens_per_second_after"], found["after_over_before"])
-        equal = f"{cells[2]['identical_rows']} of {cells[2]['rows']}"
-        lines.append(f"| {name} | " + " | ".join(map(spread, cells)) + f" | {equal} |")
+        lines.append(f"| {name} | " + " | ".join(map(spread, cells)) + f" | {equal_texts(cells[2])} |")
     first = rows[0]
     lines += ["", f"{first['case']}; {first['device']}, torch {first['versions']['torch']}; {runs_of(first)}."]
     return "\n".join(lines)
@@ -157,9 +155,7 @@ def _coupling_case(rows: list[dict[str, Any]]) -> str:
             spread(item[metric]) for metric in ("draft_acceptance_rate", "mean_acceptance_length") for item in both
         ]
         first = both[0]["draft_acceptance_rate"]
-        equal = f"{first['identical_rows']} of {first['rows']}"
-        equal += f", {first['near_tie_rows']} near ties" if first["near_tie_rows"] else ""
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {equal} | {first['distinct_4']:.2f} |")
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {equal_texts(first)} | {first['distinct_4']:.2f} |")
     first = rows[0]
     lines += ["", f"{first['case']}; {first['device']}; commit {commits_of(rows)}; median of {first['runs']} seeds."]
     return "\n".join(lines)

@@ -10,7 +10,10 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.decoding import decode
 from benchmarks.decoding.grow import Shape, weight_bytes
+from benchmarks.rows import equal_texts
+from saccade.inference import Autoregressive
 from saccade.inference.huggingface.models import cache_bytes
+from tests.support.models import tiny_model
 
 
 @pytest.fixture
@@ -58,6 +61,7 @@ def test_rows(inside, rows, monkeypatch, capsys):
     ours = by_method["saccade Autoregressive"]
     assert set(ours) == {"tokens_per_second", "ms_per_token", "time_to_first_token"}
     assert ours["ms_per_token"]["identical_rows"] == ours["ms_per_token"]["rows"] == 2
+    assert ours["ms_per_token"]["near_tie_rows"] == 0
     assert ours["ms_per_token"]["runs"] == 2
     assert ours["ms_per_token"]["target_forwards_per_token"] == 1
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -98,3 +102,18 @@ def test_the_tree_has_26_nodes_and_a_deep_path():
 
 def test_bandwidth_is_of_this_world():
     assert 1e8 < decode.copy_bandwidth(torch.device("cpu")) < 1e13
+
+
+def test_texts_that_differ_are_judged() -> None:
+    model = tiny_model()
+    prompts = [torch.tensor([[3, 1, 4], [1, 5, 9]]), torch.tensor([[2, 6, 5]])]
+    right = Autoregressive().generate(model, [[2, 6, 5]], max_new_tokens=4, do_sample=False).tokens[0]
+    wrong = [*right[:2], (right[2] + 1) % 40, right[3]]
+    assert not decode.near_tie(model, prompts)(2, wrong, right)
+    facts = decode.Facts("decode", "case", 1.0, 1, True, False, None)
+    results = {name: [[decode.Result([[1] * 4, text], 1.0, 2.0)]] for name, text in (("a", right), ("b", wrong))}
+    for judge, wanted in ((None, None), (lambda *_: True, 1), (lambda *_: False, 0)):
+        made = [item for item in decode.rows_of(facts, results, judge) if item["method"] == "b"]
+        assert {(item["identical_rows"], item["near_tie_rows"]) for item in made} == {(1, wanted)}
+    assert equal_texts({"identical_rows": 1, "near_tie_rows": 1, "rows": 2}) == "1 of 2, 1 near tie"
+    assert equal_texts({"identical_rows": None}) == ""

@@ -186,5 +186,7 @@ def test_without_a_seed_torchs_generator_gives_one() -> None:
 def test_wrong_settings() -> None:
     one_line(lambda: Sampling(coupling="maximal"), "coupling", "gumbel or rejection", "'maximal'")  # type: ignore[arg-type]
     one_line(lambda: Sampling(rows=[0, 1.5]), "rows", "whole number", "1.5")  # type: ignore[list-item]
+    for rows in (3, "12"):
+        one_line(lambda r=rows: Sampling(rows=r), "rows", "a list of whole numbers", repr(rows))  # type: ignore[misc]
     wrong = Sampling(rows=[0, 1, 2])
     one_line(lambda: Autoregressive().generate(model("llama"), [[1], [2]], sampling=wrong), "sampling.rows", "2", "3")
