@@ -320,22 +320,24 @@ def _end(*_: Any) -> None:
     sys.exit(_TERMINATED)
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> SaccadeCLI:
     """Run a training command.
 
     Args:
         arguments: The subcommand and its arguments.
+
+    Returns:
+        The command, which knows its run folder.
 
     Raises:
         UsageError: A setting is wrong, or saccade or Lightning refused the run.
     """
     quieten()
     if arguments[0] == "fit" or threading.current_thread() is not threading.main_thread():
-        SaccadeCLI(arguments)
-        return
+        return SaccadeCLI(arguments)
     # Lightning handles SIGTERM during training only; other commands would continue
     before = signal.signal(signal.SIGTERM, _end)
     try:
-        SaccadeCLI(arguments)
+        return SaccadeCLI(arguments)
     finally:
         signal.signal(signal.SIGTERM, before)

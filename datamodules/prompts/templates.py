@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedTokenizerFast
 
 from saccade.datamodules.prompts.conversation import Message
@@ -31,7 +31,7 @@ class ChatTemplate:
         if template == "auto":
             self.template = tokenizer.get_chat_template() if tokenizer.chat_template else None
             if self.template is None:
-                rank_zero_warn(
+                rank_zero_info(
                     f"saccade: the tokenizer of {source} has no chat template, so prompts are plain text: name a file"
                     " with data.template to use one, or set it to none."
                 )

@@ -78,7 +78,8 @@ class VisionLanguageModel(GenerativeModule):
         path: Folder or Hugging Face hub id of a trained model. The command uses its tokenizer for the data too, unless
             the data names another.
         config: Settings of a new model, not used if `path` is given: `model_type` (qwen2_5_vl or llava_onevision),
-            `text_config`, `vision_config`. Vocabulary, special tokens, patch size and image size default to those of the data module.
+            `text_config`, `vision_config`. Vocabulary, special tokens, patch size and image size default to those of
+            the data module.
         lora: Train low-rank adapters only. None trains all weights.
         video_dropout: Largest fraction, 0 to 1, of a clip's video tokens that are hidden from the language part in a
             training step; the fraction is drawn for each sequence. Use it to train the draft model of a decoder that
