@@ -66,7 +66,7 @@ def compare(
         skip: Which sub-layers self-speculative decoding skips: `auto`, or a file that `saccade search-layers` wrote.
         max_new_tokens: Most new tokens of an answer; it ends earlier where the model ends it.
         max_prompts: Most prompts, as many of each category; null for all.
-        repeats: Timed passes. Decoders take turns prompt by prompt; the table shows the lowest and the highest speed-up.
+        repeats: Timed passes, in which decoders take turns prompt by prompt; the table shows the range of speed-ups.
         batch_size: Prompts decoded together.
         device: `auto`, `cpu`, `cuda`, or one GPU, as `cuda:1`.
         dtype: Type of the weights: `auto` is float32 on a processor, and on a GPU the type in which they are stored.
@@ -81,8 +81,8 @@ def compare(
         name: Name of the run; its folder is <runs_folder>/<name>/<time>.
         runs_folder: Folder of all runs.
         prompts: Files of prompts (JSON lines with `prompt`, `messages` or `turns`); none for the built-in prompts.
-        decoders: Names of decoders; none for autoregressive, transformers, prompt_lookup, self_speculative, and with
-            a draft assisted.
+        decoders: Names of decoders, as in the files decoder/NAME.yaml; none for autoregressive, transformers,
+            prompt_lookup, self_speculative, and with a draft assisted.
 
     Returns:
         The command line of the `validate` command that was run.
@@ -237,7 +237,10 @@ def run(arguments: Sequence[str]) -> None:
     if not arguments:
         raise UsageError("MODEL must be given, got none: name the folder or the hub id of a language model.")
     parser = ArgumentParser(
-        prog="saccade compare", exit_on_error=False, description=(compare.__doc__ or "").split("Args:")[0]
+        prog="saccade compare",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description=(compare.__doc__ or "").split("Args:")[0],
     )
     several = {"prompts": "FILE", "decoders": "NAME"}
     parser.add_function_arguments(compare, as_positional=True, skip=set(several))

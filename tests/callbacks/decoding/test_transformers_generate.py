@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from saccade.callbacks.decoding.transformers_generate import TransformersGenerate
 from saccade.inference import Autoregressive, Sampling
@@ -41,12 +42,8 @@ def test_a_text_ends_with_its_eos(ends):
 def test_settings_of_the_models_own_generation_are_left_out_and_restored():
     model = tiny_model()
     plain = TransformersGenerate().generate(model, PROMPTS, max_new_tokens=7, do_sample=False)
-    model.generation_config.update(
-        repetition_penalty=9.0, suppress_tokens=list(range(20)), do_sample=True, max_length=3
-    )
     own = model.generation_config
-    from transformers import GenerationConfig
-
+    own.update(repetition_penalty=9.0, suppress_tokens=list(range(20)), do_sample=True, max_length=3)
     out = TransformersGenerate().generate(
         model, PROMPTS, max_new_tokens=7, do_sample=False, generation_config=GenerationConfig()
     )
