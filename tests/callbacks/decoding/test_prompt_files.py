@@ -14,6 +14,8 @@ from rich.console import Console
 
 from saccade.callbacks import DecodingEvaluation
 from saccade.callbacks.decoding import tables
+from saccade.callbacks.decoding.conversations import Conversations
+from saccade.callbacks.decoding.prompts import Prompt
 from saccade.datamodules import Prompts
 from saccade.inference import Autoregressive, PromptLookup
 from saccade.modules import LanguageModel, VisionLanguageModel
@@ -179,6 +181,24 @@ def test_prompts_above_the_context_are_cut_in_the_middle(tmp_path, caplog):
     assert whole["statistics"]["requests"] == 3
     assert at(found, "transformers")["agreement"]["differing_rows"] == 0
     assert "1 prompt is cut in the middle" in caplog.text
+
+
+def test_what_is_cut_is_the_middle(tmp_path):
+    source = chat_model(tmp_path / "short", context=64)
+    data = Prompts([write_prompts(tmp_path / "p.jsonl", [{"prompt": f"first {LONG} last", "answer": "fox"}])], source)
+    data.setup()
+    (batch,) = data.val_dataloader()
+    prompt = Prompt(batch["input_ids"][0], int(batch["prompt_length"]), item=0)
+    network = LanguageModel(path=source)
+    network.build()
+    data.too_long = "cut"
+    cut = Conversations(data, network.model, 24).fitted(prompt)
+    assert cut is not None
+    assert cut.length == 64 - 24 + 1
+    text = data.tokenizer.decode(cut.text)
+    assert text.startswith("[user]first fox")
+    assert text.endswith("last<|end|>[assistant]fox")  # the answer stays behind the prompt
+    assert data.tokenizer.decode(cut.tokens).endswith("[assistant]")
 
 
 def test_images_and_texts_in_one_file(tmp_path):

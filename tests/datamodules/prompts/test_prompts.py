@@ -89,8 +89,8 @@ def test_the_same_prompt_twice_is_two_prompts(tmp_path, model):
 
 
 def test_images_and_a_video_come_before_the_question(tmp_path, vision):
-    for name, colour in (("a.png", "red"), ("b.png", "blue")):
-        Image.new("RGB", (16, 24), colour).save(tmp_path / name)
+    for name, size in (("a.png", (16, 24)), ("b.png", (16, 8))):
+        Image.new("RGB", size, "red").save(tmp_path / name)
     rows = (
         {"prompt": "what is it?", "images": ["a.png", "b.png"]},
         {"prompt": "what is it?", "video": "a.png", "answer": "fox"},
@@ -101,7 +101,9 @@ def test_images_and_a_video_come_before_the_question(tmp_path, vision):
     images, video, text = data.val_dataloader()
     ids = images["input_ids"][0].tolist()
     grid = images["image_grid_thw"]
-    assert grid.tolist() == [[1, 4, 2], [1, 4, 2]]
+    assert grid.tolist() == [[1, 4, 2], [1, 4, 6]]
+    runs = [text.count("<|image_pad|>") for text in data.tokenizer.decode(ids).split("<|vision_end|>")]
+    assert runs == [2, 6, 0]
     assert len(images["pixel_values"]) == int(grid.prod(-1).sum())
     assert ids.count(data.visual.image_token_id) == int(grid.prod(-1).sum()) // 4
     decoded = data.tokenizer.decode(ids)

@@ -199,6 +199,16 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], message: str)
     assert "\n" not in str(caught.value)
 
 
+def test_a_path_goes_before_a_config(tmp_path: Path) -> None:
+    first = language_model(config={"vocab_size": 300}, seed=1)
+    first.build()
+    first.save_pretrained(tmp_path / "base")
+    module = LanguageModel(path=str(tmp_path / "base"), config={"model_type": "no such model"})
+    module.build()
+    for a, b in zip(module.model.parameters(), first.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_data_that_does_not_fit_the_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vocab_size of the model must be at least"):
         trainer(tmp_path, max_steps=1).fit(language_model(config={"vocab_size": 100}), corpus(tmp_path))
