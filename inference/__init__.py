@@ -2,7 +2,7 @@
 
 A decoder is an object of settings. It is called as ``decoder.generate(model, ...)``, as
 ``model.generate(..., custom_generate=decoder)``, or named in a YAML configuration. Decoders with ``lossless = True``
-return the model's own greedy text, or samples with exactly the model's distribution.
+return the model's own text: the greedy one, or the one that a seed draws from exactly the model's distribution.
 """
 
 from saccade.inference.decoder import Decoder

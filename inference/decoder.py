@@ -39,7 +39,7 @@ class Decoder(ABC):
     """
 
     lossless: ClassVar[bool] = True
-    """Whether greedy output equals the target's greedy output, and sampled output has the target's distribution."""
+    """Whether the text is the target's own: greedy, or the one that a seed draws from the target's distribution."""
 
     engine: EngineConfig | EngineKind = "auto"
     """How forwards run, the chunk size of the prefill and the capacity of the cache."""
@@ -338,9 +338,10 @@ class Decoder(ABC):
     ) -> Tensor | GenerationOutput:
         """Called by transformers for ``model.generate(**inputs, custom_generate=decoder)``.
 
-        Seeds come from torch's global generator, so ``torch.manual_seed`` makes results reproducible. transformers does
-        not pass a streamer to a ``custom_generate``: use :meth:`generate` or :meth:`stream` for streaming. It passes on
-        unchanged what the signature names, so images and videos arrive as the processor made them.
+        Every call draws a seed from torch's global generator, so ``torch.manual_seed`` makes results reproducible, with
+        the same text from every lossless decoder. transformers does not pass a streamer to a ``custom_generate``: use
+        :meth:`generate` or :meth:`stream` for streaming. It passes on unchanged what the signature names, so images and
+        videos arrive as the processor made them.
 
         Raises:
             ValueError: A generation setting that would be ignored (beams, penalties, ...); the message names it.

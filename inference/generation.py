@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -101,9 +100,7 @@ class GenerationRun:
                 decoder.check_session(session, model, needed)
             undo.enter_context(session.used())
             self._open = undo.pop_all()
-        sampling = request.sampling
-        streams = [random.Random()] * len(self._rows) if sampling is None else sampling.streams(len(self._rows))
-        self.state = GenerationState(session, [list(text) for text in request.prompts], sampling, streams, request.eos)
+        self.state = GenerationState.of(session, request)
 
     def __enter__(self) -> GenerationRun:
         return self

@@ -100,6 +100,11 @@ class Request:
                 )
         if sampling is not None and not isinstance(sampling, Sampling):
             raise ValueError(f"sampling must be a Sampling or None, got {sampling!r}: None decodes greedily.")
+        if sampling is not None and sampling.rows is not None and len(sampling.rows) != len(prompts):
+            raise ValueError(
+                f"sampling.rows must hold {len(prompts)} numbers, one for each prompt, got {len(sampling.rows)}: give "
+                "those of this batch, or None to count from 0."
+            )
         if settings is None:
             settings = read_generation_config(
                 model, generation_config, do_sample=do_sample, sampling=sampling, prompt_length=width

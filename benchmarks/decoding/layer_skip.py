@@ -81,10 +81,9 @@ def round_times(
     )
     sampling = Sampling(temperature=temperature, seed=SEED) if temperature else None
     request = Request.read(model, prompt, None, width + 1, None, (), None, sampling=sampling, do_sample=False)
-    skip, pool, streams = fixed.skipped(model), fixed.pool, (sampling or Sampling(seed=SEED)).streams(1)
-    with Session(model, request.positions + width, skip=skip, pool=pool) as session:
+    with Session(model, request.positions + width, skip=fixed.skipped(model), pool=fixed.pool) as session:
         session.prefill([prompt[0, :-1].tolist()])
-        state = GenerationState(session, [prompt[0].tolist()], sampling, streams)
+        state = GenerationState.of(session, request)
         drafter = fixed.drafter(model, request)
 
         def drafting() -> None:

@@ -136,6 +136,35 @@ def _before_after_case(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def coupling() -> str:
+    """Acceptance of sampled drafts with both couplings, from :mod:`benchmarks.decoding.coupling`."""
+    rows = read("coupling")
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.decoding.coupling`."
+    return each_case(rows, _coupling_case)
+
+
+def _coupling_case(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| decoder, draft length | accepted, shared noise | accepted, rejection | tokens a round, shared noise |"
+        " tokens a round, rejection | texts equal to `Autoregressive` | distinct 4-grams |",
+        "| --- |" + " --- |" * 6,
+    ]
+    found = by_method(rows)
+    for name in dict.fromkeys(method.split(", ")[0] for method in found):
+        both = [found[f"{name}, {kind}"] for kind in ("gumbel", "rejection")]
+        cells = [
+            spread(item[metric]) for metric in ("draft_acceptance_rate", "mean_acceptance_length") for item in both
+        ]
+        first = both[0]["draft_acceptance_rate"]
+        equal = f"{first['identical_rows']} of {first['rows']}"
+        equal += f", {first['near_tie_rows']} near ties" if first["near_tie_rows"] else ""
+        lines.append(f"| {name} | " + " | ".join(cells) + f" | {equal} | {first['distinct_4']:.2f} |")
+    first = rows[0]
+    lines += ["", f"{first['case']}; {first['device']}; commit {commits_of(rows)}; median of {first['runs']} seeds."]
+    return "\n".join(lines)
+
+
 def layer_skip() -> str:
     """The speed-up of self-speculation on a model trained for it, from :mod:`benchmarks.decoding.layer_skip`."""
     rows = [row for row in read("layer_skip") if row["metric"] == "speedup" and "E" in row]
@@ -168,6 +197,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "layer_skip": layer_skip,
     "architectures": architectures,
     "before_after": before_after,
+    "coupling": coupling,
     "decode_cpu": lambda: decode_cpu(sampled=True),
     "decode_cpu_greedy": lambda: decode_cpu(sampled=False),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,15 +69,15 @@ def round_cost(
         repeats: Number of rounds of which the median is taken.
     """
     visual = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-    request = Request.read(model, inputs["input_ids"], inputs["attention_mask"], new, None, None, None, visual)
+    request = Request.read(
+        model, inputs["input_ids"], inputs["attention_mask"], new, None, None, None, visual, do_sample=False
+    )
     drafter = decoder.drafter(model, request)
     try:
         with Session(
             model, request.positions + decoder.width, pool=decoder.pool, recording=decoder.recording(model)
         ) as session:
-            state = GenerationState(
-                session, [list(prompt) for prompt in request.prompts], None, [random.Random()], request.eos
-            )
+            state = GenerationState.of(session, request)
             state.visual = read_visual_prompts(model, request.prompts, request.visual)
             verifier = decoder.verifier(model, request)
             verifier.begin(session.prefill(request.prompts, state.visual), state)

@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from saccade.callbacks.decoding import report as decoding_report
 from saccade.callbacks.decoding.conversations import Conversations, UnfitPrompts
-from saccade.callbacks.decoding.measured import BASELINE, measured_decoders
+from saccade.callbacks.decoding.measured import BASELINE, compares, measured_decoders
 from saccade.callbacks.decoding.prompts import Prompt, PromptCollector, joined_visual
 from saccade.callbacks.decoding.quality import agreement
 from saccade.callbacks.decoding.tables import show
@@ -25,13 +25,10 @@ from saccade.callbacks.run_folder import run_folder
 from saccade.common.checks import check_count
 from saccade.common.distributed import gather_integers, reduce_max, shards_parameters
 from saccade.common.progress import Bar, progress_bar
-from saccade.inference import Decoder, GenerationOutput, Sampling, Session
+from saccade.inference import Decoder, GenerationOutput, Sampling
 from saccade.inference.huggingface.generation_config import unsupported_settings
-from saccade.inference.huggingface.visual_prompts import read_visual_prompts
 from saccade.inference.request import Request
-
-# if the target's two best logits differ by less, a forward of another width may choose the other token by rounding
-_NEAR_TIE = {torch.float64: 0.0, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+from saccade.inference.verification.near_ties import first_difference
 
 # decoders are compared greedily, or as `sampling` says: penalties and sampling of the model's own configuration are
 # left out, its EOS ids are kept
@@ -69,8 +66,8 @@ class DecodingEvaluation(PromptCollector):
         max_new_tokens: Largest number of tokens generated for each prompt.
         max_prompts: Largest number of prompts in one validation, over all ranks; conversations count once. ``None`` for
             all.
-        sampling: How to draw tokens; ``None`` is greedy. Every prompt gets its own seed: ``seed`` (0 if it is not set)
-            plus the index of the prompt.
+        sampling: How to draw tokens; ``None`` is greedy. Draws follow from ``seed`` (0 if it is not set) and from the
+            index of the prompt, which takes the place of ``rows``.
         baseline: Also decode autoregressively; speed-ups and agreement are relative to this.
         every_n_validations: During ``fit``, run in every n-th validation; ``validate`` always runs.
         batch_size: Number of prompts decoded together.
@@ -172,6 +169,7 @@ class DecodingEvaluation(PromptCollector):
             self.decoders,
             totals,
             baseline=BASELINE if self.baseline else None,
+            comparable={name: compares(decoder, self.sampling) for name, decoder in self.decoders.items()},
             context={
                 "prompts": selected,
                 **unfit,
@@ -391,20 +389,24 @@ class _Evaluation:
         return found
 
     def _generate(self, decoder: Decoder, group: Sequence[Prompt]) -> GenerationOutput:
-        sampling = self.settings.sampling
-        if sampling is not None:  # seeded by the prompt: the draws must not depend on the rank that decodes it
-            sampling = replace(sampling, seed=(sampling.seed or 0) + group[0].index)
         visual: Any = joined_visual(group, self.device)
         return decoder.generate(
             self.model,
             [prompt.tokens.tolist() for prompt in group],
             max_new_tokens=self.settings.max_new_tokens,
-            sampling=sampling,
+            sampling=self._sampling(group),
             do_sample=False,
             generation_config=_PLAIN,
             synced=self.synced,
             **visual,
         )
+
+    def _sampling(self, group: Sequence[Prompt]) -> Sampling | None:
+        """How some prompts are sampled: by their index, so that draws do not depend on batches and ranks."""
+        sampling = self.settings.sampling
+        if sampling is None:
+            return None
+        return replace(sampling, seed=sampling.seed or 0, rows=[prompt.index for prompt in group])
 
     def _compare(
         self, name: str, decoder: Decoder, prompts: Sequence[Prompt], outputs: list[list[int]], total: DecodingTotals
@@ -419,14 +421,23 @@ class _Evaluation:
             if answers := self.conversations.answers(prompt):
                 total.count(**agreement(self.conversations.text(tokens), answers))
             wanted = self.reference.get((prompt.index, prompt.turn))
-            if wanted is None or self.settings.sampling is not None:
+            if wanted is None or not compares(decoder, self.settings.sampling):
                 continue
             differing = differing_tokens(tokens, wanted)
             total.count(identical_rows=int(differing == 0), differing_tokens=differing)
             if differing:
                 self._different[name].add(max(prompt.item, 0))
             if differing and decoder.lossless and not self.synced:
-                total.count(near_tie_rows=int(self._near_tie(prompt, tokens, wanted)))
+                tie = first_difference(
+                    self.model,
+                    prompt.tokens.tolist(),
+                    tokens,
+                    wanted,
+                    visual=joined_visual([prompt], self.device),
+                    sampling=self._sampling([prompt]),
+                    row=prompt.index,
+                )
+                total.count_near_tie(tie)
 
     def _facts(self, tokens: Sequence[int], prompt: Prompt) -> dict[str, int]:
         """Count the correct and the asked facts of an answer, if the datamodule knows them."""
@@ -434,19 +445,6 @@ class _Evaluation:
             return {}
         score = self.datamodule.score(self.conversations.text(tokens), prompt.item, "validation")
         return {} if score is None else {"facts_right": score.right, "facts_asked": score.asked}
-
-    def _near_tie(self, prompt: Prompt, tokens: Sequence[int], wanted: Sequence[int]) -> bool:
-        """Whether the target's two best logits nearly tie at the first token in which two rows differ."""
-        pairs = list(zip(tokens, wanted, strict=False))
-        same = next((place for place, (a, b) in enumerate(pairs) if a != b), None)
-        if same is None:  # one row is the beginning of the other, which rounding does not explain
-            return False
-        text = [*prompt.tokens.tolist(), *wanted[:same]]
-        visual = joined_visual([prompt], self.device)
-        with Session(self.model, len(text)) as session:
-            seen = read_visual_prompts(self.model, [text], visual) if visual else None
-            best = session.prefill([text], seen)[0].topk(2).values
-        return bool(best[0] - best[1] < _NEAR_TIE.get(best.dtype, 0.0))
 
 
 def _in_turn(lot: list[str], repeats: int) -> Iterator[tuple[str, int]]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from saccade.callbacks.decoding.transformers_generate import TransformersGenerate
-from saccade.inference import Autoregressive, Decoder
+from saccade.inference import Autoregressive, Decoder, Sampling
 
 BASELINE = "autoregressive"
 """Name of the baseline's row, which the others are compared with."""
@@ -56,3 +56,13 @@ def measured_decoders(decoders: Mapping[str, Decoder], baseline: bool, transform
     if transformers:
         found[TRANSFORMERS] = TransformersGenerate()
     return found | {name: decoder.independent() for name, decoder in decoders.items()}
+
+
+def compares(decoder: Decoder, sampling: Sampling | None) -> bool:
+    """Whether a lossless decoder writes the baseline's text: greedy, or sampled with noise that decoders share.
+
+    Args:
+        decoder: The decoder; transformers' own ``generate`` knows no such noise.
+        sampling: How tokens are drawn.
+    """
+    return sampling is None or (sampling.coupling == "gumbel" and not isinstance(decoder, TransformersGenerate))

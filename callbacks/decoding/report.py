@@ -26,6 +26,7 @@ def rows(
     totals: Mapping[str, Mapping[str | None, DecodingTotals]],
     *,
     baseline: str | None,
+    comparable: Mapping[str, bool],
     context: Mapping[str, Any],
     differing: Mapping[str, Sequence[str] | None] | None = None,
 ) -> list[dict[str, Any]]:
@@ -35,8 +36,8 @@ def rows(
         decoders: Decoders by name.
         totals: By decoder and category, the totals over all ranks; those of all prompts under ``None``.
         baseline: Name of the decoder that speed-ups are relative to; ``None`` if there is none.
-        context: Entries that all rows share: prompts, limits, ranks. With ``greedy``, texts are compared token by
-            token.
+        comparable: By decoder, whether its texts were compared token by token with those of the baseline.
+        context: Entries that all rows share: prompts, limits, ranks.
         differing: By decoder, the names of the prompts whose texts are not the baseline's; ``None`` without names.
 
     Returns:
@@ -48,7 +49,7 @@ def rows(
     for name, decoder in decoders.items():
         for category, total in totals[name].items():
             base = totals[baseline].get(category) if baseline is not None else None
-            agreement = _agreement_of(total, decoder) if base is not None and context["greedy"] else None
+            agreement = _agreement_of(total, decoder) if base is not None and comparable[name] else None
             if agreement is not None and category is None and differing and differing.get(name) is not None:
                 agreement["differing_prompts"] = list(differing[name] or ())
             stats = total.stats
@@ -94,6 +95,8 @@ def _agreement_of(total: DecodingTotals, decoder: Decoder) -> dict[str, Any]:
         "differing_tokens": counts["differing_tokens"],
         # of the differing rows of a lossless decoder: those that differ first where the target nearly ties
         "near_tie_rows": counts["near_tie_rows"] if decoder.lossless else None,
+        # the largest difference of logits that counted as nearly
+        "near_tie_limit": total.near_tie_limit or None,
     }
 
 

@@ -133,8 +133,9 @@ def notes(records: Records) -> list[str]:
             ties = agreement["near_tie_rows"]
             found.append(
                 f"{row['name']}: {agreement['differing_rows']} of {row['statistics']['requests']} rows differ from the "
-                f"baseline, in {agreement['differing_tokens']} tokens; in {ties} of them the target's two best logits "
-                f"are equal within the rounding of {row['dtype']} at the first difference."
+                f"baseline, in {agreement['differing_tokens']} tokens; in {ties} of them both tokens of the first "
+                f"difference are as good within the rounding of {row['dtype']}"
+                + (f" (logits up to {agreement['near_tie_limit']:.2g} apart)." if agreement["near_tie_limit"] else ".")
                 + _named(agreement.get("differing_prompts"))
             )
     for row in rows:

@@ -9,6 +9,7 @@ import torch
 
 from saccade.common.distributed import reduce_max, reduce_sum
 from saccade.inference import DecodingStats
+from saccade.inference.verification.near_ties import NearTie
 
 _FIELDS = [item.name for item in fields(DecodingStats)]
 _MAXIMA = [name for name in _FIELDS if name.endswith("_bytes")]
@@ -66,6 +67,8 @@ class DecodingTotals:
         self.new_tokens = [0] * repeats
         self.requests = dict.fromkeys(PER_REQUEST, 0.0)
         self.counts = dict.fromkeys(COUNTS, 0)
+        self.near_tie_limit = 0.0
+        """Largest difference of logits that counted as a near tie; 0 where nothing was judged."""
 
     def add(self, pooled: DecodingStats, per_request: Sequence[DecodingStats], repeat: int = 0) -> None:
         """Add the statistics of one ``generate`` call.
@@ -94,7 +97,13 @@ class DecodingTotals:
         total.new_tokens = [a + b for a, b in zip(self.new_tokens, other.new_tokens, strict=True)]
         total.requests = {name: value + other.requests[name] for name, value in self.requests.items()}
         total.counts = {name: value + other.counts[name] for name, value in self.counts.items()}
+        total.near_tie_limit = max(self.near_tie_limit, other.near_tie_limit)
         return total
+
+    def count_near_tie(self, tie: NearTie) -> None:
+        """Add a row of a lossless decoder that differs from the baseline's."""
+        self.count(near_tie_rows=int(tie.near))
+        self.near_tie_limit = max(self.near_tie_limit, tie.limit)
 
     def reduced(self, device: torch.device) -> DecodingTotals:
         """Return the totals over all ranks. Every rank must call this, also one that decoded nothing.
@@ -115,7 +124,7 @@ class DecodingTotals:
             *histogram,
         ]
         values = reduce_sum(torch.tensor(parts, dtype=torch.float64), device).tolist()
-        maxima = [getattr(self.stats, name) for name in _MAXIMA]
+        maxima = [*(getattr(self.stats, name) for name in _MAXIMA), self.near_tie_limit]
         peaks = reduce_max(torch.tensor(maxima, dtype=torch.float64), device).tolist()
 
         total = DecodingTotals(self.bins - 1, len(self.seconds))
@@ -128,7 +137,8 @@ class DecodingTotals:
         total.seconds = [next(stream) for _ in self.seconds]
         total.new_tokens = [int(next(stream)) for _ in self.new_tokens]
         total.stats.acceptance_histogram = {bin_: int(rounds) for bin_, rounds in enumerate(stream) if rounds}
-        for name, peak in zip(_MAXIMA, peaks, strict=True):
+        *sizes, total.near_tie_limit = peaks
+        for name, peak in zip(_MAXIMA, sizes, strict=True):
             setattr(total.stats, name, int(peak))
         return total
 

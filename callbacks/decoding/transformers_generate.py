@@ -181,5 +181,5 @@ def _generator_of(sampling: Sampling | None, device: torch.device) -> Iterator[N
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices, enabled=sampling is not None):
         if sampling is not None:
-            torch.manual_seed(sampling.seed or 0)
+            torch.manual_seed((sampling.seed or 0) + (sampling.rows or [0])[0])
         yield

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saccade.common.transfer import to_device
+from saccade.inference.choice import best_tokens
 from saccade.inference.drafting.drafter import Drafter, NoDraft
 from saccade.inference.state import GenerationState
 from saccade.inference.verification.draft import Draft
@@ -66,8 +67,8 @@ class ChainDrafter(Drafter):
         distributions: list[Tensor] = []
         while open_rows:
             logits = self.step(state, columns[-1]) if columns else self.begin(state)
-            if state.sampling is None:
-                tokens = logits.argmax(-1, keepdim=True)
+            if state.sampling is None or state.noisy:
+                tokens = best_tokens(logits[:, None], state, [len(columns)])[:, 0]
             else:
                 # finished rows use no random numbers, so that those of a row do not depend on the other rows
                 uniforms = [stream.random() if row in open_rows else 0.5 for row, stream in enumerate(state.streams)]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from saccade.inference.choice import best_tokens
 from saccade.inference.drafting.draft_session import DraftSession, SessionDrafter
 from saccade.inference.drafting.drafter import NoDraft
 from saccade.inference.drafting.loading import known_tokens
@@ -15,9 +16,9 @@ from saccade.inference.verification.draft import Draft
 
 
 class DraftTreeDrafter(SessionDrafter):
-    """Drafts a tree of the draft model's most likely tokens.
+    """Drafts a tree of the draft model's best tokens: the most likely, or the best by the noise that the target shares.
 
-    Tokens are picked and not sampled, so verification by sampling treats each as proposed with probability 1. One
+    Tokens are picked and not drawn, so rejection sampling treats each as proposed with probability 1. One
     forward per level reads the root and all inner nodes drafted so far, with the tree as its mask. Reading a few nodes
     again costs little, and no node can attend to keys of another branch.
 
@@ -35,14 +36,16 @@ class DraftTreeDrafter(SessionDrafter):
         if depth == 0:
             return NoDraft().draft(state, limits)
         tree = self.tree.cut(depth)
-        top = self.draft_session.catch_up(state).topk(tree.width).indices[:, None]
+        top = best_tokens(self.draft_session.catch_up(state)[:, None], state, [0], tree.width)
         drafted = tree.expand(0, top)
         session = self.draft_session.session
         root = session.token_column(known_tokens(self.draft_session.model, [text[-1] for text in state.texts]))
         for level in range(1, depth):
             session.truncate([length - (level == 1) for length in session.lengths])  # the root is read again
             logits = session.forward(torch.cat([root, tree.inner_tokens(level, drafted)], 1), tree.partial(level))
-            top = self.draft_session.fitted(logits[:, -len(tree.inner[level]) :], state).topk(tree.width).indices
+            inner = len(tree.inner[level])
+            logits = self.draft_session.fitted(logits[:, -inner:], state)
+            top = best_tokens(logits, state, [level] * inner, tree.width)
             drafted = torch.cat([drafted, tree.expand(level, top)], 1)
         counts = [tree.drafted_within(min(limit, depth)) for limit in limits]
         return Draft(drafted.to(state.session.device), counts, None, tree.tree)

@@ -1,4 +1,4 @@
-"""Strict verification by rejection sampling, with exactly the target's distribution.
+"""Strict verification by rejection sampling (``coupling="rejection"``), with exactly the target's distribution.
 
 Speculative sampling (Leviathan et al., arXiv 2211.17192; Chen et al., arXiv 2302.01318), extended to trees: the
 children of a node are tried in order, and each rejection subtracts the child's draft distribution from the target's.

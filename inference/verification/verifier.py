@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from saccade.inference.choice import own_choices
 from saccade.inference.verification.draft import Draft, Verdict
-from saccade.inference.verification.greedy import verify_greedy
+from saccade.inference.verification.own_choice import verify_choices
 from saccade.inference.verification.rejection_sampling import verify_sampling
 
 if TYPE_CHECKING:
@@ -56,10 +57,10 @@ class Verifier(ABC):
 
 
 class StrictVerifier(Verifier):
-    """Lossless: greedy output equals that of greedy decoding, sampled output has the target's distribution."""
+    """Lossless: the text is the target's own, or, with rejection sampling, has the target's distribution."""
 
     def verify(self, logits: Tensor, draft: Draft, state: GenerationState) -> list[Verdict]:
-        """Verifies greedily, or by rejection sampling if the generation samples."""
-        if state.sampling is None:
-            return verify_greedy(logits, draft)
-        return verify_sampling(logits, draft, state.sampling, state.streams, state.session.pool)
+        """Accepts the target's own choices, or verifies by rejection sampling if the generation asks for that."""
+        if state.sampling is not None and not state.noisy:
+            return verify_sampling(logits, draft, state.sampling, state.streams, state.session.pool)
+        return verify_choices(draft, own_choices(logits, state, draft.shape().depths))

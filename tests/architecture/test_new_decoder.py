@@ -136,7 +136,7 @@ def test_the_listed_files_are_enough(copy: Path) -> None:
     tests = [
         "tests/docs/test_readme.py", "tests/configs/test_configs.py", "tests/architecture/test_layout.py",
         "tests/inference/decoders/test_repeat.py", "tests/inference/loop/test_lossless.py",
-        "tests/inference/doors/test_doors.py", "tests/inference/verification/test_sampling_law.py",
+        "tests/inference/doors/test_doors.py", "tests/inference/verification/test_coupling.py",
     ]  # fmt: skip
     # of the tests of all decoders those of the new one, on one model; of those of pages what the new one changes
     chosen = "repeat and not qwen or yaml_builds or method_table or exported_decoder or navigation or packaged_config"

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 COUNTS = {
+    "decoding.coupling": "--count",
     "decoding.decode": "--runs",
     "decoding.layer_skip": "--trials",
     "t2dr.study": "--epochs",

@@ -8,6 +8,15 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 from saccade.inference.engine.kernels.decode_attention import triton_decode_attention  # noqa: E402
 from saccade.inference.engine.kernels.linear import triton_add, triton_linear, triton_norm  # noqa: E402
+from saccade.inference.engine.kernels.noise import triton_gumbel_noise  # noqa: E402
 from saccade.inference.engine.kernels.rotation import triton_rotate  # noqa: E402
 
-__all__ = ["DEVICE", "triton_add", "triton_decode_attention", "triton_linear", "triton_norm", "triton_rotate"]
+__all__ = [
+    "DEVICE",
+    "triton_add",
+    "triton_decode_attention",
+    "triton_gumbel_noise",
+    "triton_linear",
+    "triton_norm",
+    "triton_rotate",
+]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from saccade.inference.choice import own_choices
 from saccade.inference.huggingface.vision import special_token_ids
 from saccade.inference.verification.draft import Draft, Verdict
-from saccade.inference.verification.greedy import greedy_choices, verify_greedy
+from saccade.inference.verification.own_choice import verify_choices
 from saccade.inference.verification.relaxed.fly import top_entropy
 from saccade.inference.verification.relaxed.relevance import directions, visual_relevance
 from saccade.inference.verification.relaxed.rule import Judged, RelaxedRule, RowState, ranks_and_ratios
@@ -42,21 +43,22 @@ class RelaxedVerifier(Verifier):
         recorded = state.session.recorded
         recorded.visual_states = [directions(states) for states in recorded.visual_states]  # normalized once
         self._rows = [(self.rule.begin(row, guarded), len(text)) for row, text in enumerate(state.texts)]
-        return verify_greedy(logits[:, None], Draft.empty(len(logits), logits.device))
+        return verify_choices(Draft.empty(len(logits), logits.device), own_choices(logits[:, None], state, [0]))
 
     def verify(self, logits: Tensor, draft: Draft, state: GenerationState) -> list[Verdict]:
         """Applies the rule to the draft of every row."""
-        choices = greedy_choices(logits)
+        choose = own_choices(logits, state, draft.shape().depths)
         needed = self._needed_fields(logits, draft, state)
         verdicts = []
         for row, count in enumerate(draft.counts):
             fields = {name: values[row][:count] for name, values in needed.items()}
             rule_state, prompt = self._rows[row]
             recent = state.texts[row][prompt:][-_RECENT_TOKENS:]
-            judged = Judged(draft.ids[row][:count], choices[row][: count + 1], recent=recent, **fields)
+            choices = choose([row] * (count + 1), range(count + 1))
+            judged = Judged(draft.ids[row][:count], choices, recent=recent, **fields)
             ruling = self.rule.judge(judged, rule_state)
             path = list(range(ruling.accepted + 1))
-            verdicts.append(Verdict(path, choices[row][ruling.accepted], ruling.log))
+            verdicts.append(Verdict(path, choices[ruling.accepted], ruling.log))
         return verdicts
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from saccade.callbacks import DecodingEvaluation
 from saccade.callbacks.decoding import tables as decoding_tables
 from saccade.callbacks.isolation import undisturbed
 from saccade.inference import AssistedDecoding, Autoregressive, Decoder, PromptLookup, Sampling, SelfSpeculative
+from saccade.inference.verification.near_ties import SPACINGS
 from tests.callbacks.tiny import TinyModule, loader, rows, tiny_llama, trainer
 
 
@@ -63,7 +64,13 @@ def test_rows_hold_what_the_decoder_itself_reports(tmp_path) -> None:
     assert lookup["statistics"]["acceptance_histogram"] == pooled.to_dict()["acceptance_histogram"]
     means = [out.stats.mean_acceptance_length for out in expected]
     assert lookup["per_request"]["mean_acceptance_length"] == pytest.approx(sum(means) / 3)
-    assert lookup["agreement"] == {"identical_rows": 3, "differing_rows": 0, "differing_tokens": 0, "near_tie_rows": 0}
+    assert lookup["agreement"] == {
+        "identical_rows": 3,
+        "differing_rows": 0,
+        "differing_tokens": 0,
+        "near_tie_rows": 0,
+        "near_tie_limit": None,
+    }
     speeds = [row["statistics"]["tokens_per_second"] for row in written]
     assert lookup["speedup"] == pytest.approx(speeds[1] / speeds[0])
     assert baseline["speedup"] == 1.0
@@ -94,8 +101,10 @@ def test_lossy_and_lying_decoders_are_told_apart(tmp_path, capsys) -> None:
         "differing_rows": 3,
         "differing_tokens": 3,
         "near_tie_rows": None,
+        "near_tie_limit": None,
     }
     assert liar["agreement"]["near_tie_rows"] == 0
+    assert 1e-16 < liar["agreement"]["near_tie_limit"] < 1e-13
     printed = capsys.readouterr().out
     assert "lossy (lossy)" in printed
     assert "liar: 3 of 3 rows differ from the baseline, in 3 tokens; in 0 of them" in printed
@@ -112,6 +121,7 @@ def test_a_difference_at_a_tie_of_the_target_is_counted_as_one(tmp_path) -> None
         "differing_rows": 2,
         "differing_tokens": 2,
         "near_tie_rows": 2,
+        "near_tie_limit": SPACINGS[torch.float32] * 2.0**-149,
     }
     # one token over and over: no distinct 4-grams to speak of
     assert callback.rows[1]["quality"]["degenerate"] is True
@@ -127,17 +137,39 @@ def test_batches_agree_with_single_prompts(tmp_path) -> None:
     assert three.rows[1]["agreement"]["identical_rows"] == 5
 
 
-def test_sampling_uses_a_seed_for_each_prompt_and_compares_no_rows(tmp_path) -> None:
-    settings = {"sampling": Sampling(temperature=2.0, seed=5)}
-    first = validate(tmp_path, rows(4), {"lookup": PromptLookup()}, **settings)
-    flipped = validate(tmp_path, rows(4).flip(0), {"lookup": PromptLookup()}, **settings)
-    other = validate(tmp_path, rows(4), {"lookup": PromptLookup()}, sampling=Sampling(temperature=2.0, seed=99))
-    assert first.rows[1]["agreement"] is None
-    counts = [run.rows[0]["statistics"]["new_tokens"] for run in (first, flipped, other)]
-    quality = [run.rows[0]["quality"]["distinct_4"] for run in (first, flipped, other)]
-    assert counts[0] == counts[1]
-    assert quality[0] == quality[1]
-    assert (counts[0], quality[0]) != (counts[2], quality[2])
+@dataclass
+class Remembering(PromptLookup):
+    """Keeps the text that it wrote for each prompt."""
+
+    texts: ClassVar[dict[tuple[int, ...], list[int]]] = {}
+
+    def generate(self, model: Any, input_ids: Any, **settings: Any) -> Any:
+        out = super().generate(model, input_ids, **settings)
+        self.texts.update(zip(map(tuple, input_ids), out.tokens, strict=True))
+        return out
+
+
+@pytest.mark.parametrize("coupling", ["gumbel", "rejection"])
+def test_sampling_depends_on_seed_and_prompt_alone(tmp_path, coupling: str) -> None:
+    def sampled(ids: torch.Tensor, seed: int = 5, **settings: Any) -> tuple[dict[tuple[int, ...], list[int]], Any]:
+        Remembering.texts.clear()
+        sampling = Sampling(temperature=2.0, seed=seed, coupling=coupling)
+        callback = validate(tmp_path, ids, {"one": Remembering()}, sampling=sampling, **settings)
+        return dict(Remembering.texts), callback.rows[1]["agreement"]
+
+    first, agreement = sampled(rows(4))
+    assert len(first) == 4
+    assert sampled(rows(4).flip(0))[0] == first
+    assert sampled(rows(4), batch_size=3)[0] == first
+    assert sampled(rows(4), seed=99)[0] != first
+    # draws that are shared make the same texts, which can be compared
+    assert agreement is None if coupling == "rejection" else agreement["identical_rows"] == 4
+
+
+def test_sampled_texts_of_a_lying_decoder_are_no_near_ties(tmp_path) -> None:
+    callback = validate(tmp_path, rows(3), {"liar": Liar()}, sampling=Sampling(top_p=0.9, seed=1))
+    assert callback.rows[1]["agreement"]["differing_rows"] == 3
+    assert callback.rows[1]["agreement"]["near_tie_rows"] == 0
 
 
 def test_a_threshold_that_is_carried_starts_afresh_for_every_prompt(tmp_path) -> None:

@@ -88,7 +88,7 @@ def test_the_decoders_that_are_named(here, capsys):
     assert rows[0]["prompts"] == 3
     assert [row["category"] for row in rows[:4]] == [None, "a", "b", "q"]
     assert rows[0]["sampling"]["top_k"] == 5
-    assert rows[0]["agreement"] is None
+    assert rows[0]["greedy"] is False
     (assisted,) = (row for row in rows if row["name"] == "assisted" and row["category"] is None)
     assert assisted["settings"]["draft_model"] == "draft"
 

@@ -12,9 +12,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from saccade.inference.engine.kernels import decode_attention, linear, rotation
+from saccade.inference.engine.kernels import decode_attention, linear, noise, rotation
 
-SPECIAL = {"lengths": "*i64", "starts": "*i64", "ancestors": "*i64", "sums": "*fp32", "logs": "*fp32"}
+SPECIAL = {
+    **dict.fromkeys(("lengths", "starts", "ancestors", "positions", "seeds"), "*i64"),
+    **dict.fromkeys(("sums", "logs"), "*fp32"),
+    "noise": "*fp64",
+}
 FLOATS = ("eps", "scale")
 NUMBERS = (  # integers
     "rows",
@@ -25,6 +29,7 @@ NUMBERS = (  # integers
     "input_row",
     "out_row",
     "nodes",
+    "vocabulary",
     "heads",
     "kv_heads",
     "groups",
@@ -110,6 +115,7 @@ def main() -> None:
             )
         made.append(compiled(linear._normalize, dtype, 8, LANES=1024, EARLY=True))
         made.append(compiled(decode_attention._join, dtype, 4, SPLITS=4, WIDTH=128, EARLY=True))
+    made.append(compiled(noise._gumbel, "bf16", 4, LANES=1024, EARLY=True))
     print(len(made))
 
 

@@ -39,7 +39,7 @@ def test_a_floor_keeps_one_for_each_key_and_none_where_steps_run_eagerly():
 @pytest.mark.parametrize("top_p", [1.0, 0.8])
 def test_a_captured_judgement_is_the_judgement(picked, top_p):
     draw = torch.Generator().manual_seed(0)
-    pool, sampling = EnginePool(EngineConfig("graph")), Sampling(temperature=0.7, top_p=top_p)
+    pool, sampling = EnginePool(EngineConfig("graph")), Sampling(temperature=0.7, top_p=top_p, coupling="rejection")
     for _ in range(5):  # captured, then replayed on other numbers
         logits = torch.randn(2, 4, 50, generator=draw).cuda()
         proposals = torch.randn(2, 3, 50, generator=draw).softmax(-1).cuda()

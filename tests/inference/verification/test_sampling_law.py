@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -13,21 +14,26 @@ from saccade.inference import (
     AssistedDecoding,
     Autoregressive,
     Decoder,
+    PromptLookup,
     Sampling,
+    SelfSpeculative,
     TokenTree,
+    sampling,
 )
+from saccade.inference.noise import gumbel_noise
 from saccade.inference.state import GenerationState
 from saccade.inference.verification.draft import Draft, Verdict
 from saccade.inference.verification.rejection_sampling import verify_sampling
 from saccade.inference.verification.verifier import StrictVerifier
-from tests.support.decoders import LOSSLESS
+from tests.support.decoders import HALF
 from tests.support.models import tiny_model
 from tests.support.verifiers import GreedyBonus, judged_by
 
 VOCABULARY, NEW, RUNS, BATCH = 3, 5, 30_000, 5_000
 PROMPT = [2, 0, 2, 0]  # holds n-grams, so that prompt lookup drafts
-PLAIN = Sampling(seed=0)
-WARPED = Sampling(temperature=0.7, top_k=2, top_p=0.8, seed=0)
+PLAIN = Sampling()
+WARPED = Sampling(temperature=0.7, top_k=2, top_p=0.8)
+REJECTING = Sampling(coupling="rejection")
 
 
 @cache
@@ -74,7 +80,7 @@ def measured(decoder: Decoder, sampling: Sampling, runs: int = RUNS) -> float:
     ids = torch.tensor(PROMPT).expand(BATCH, -1)
     drafted = 0
     for batch in range(runs // BATCH):
-        drawn = Sampling(sampling.temperature, sampling.top_k, sampling.top_p, seed=1000 + batch)
+        drawn = replace(sampling, seed=1000 + batch)
         out = decoder.generate(toy(), ids, max_new_tokens=NEW, sampling=drawn, eos_token_id=())
         counts += torch.bincount((torch.tensor(out.tokens) * powers).sum(-1), minlength=len(counts))
         drafted += out.stats.drafted
@@ -82,22 +88,40 @@ def measured(decoder: Decoder, sampling: Sampling, runs: int = RUNS) -> float:
     return deviation(counts, law(sampling))
 
 
-@pytest.mark.parametrize("name", LOSSLESS)
-def test_the_law_is_the_targets(name: str) -> None:
-    assert abs(measured(LOSSLESS[name].build(toy(1)), PLAIN)) < 4
-
-
-@pytest.mark.parametrize("name", ["prompt_lookup", "self_speculative"])
-def test_the_law_with_temperature_top_k_and_top_p(name: str) -> None:
+@pytest.mark.parametrize("settings", [PLAIN, WARPED], ids=["plain", "warped"])
+def test_the_law_of_shared_noise(settings: Sampling) -> None:
+    """Every other decoder writes the same text, see test_coupling."""
     assert (law(WARPED) == 0).sum() > 100  # the warpers forbid something
-    assert abs(measured(LOSSLESS[name].build(toy(1)), WARPED)) < 4
+    assert abs(measured(Autoregressive(), settings)) < 4
+
+
+def test_noise_that_does_not_depend_on_the_position_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def repeated(keys: torch.Tensor, positions: torch.Tensor, vocabulary: int) -> torch.Tensor:
+        return gumbel_noise(keys, torch.zeros_like(positions), vocabulary)
+
+    monkeypatch.setattr(sampling, "gumbel_noise", repeated)
+    assert measured(Autoregressive(), PLAIN, runs=10_000) > 4
+
+
+REJECTION: dict[str, tuple[Decoder, Sampling]] = {
+    "without drafts": (Autoregressive(), PLAIN),
+    "picked drafts": (PromptLookup(), WARPED),
+    "drawn drafts": (AssistedDecoding(toy(1), draft_length=4, confidence_threshold=0.0), PLAIN),
+    "drafts of different lengths": (SelfSpeculative(HALF, gamma=0.2, beta2=0.5), WARPED),
+}
+
+
+@pytest.mark.parametrize("drafts", REJECTION)
+def test_the_law_of_rejection_sampling(drafts: str) -> None:
+    decoder, settings = REJECTION[drafts]
+    assert abs(measured(decoder, replace(settings, coupling="rejection"))) < 4
 
 
 def test_committing_the_targets_argmax_is_found() -> None:
     assert (
         measured(
             judged_by(GreedyBonus, AssistedDecoding)(toy(1), draft_length=3, confidence_threshold=0.0),
-            PLAIN,
+            REJECTING,
             runs=10_000,
         )
         > 4
@@ -110,7 +134,7 @@ def test_a_softmax_row_for_an_argmax_token_is_found(monkeypatch: pytest.MonkeyPa
         return self.probabilities(logits), logits.argmax(-1, keepdim=True)
 
     monkeypatch.setattr(Sampling, "proposals", favourite)
-    assert measured(AssistedDecoding(toy(1), draft_length=3, confidence_threshold=0.0), PLAIN, runs=10_000) > 4
+    assert measured(AssistedDecoding(toy(1), draft_length=3, confidence_threshold=0.0), REJECTING, runs=10_000) > 4
 
 
 def test_a_biased_acceptance_is_found() -> None:
@@ -122,7 +146,7 @@ def test_a_biased_acceptance_is_found() -> None:
 
     assert (
         measured(
-            judged_by(Eager, AssistedDecoding)(toy(1), draft_length=3, confidence_threshold=0.0), PLAIN, runs=10_000
+            judged_by(Eager, AssistedDecoding)(toy(1), draft_length=3, confidence_threshold=0.0), REJECTING, runs=10_000
         )
         > 4
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from saccade.inference import TokenTree
 from saccade.inference.verification.draft import Draft
-from saccade.inference.verification.greedy import verify_greedy
+from saccade.inference.verification.own_choice import verify_choices
 
 
 @st.composite
@@ -60,15 +62,21 @@ def test_only_chains_are_chains(tree: TokenTree) -> None:
 
 @settings(max_examples=200)
 @given(trees(), st.integers(0, 2**32))
-def test_strict_greedy_follows_the_targets_choices(tree: TokenTree, seed: int) -> None:
+def test_verification_follows_the_targets_choices(tree: TokenTree, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     nodes = len(tree) - 1
     tokens = torch.randint(0, 3, (2, nodes), generator=generator)
     logits = torch.randn(2, nodes + 1, 3, generator=generator)
     counts = [nodes, int(torch.randint(0, nodes + 1, (), generator=generator))]
     draft = Draft(tokens, counts, None, tree)
-    for row, verdict in enumerate(verify_greedy(logits, draft)):
-        choices = logits[row].argmax(-1).tolist()
+    table = logits.argmax(-1).tolist()
+
+    def choose(rows: Sequence[int], nodes: Sequence[int]) -> list[int]:
+        return [table[row][node] for row, node in zip(rows, nodes, strict=True)]
+
+    verdicts = verify_choices(draft, choose)
+    for row, verdict in enumerate(verdicts):
+        choices = table[row]
         assert tree.path(verdict.path[-1]) == tuple(verdict.path)
         for parent, node in zip(verdict.path, verdict.path[1:], strict=False):
             assert int(tokens[row, node - 1]) == choices[parent]

@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 
 from saccade.inference.trees import TokenTree
 from saccade.inference.verification.draft import Draft
-from saccade.inference.verification.greedy import verify_greedy
+from saccade.inference.verification.own_choice import verify_choices
 from saccade.inference.verification.relaxed import (
     FLy,
     FLyPlus,
@@ -112,11 +112,10 @@ def test_the_log_accounts_for_every_token(judged: Judged, rule: RelaxedRule, gua
 @given(rounds(), st.sampled_from([Strict(), RandomRelaxation(0.0), replace(PLAIN, relaxation=0.0)]))
 def test_with_nothing_relaxed_a_rule_is_greedy_verification(judged: Judged, rule: RelaxedRule) -> None:
     count = len(judged.drafted)
-    logits = torch.nn.functional.one_hot(torch.tensor([judged.choices]), 6).float()
     draft = Draft(
         torch.tensor([judged.drafted], dtype=torch.long).reshape(1, count), [count], None, TokenTree.chain(count)
     )
-    (verdict,) = verify_greedy(logits, draft)
+    (verdict,) = verify_choices(draft, lambda rows, nodes: [judged.choices[node] for node in nodes])
     ruling = rule.judge(judged, rule.begin())
     assert verdict.path == list(range(ruling.accepted + 1))
     assert verdict.token == judged.choices[ruling.accepted]

@@ -1,0 +1,56 @@
+"""The benchmark of couplings: prompts from files, equal texts with shared noise, rows and their table."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks import rows as benchmark_rows
+from benchmarks.decoding import coupling, tables
+from saccade.inference import Sampling
+from tests.support.models import copy_layers, tiny_model
+
+WORDS = ["user", "a", "b", "c", "?", "<unk>"]
+
+
+@pytest.fixture
+def tokenizer():
+    core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))  # noqa: S106
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=core)
+
+
+def test_prompts_of_every_form(tmp_path, tokenizer) -> None:
+    file = tmp_path / "prompts.jsonl"
+    lines = [{"prompt": "a b"}, {"turns": ["b c", "a"]}, {"messages": [{"role": "user", "content": "a ?"}]}]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert coupling.questions(str(file), tokenizer, 3, 9) == [[1, 2], [2, 3], [1, 4]]
+    assert coupling.questions(str(file), tokenizer, 2, 1) == [[2], [3]]
+    tokenizer.chat_template = "{% for message in messages %}user {{ message.content }}{% endfor %} ?"
+    assert coupling.questions(str(file), tokenizer, 1, 9) == [[0, 1, 2, 4]]
+    file.write_text('{"text": "a"}\n')
+    with pytest.raises(
+        SystemExit, match=r"--prompts must have prompt, turns or messages in every line, got \['text'\]"
+    ):
+        coupling.questions(str(file), tokenizer, 1, 9)
+
+
+def test_rows_and_table(tmp_path, monkeypatch) -> None:
+    model = tiny_model(residual=0.3)
+    prompts = [[3, 1, 4], [1, 5], [9, 2, 6, 5]]
+    contenders = coupling.decoders(copy_layers(model, 2), None, [2, 4])
+    found = coupling.measure(model, contenders, prompts, 2, 24, Sampling(0.9, top_p=0.95), 2)
+    assert len(found) == 8
+    for name, made in found.items():
+        assert (made.identical, made.near_ties) == ((3, 0) if "gumbel" in name else (None, None))
+        assert len(made.acceptance) == 2
+        assert [len(text) for text in made.texts] == [24, 24, 24]
+    assert found["AssistedDecoding 4, gumbel"].acceptance[0] > 0.1
+    monkeypatch.setattr(benchmark_rows, "RESULTS", tmp_path)
+    assert tables.coupling().startswith("No rows yet")
+    benchmark_rows.replace(coupling.rows_of("tiny", found, 2))
+    table = tables.coupling().splitlines()
+    assert table[2].startswith("| PromptLookup 2 | ")
+    assert "| 3 of 3 | " in table[3]
+    assert "median of 2 seeds" in table[-1]
