@@ -15,7 +15,7 @@ MYPY_PACKAGES := $(foreach package,$(PACKAGES),-p saccade.$(package))
 
 # An editable install in strict mode maps the files that exist when it is made, so it is repeated when a file is added or
 # renamed. The stamp's name is a checksum of the list of files and of the two files that determine what is installed.
-FILES := $(shell find $(PACKAGES) -type f '(' -name '*.py' -o -name '*.yaml' -o -name py.typed ')' | LC_ALL=C sort)
+FILES := $(shell find $(PACKAGES) -type f '(' -name '*.py' -o -name '*.yaml' -o -name '*.jsonl' -o -name py.typed ')' | LC_ALL=C sort)
 KEY := $(shell (echo '$(FILES) $(EXTRAS)'; cat pyproject.toml constraints.txt) | cksum | cut -d' ' -f1)
 STAMP := $(VENV)/.installed-$(KEY)
 

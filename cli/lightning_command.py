@@ -30,6 +30,7 @@ from saccade.cli.checkpoint_settings import check_checkpoint, differences, read_
 from saccade.cli.config_lookup import resolve_config_arguments
 from saccade.cli.errors import WRONG_WEIGHTS, UsageError, one_line, raised_by_us
 from saccade.cli.loggers import check_loggers, make_parser, place_loggers
+from saccade.cli.model_path import follow_model_path, model_path
 from saccade.cli.quiet import quieten, quieten_for
 from saccade.cli.run_callbacks import run_callbacks
 from saccade.cli.run_folders import (
@@ -133,6 +134,8 @@ class SaccadeCLI(LightningCLI):
         seed = self._settings().get("seed_everything")
         if isinstance(seed, int) and not 0 <= seed < 2**32:
             raise UsageError(f"--seed_everything must be between 0 and {2**32 - 1}, got {seed}: choose another seed.")
+        for line in follow_model_path(self._settings()):
+            _say(line)
 
     # before anything is built
 
@@ -206,7 +209,7 @@ class SaccadeCLI(LightningCLI):
             self._fail(error)
         # behind the records: the same settings in another run have the folder of that run
         place_loggers(settings.trainer.get("logger"), self.run_folder)
-        if self.checkpoint is None and self.subcommand != "fit":
+        if self.checkpoint is None and self.subcommand != "fit" and model_path(settings) is None:
             _say("no --ckpt_path is given: the model has the weights that its settings give it")
 
     def _write_records(self, settings: Namespace, folder: Path) -> None:
@@ -366,22 +369,24 @@ def _end(*_: Any) -> None:
     sys.exit(_TERMINATED)
 
 
-def run(arguments: Sequence[str]) -> None:
+def run(arguments: Sequence[str]) -> SaccadeCLI:
     """Run a training command.
 
     Args:
         arguments: The subcommand and its arguments.
+
+    Returns:
+        The command, which knows its run folder.
 
     Raises:
         UsageError: A setting is wrong, or saccade or Lightning refused the run.
     """
     quieten()
     if arguments[0] == "fit" or threading.current_thread() is not threading.main_thread():
-        SaccadeCLI(arguments)
-        return
+        return SaccadeCLI(arguments)
     # Lightning handles SIGTERM during training only; other commands would continue
     before = signal.signal(signal.SIGTERM, _end)
     try:
-        SaccadeCLI(arguments)
+        return SaccadeCLI(arguments)
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -17,6 +17,10 @@ _TRAINING = {
 }
 # by name: description, and module with a function `run(arguments)`
 _OTHERS = {
+    "compare": (
+        "compare decoders on a model, in one table, without a file of settings",
+        "saccade.cli.commands.compare",
+    ),
     "export": ("write the model folder of a checkpoint", "saccade.cli.commands.export"),
     "search-layers": ("search the sub-layers that a model's own draft skips", "saccade.cli.commands.search_layers"),
     "doctor": ("print versions, devices, and packages that are missing for a feature", "saccade.cli.commands.doctor"),

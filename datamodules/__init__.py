@@ -1,4 +1,4 @@
-"""LightningDataModules: text, videos, multimodal samples with missing-data protocols, and retrieval pairs."""
+"""LightningDataModules: text, prompts, videos, multimodal samples with missing-data protocols, and retrieval pairs."""
 
 from saccade.datamodules.multimodal.batch import Modality, MultimodalBatch
 from saccade.datamodules.multimodal.missing.base import Condition, MissingProtocol
@@ -16,6 +16,7 @@ from saccade.datamodules.multimodal.missing.protocols import (
 )
 from saccade.datamodules.multimodal.sentiment import MultimodalSentiment
 from saccade.datamodules.multimodal.synthetic import SyntheticSentiment
+from saccade.datamodules.prompts.prompts import Prompts
 from saccade.datamodules.retrieval.chunk_pool import ChunkPool
 from saccade.datamodules.text.corpus import TextCorpus
 from saccade.datamodules.video.captions import VideoCaptions
@@ -32,6 +33,7 @@ __all__ = [
     "MultimodalSentiment",
     "NothingMissing",
     "PatternDropout",
+    "Prompts",
     "RandomFeatureMissing",
     "RandomModalityMissing",
     "RandomRateMissing",

@@ -59,7 +59,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_holds_code_settings_types_and_license(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     packed = {name for name in names if ".dist-info/" not in name}
-    assert packed == sources("*.py") | sources("*.yaml") | sources("py.typed")
+    assert packed == set().union(*map(sources, ("*.py", "*.yaml", "*.jsonl", "py.typed")))
     assert all(name.startswith("saccade/") for name in packed), "nothing else lands in site-packages"
     assert any(name.endswith("LICENSE") for name in names - packed)
     (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,20 +14,21 @@ from torch import nn
 from transformers import GenerationConfig
 
 from saccade.callbacks.decoding import report as decoding_report
+from saccade.callbacks.decoding.conversations import Conversations, UnfitPrompts
+from saccade.callbacks.decoding.measured import BASELINE, compares, measured_decoders
 from saccade.callbacks.decoding.prompts import Prompt, PromptCollector, joined_visual
+from saccade.callbacks.decoding.quality import agreement
+from saccade.callbacks.decoding.tables import show
 from saccade.callbacks.decoding.totals import DecodingTotals, differing_tokens, repetition_counts
 from saccade.callbacks.isolation import undisturbed
 from saccade.callbacks.run_folder import run_folder
 from saccade.common.checks import check_count
-from saccade.common.distributed import reduce_max, shards_parameters
+from saccade.common.distributed import gather_integers, reduce_max, shards_parameters
 from saccade.common.progress import Bar, progress_bar
-from saccade.inference import Autoregressive, Decoder, GenerationOutput, Sampling
+from saccade.inference import Decoder, GenerationOutput, Sampling
 from saccade.inference.huggingface.generation_config import unsupported_settings
 from saccade.inference.request import Request
 from saccade.inference.verification.near_ties import first_difference
-
-BASELINE = "autoregressive"
-"""Name of the baseline's row, which the others are compared with."""
 
 # decoders are compared greedily, or as `sampling` says: penalties and sampling of the model's own configuration are
 # left out, its EOS ids are kept
@@ -51,6 +52,11 @@ class DecodingEvaluation(PromptCollector):
     If the datamodule can score an answer (``VideoCaptions`` with its embedded scenes), the rows also contain the share
     of correct facts, and that share relative to the baseline's.
 
+    Prompts of ``Prompts`` have categories, and there is a row for each decoder and category, and for each decoder one
+    of all prompts. Where right answers are known, the rows contain exact match, numeric match, F1 of words and ROUGE-L.
+    Later turns of a conversation are asked after the answers of the first decoder, the baseline, so that all decoders
+    read the same prompts.
+
     Speeds are those of one device: tokens of all ranks divided by the decoding seconds of all ranks.
 
     Args:
@@ -58,12 +64,17 @@ class DecodingEvaluation(PromptCollector):
         prompt_length: Tokens taken from the start of each validation row. Batches that contain the position at which an
             answer begins, as those of ``VideoCaptions`` do, give whole prompts with their videos instead.
         max_new_tokens: Largest number of tokens generated for each prompt.
-        max_prompts: Largest number of prompts in one validation, over all ranks.
+        max_prompts: Largest number of prompts in one validation, over all ranks; conversations count once. ``None`` for
+            all.
         sampling: How to draw tokens; ``None`` is greedy. Draws follow from ``seed`` (0 if it is not set) and from the
             index of the prompt, which takes the place of ``rows``.
         baseline: Also decode autoregressively; speed-ups and agreement are relative to this.
         every_n_validations: During ``fit``, run in every n-th validation; ``validate`` always runs.
         batch_size: Number of prompts decoded together.
+        transformers: Also measure transformers' own ``generate``, as the row ``transformers``.
+        repeats: Number of timed passes over all prompts. With more than one, decoders take turns prompt by prompt, so
+            that a change in the speed of the machine affects all of them alike, and speed-ups come with their range.
+            Counts are those of all passes together. All decoders then stay in memory until the last one is done.
 
     Raises:
         ValueError: A setting is outside its range, a name cannot be logged, a batch has no prompts, or a decoder
@@ -75,56 +86,36 @@ class DecodingEvaluation(PromptCollector):
         decoders: dict[str, Decoder],
         prompt_length: int = 64,
         max_new_tokens: int = 64,
-        max_prompts: int = 32,
+        max_prompts: int | None = 32,
         sampling: Sampling | None = None,
         baseline: bool = True,
         every_n_validations: int = 1,
         batch_size: int = 1,
+        transformers: bool = False,
+        repeats: int = 1,
     ) -> None:
         super().__init__(prompt_length, max_prompts)
         for name, value in (
             ("prompt_length", prompt_length),
             ("max_new_tokens", max_new_tokens),
-            ("max_prompts", max_prompts),
+            ("max_prompts", 1 if max_prompts is None else max_prompts),
             ("every_n_validations", every_n_validations),
             ("batch_size", batch_size),
+            ("repeats", repeats),
         ):
             check_count(name, value)
-        for name, decoder in decoders.items():
-            if not re.fullmatch(r"[A-Za-z0-9_.+-]+", name):
-                raise ValueError(
-                    f"decoders must have names that can be logged, got {name!r}: use letters, digits and _.+-."
-                )
-            if not isinstance(decoder, Decoder):
-                raise ValueError(
-                    f"decoders.{name} must be a saccade.inference.Decoder, got {type(decoder).__name__}: name one by"
-                    " its class_path."
-                )
-        if baseline and not isinstance(decoders.get(BASELINE, Autoregressive()), Autoregressive):
-            raise ValueError(
-                f"decoders.{BASELINE} must be Autoregressive, got {type(decoders[BASELINE]).__name__}: choose another"
-                " name, or set baseline to false."
-            )
-        if not decoders and not baseline:
-            raise ValueError(
-                "decoders must name a decoder if baseline is false, got none: add one, or set baseline to true."
-            )
-        first = {BASELINE: Autoregressive()} if baseline else {}
-        self.decoders: dict[str, Decoder] = first | {name: item.independent() for name, item in decoders.items()}
+        self.decoders = measured_decoders(decoders, baseline, transformers)
         self.max_new_tokens = max_new_tokens
         self.sampling = sampling
         self.baseline = baseline
         self.every_n_validations = every_n_validations
         self.batch_size = batch_size
+        self.repeats = repeats
         self.rows: list[dict[str, Any]] = []
         """The rows of the latest ``decoding.json``, the same on every rank."""
+        self._unfit = UnfitPrompts()
         self._validations = 0
         self._told = False
-
-    @property
-    def comparable(self) -> bool:
-        """Whether every lossless decoder writes the baseline's text: greedy, or sampled with noise that is shared."""
-        return self.sampling is None or self.sampling.coupling == "gumbel"
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a second DecodingEvaluation, which would overwrite the results of the first, and missing paths."""
@@ -161,6 +152,8 @@ class DecodingEvaluation(PromptCollector):
         self._say_what_is_left_out(model)
         share, selected = self._pool.share(pl_module.device)
         self._pool.clear()
+        conversations = self._conversations(trainer, model)
+        unfit = self._unfit.told(conversations, pl_module.device)
         if selected == 0:
             rank_zero_warn("DecodingEvaluation: the validation data contains no prompt, so nothing was decoded.")
             return
@@ -170,19 +163,20 @@ class DecodingEvaluation(PromptCollector):
         synced = shards_parameters(trainer) and trainer.world_size > 1
         datamodule = getattr(trainer, "datamodule", None)
         evaluation = _Evaluation(self, model, share, pl_module.device, synced, datamodule)
-        steps = len(self.decoders) * (len(evaluation.groups) + 1)
-        with undisturbed(pl_module), progress_bar(steps, "decoding", trainer) as bar:
-            totals = {name: evaluation.evaluate(name, decoder, bar) for name, decoder in self.decoders.items()}
+        with undisturbed(pl_module), progress_bar(evaluation.calls, "decoding", trainer) as bar:
+            totals = evaluation.evaluate(bar)
         self.rows = decoding_report.rows(
             self.decoders,
             totals,
             baseline=BASELINE if self.baseline else None,
-            comparable=self.comparable,
+            comparable={name: compares(decoder, self.sampling) for name, decoder in self.decoders.items()},
             context={
                 "prompts": selected,
+                **unfit,
                 "prompt_length": longest,
                 "max_new_tokens": self.max_new_tokens,
                 "batch_size": self.batch_size,
+                "repeats": self.repeats,
                 "sampling": None if self.sampling is None else vars(self.sampling),
                 "greedy": self.sampling is None,
                 "ranks": trainer.world_size,
@@ -192,14 +186,30 @@ class DecodingEvaluation(PromptCollector):
                 "epoch": trainer.current_epoch,
                 "global_step": trainer.global_step,
             },
+            differing={name: conversations.names(items) for name, items in evaluation.differing.items()},
         )
-        for row in self.rows:
+        for row in (row for row in self.rows if row["category"] is None):
             for statistic, value in decoding_report.logged(row).items():
                 # already equal on every rank: no synchronisation is needed
                 pl_module.log(f"decoding/{row['name']}/{statistic}", value, rank_zero_only=False, sync_dist=False)
         if trainer.is_global_zero:
             decoding_report.write(self.rows, folder)
-            decoding_report.show(self.rows, trainer)
+            show(self.rows, trainer)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start to collect prompts."""
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._unfit.clear()
+
+    def fitted(self, prompt: Prompt, trainer: Trainer, pl_module: LightningModule) -> Prompt | None:
+        """Make a prompt fit the model's context, as the datamodule says."""
+        model = getattr(pl_module, "model", None)
+        if not isinstance(model, nn.Module):  # said when the validation ends
+            return prompt
+        return self._unfit.fitted(prompt, self._conversations(trainer, model))
+
+    def _conversations(self, trainer: Trainer, model: nn.Module) -> Conversations:
+        return Conversations(getattr(trainer, "datamodule", None), model, self.max_new_tokens)
 
     def _say_what_is_left_out(self, model: nn.Module) -> None:
         """Name the settings of the model's generation configuration that change texts and are not evaluated, once."""
@@ -238,7 +248,11 @@ class DecodingEvaluation(PromptCollector):
 
 
 class _Evaluation:
-    """One pass of all decoders over the prompts of this rank; every rank runs the same decoders in the same order."""
+    """One evaluation of all decoders on the prompts of this rank; every rank runs the same decoders in the same order.
+
+    Prompts are decoded in steps: one group of prompts, at one turn of their conversations. Decoders that are measured
+    side by side take turns in every step.
+    """
 
     def __init__(
         self,
@@ -249,52 +263,130 @@ class _Evaluation:
         synced: bool,
         datamodule: Any = None,
     ) -> None:
+        self.conversations = Conversations(datamodule, model, settings.max_new_tokens)
         self.datamodule = datamodule if hasattr(datamodule, "score") and hasattr(datamodule, "tokenizer") else None
         self.settings, self.model, self.device, self.synced = settings, model, device, synced
-        size = settings.batch_size
-        self.groups = [share[start : start + size] for start in range(0, len(share), size)]
+        self.groups = self._grouped(share)
+        self.steps = [(group, turn) for group in self.groups for turn in range(self.conversations.turns(group[0]))]
         # if the weights are sharded, a rank with fewer prompts joins the forwards of the others
-        self.rounds = int(reduce_max(torch.tensor([len(self.groups)], dtype=torch.float64), device)[0])
-        self.reference: list[list[list[int]]] | None = None
+        self.rounds = int(reduce_max(torch.tensor([len(self.steps)], dtype=torch.float64), device)[0])
+        self.reference: dict[tuple[int, int], list[int]] = {}
+        """By prompt and turn, the tokens of the baseline."""
+        self._history: dict[int, list[list[int]]] = defaultdict(list)
+        """By prompt, the answers that stay in its conversation."""
+        self._turns_read: dict[tuple[int, int], Prompt | None] = {}
+        self.differing: dict[str, list[int]] = {}
+        """By decoder, the conversations whose texts are not those of the baseline, over all ranks."""
 
-    def evaluate(self, name: str, decoder: Decoder, bar: Bar) -> DecodingTotals:
-        """Run one decoder and return its totals over all ranks.
+    @property
+    def calls(self) -> int:
+        """Number of ``generate`` calls of this rank, those before the timed ones included."""
+        return len(self.settings.decoders) * (len(self.steps) * self.settings.repeats + 1)
+
+    def _grouped(self, share: list[Prompt]) -> list[list[Prompt]]:
+        """Prompts that are decoded together: of one category, with as many turns and the same kinds of tensors."""
+        alike: dict[Any, list[Prompt]] = defaultdict(list)
+        for prompt in share:
+            kinds = tuple((name, tuple(value.shape[1:])) for name, value in sorted(prompt.visual.items()))
+            alike[self.conversations.category(prompt), self.conversations.turns(prompt), kinds].append(prompt)
+        size = self.settings.batch_size
+        return [same[start : start + size] for same in alike.values() for start in range(0, len(same), size)]
+
+    def evaluate(self, bar: Bar) -> dict[str, dict[str | None, DecodingTotals]]:
+        """Run all decoders.
+
+        Returns:
+            By decoder and category, the totals over all ranks; under ``None`` those of all prompts.
 
         Raises:
-            ValueError: The decoder failed, here or on another rank.
+            ValueError: A decoder failed, here or on another rank.
         """
-        bar.describe(f"decoding: {name}")
-        totals, failure = DecodingTotals(self.settings.max_new_tokens), None
-        try:
-            outputs = self._decode(decoder, totals, bar)
-            if self.settings.baseline and name == BASELINE:
-                self.reference = outputs
-            self._compare(decoder, outputs, totals)
-        except Exception as error:  # of any kind: the other ranks must learn of it before they wait
-            failure = error
-        finally:
-            decoder.release()  # graphs and buffers would stay allocated while the training goes on
-        failed = reduce_max(torch.tensor([float(failure is not None)], dtype=torch.float64), self.device)
-        if failure is not None:
-            reason = " ".join(str(failure).split()) or type(failure).__name__
-            raise ValueError(f"decoders.{name} ({type(decoder).__name__}) failed: {reason}") from failure
-        if failed[0]:
-            raise ValueError(f"decoders.{name} ({type(decoder).__name__}) failed on another rank: see its message.")
-        return totals.reduced(self.device)
+        decoders = self.settings.decoders
+        lots = [list(decoders)] if self.settings.repeats > 1 else [[name] for name in decoders]
+        return {name: totals for lot in lots for name, totals in self._measured(lot, bar).items()}
 
-    def _decode(self, decoder: Decoder, totals: DecodingTotals, bar: Bar) -> list[list[list[int]]]:
-        outputs: list[list[list[int]]] = []
-        # the first call is not counted: it includes allocations and the compilation of kernels
-        for step in range(-1, self.rounds):
-            if step < len(self.groups) and self.groups:
-                out = self._generate(decoder, self.groups[max(step, 0)])
-                if step >= 0:
-                    totals.add(out.stats, out.per_request)
-                    outputs.append(out.tokens)
+    def _measured(self, lot: list[str], bar: Bar) -> dict[str, dict[str | None, DecodingTotals]]:
+        """Run decoders side by side and free them."""
+        kinds: list[str | None] = [*self.conversations.categories] or [None]
+        totals = {
+            name: {kind: DecodingTotals(self.settings.max_new_tokens, self.settings.repeats) for kind in kinds}
+            for name in lot
+        }
+        self._different: dict[str, set[int]] = {name: set() for name in lot}
+        failed: tuple[str, Exception] | None = None
+        name = lot[0]
+        try:
+            for step in range(-1, self.rounds):
+                for name, repeat in _in_turn(lot, 1 if step < 0 else self.settings.repeats):
+                    bar.describe(f"decoding: {name}")
+                    self._step(name, step, repeat, totals[name], bar)
+        except Exception as error:  # of any kind: the other ranks must learn of it before they wait
+            failed = name, error
+        finally:
+            for each in lot:
+                # graphs and buffers would stay allocated while the training goes on
+                self.settings.decoders[each].release()
+        marks = torch.tensor([float(failed is not None and failed[0] == each) for each in lot], dtype=torch.float64)
+        elsewhere = reduce_max(marks, self.device).tolist()
+        if failed is not None:
+            name, error = failed
+            reason = " ".join(str(error).split()) or type(error).__name__
+            kind = type(self.settings.decoders[name]).__name__
+            raise ValueError(f"decoders.{name} ({kind}) failed: {reason}") from error
+        for name, mark in zip(lot, elsewhere, strict=True):
+            if mark:
+                kind = type(self.settings.decoders[name]).__name__
+                raise ValueError(f"decoders.{name} ({kind}) failed on another rank: see its message.")
+        found: dict[str, dict[str | None, DecodingTotals]] = {}
+        for name in lot:
+            parts = {kind: total.reduced(self.device) for kind, total in totals[name].items()}
+            whole = DecodingTotals(self.settings.max_new_tokens, self.settings.repeats)
+            for part in parts.values():
+                whole = whole + part
+            found[name] = {None: whole} | {kind: part for kind, part in parts.items() if part.stats.requests}
+            most = reduce_max(torch.tensor([len(self._different[name])], dtype=torch.float64), self.device)
+            items, _ = gather_integers(sorted(self._different[name]), int(most[0]), self.device)
+            self.differing[name] = sorted({item for rank in items for item in rank})
+        return found
+
+    def _step(self, name: str, step: int, repeat: int, totals: dict[str | None, DecodingTotals], bar: Bar) -> None:
+        """Decode one group of prompts at one turn; step -1 is not counted."""
+        decoder = self.settings.decoders[name]
+        if step < 0:
+            # it includes allocations and the compilation of kernels; the longest prompt needs most
+            if self.groups:
+                group = max(self.groups, key=lambda group: max(prompt.length for prompt in group))
+                self._generate(decoder, group)
                 bar.advance()
             elif self.synced:
                 decoder.join(self.model)
-        return outputs
+            return
+        group, turn = self.steps[step] if step < len(self.steps) else ([], 0)
+        prompts = group if turn == 0 else self._later(group, turn)
+        total = totals[self.conversations.category(group[0])] if group else None
+        if total is not None and repeat == 0:
+            total.count(turns_left_out=len(group) - len(prompts))
+        if prompts and total is not None:
+            out = self._generate(decoder, prompts)
+            total.add(out.stats, out.per_request, repeat)
+            self._compare(name, decoder, prompts, out.tokens, total)
+        elif self.synced:
+            decoder.join(self.model)
+        if group:
+            bar.advance()
+
+    def _later(self, group: list[Prompt], turn: int) -> list[Prompt]:
+        """A later turn of conversations, without those where this or an earlier turn has no room in the context."""
+        found = []
+        for prompt in group:
+            place, answers = (prompt.index, turn), self._history[prompt.index][:turn]
+            if place not in self._turns_read:
+                self._turns_read[place] = (
+                    self.conversations.next_turn(prompt, answers) if len(answers) == turn else None
+                )
+            if (later := self._turns_read[place]) is not None:
+                found.append(later)
+        return found
 
     def _generate(self, decoder: Decoder, group: Sequence[Prompt]) -> GenerationOutput:
         visual: Any = joined_visual(group, self.device)
@@ -316,34 +408,48 @@ class _Evaluation:
             return None
         return replace(sampling, seed=sampling.seed or 0, rows=[prompt.index for prompt in group])
 
-    def _compare(self, decoder: Decoder, outputs: list[list[list[int]]], totals: DecodingTotals) -> None:
-        for place, group in enumerate(self.groups):
-            for row, prompt in enumerate(group):
-                tokens = outputs[place][row]
-                totals.count(
-                    **repetition_counts(tokens, prompt.text.tolist(), prompt.length), **self._facts(tokens, prompt)
+    def _compare(
+        self, name: str, decoder: Decoder, prompts: Sequence[Prompt], outputs: list[list[int]], total: DecodingTotals
+    ) -> None:
+        """Count how the texts of a step agree with the baseline's, with real text and with known answers."""
+        for prompt, tokens in zip(prompts, outputs, strict=True):
+            if len(self._history[prompt.index]) == prompt.turn:  # the first decoder, in its first pass
+                self._history[prompt.index].append(tokens)
+                if self.settings.baseline:
+                    self.reference[prompt.index, prompt.turn] = tokens
+            total.count(**repetition_counts(tokens, prompt.text.tolist(), prompt.length), **self._facts(tokens, prompt))
+            if answers := self.conversations.answers(prompt):
+                total.count(**agreement(self.conversations.text(tokens), answers))
+            wanted = self.reference.get((prompt.index, prompt.turn))
+            if wanted is None or not compares(decoder, self.settings.sampling):
+                continue
+            differing = differing_tokens(tokens, wanted)
+            total.count(identical_rows=int(differing == 0), differing_tokens=differing)
+            if differing:
+                self._different[name].add(max(prompt.item, 0))
+            if differing and decoder.lossless and not self.synced:
+                tie = first_difference(
+                    self.model,
+                    prompt.tokens.tolist(),
+                    tokens,
+                    wanted,
+                    visual=joined_visual([prompt], self.device),
+                    sampling=self._sampling([prompt]),
+                    row=prompt.index,
                 )
-                if self.reference is None or not self.settings.comparable:
-                    continue
-                wanted = self.reference[place][row]
-                differing = differing_tokens(tokens, wanted)
-                totals.count(identical_rows=int(differing == 0), differing_tokens=differing)
-                if differing and decoder.lossless and not self.synced:
-                    tie = first_difference(
-                        self.model,
-                        prompt.tokens.tolist(),
-                        tokens,
-                        wanted,
-                        visual=joined_visual([prompt], self.device),
-                        sampling=self._sampling([prompt]),
-                        row=prompt.index,
-                    )
-                    totals.count_near_tie(tie)
+                total.count_near_tie(tie)
 
     def _facts(self, tokens: Sequence[int], prompt: Prompt) -> dict[str, int]:
         """Count the correct and the asked facts of an answer, if the datamodule knows them."""
         if self.datamodule is None or prompt.item < 0:
             return {}
-        text = self.datamodule.tokenizer.decode(tokens, skip_special_tokens=True)
-        score = self.datamodule.score(text, prompt.item, "validation")
+        score = self.datamodule.score(self.conversations.text(tokens), prompt.item, "validation")
         return {} if score is None else {"facts_right": score.right, "facts_asked": score.asked}
+
+
+def _in_turn(lot: list[str], repeats: int) -> Iterator[tuple[str, int]]:
+    """The order in which decoders decode a step; in every pass another one is first."""
+    for repeat in range(repeats):
+        start = repeat % len(lot)
+        for name in lot[start:] + lot[:start]:
+            yield name, repeat

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from saccade.common.distributed import gather_integers
+from saccade.common.distributed import gather_integers, reduce_max
 from saccade.inference.huggingface.vision import VISUAL_INPUTS
 
 
@@ -25,6 +25,8 @@ class Prompt:
         index: Index among the selected prompts, the same for any number of ranks; -1 before the selection.
         visual: The row's images or videos as the processor returned them; empty for text.
         item: The row's index in its part of the data; -1 if batches do not contain it.
+        given_key: A non-negative number that identifies the row, if batches contain one; -1 otherwise.
+        turn: The turn of a conversation, from 0.
     """
 
     text: Tensor
@@ -32,6 +34,8 @@ class Prompt:
     index: int = -1
     visual: dict[str, Tensor] = field(default_factory=dict)
     item: int = -1
+    given_key: int = -1
+    turn: int = 0
 
     @property
     def tokens(self) -> Tensor:
@@ -41,6 +45,8 @@ class Prompt:
     @property
     def key(self) -> int:
         """A non-negative hash of 63 bits that identifies the whole row, including its images or videos."""
+        if self.given_key >= 0:
+            return self.given_key
         content = hashlib.blake2b(self.text.to(torch.int64).numpy().tobytes(), digest_size=8)
         for name in sorted(self.visual):
             content.update(self.visual[name].contiguous().view(torch.uint8).numpy().tobytes())
@@ -58,10 +64,10 @@ class PromptPool:
 
     Args:
         prompt_length: Tokens taken from the start of each row, unless batches contain the length of each prompt.
-        max_prompts: Largest number of prompts over all ranks.
+        max_prompts: Largest number of prompts over all ranks; ``None`` for all.
     """
 
-    def __init__(self, prompt_length: int, max_prompts: int) -> None:
+    def __init__(self, prompt_length: int, max_prompts: int | None) -> None:
         self.prompt_length, self.max_prompts = prompt_length, max_prompts
         self._seen: dict[int, Prompt] = {}
 
@@ -69,13 +75,15 @@ class PromptPool:
         """Remove all collected prompts."""
         self._seen.clear()
 
-    def add(self, batch: Any) -> None:
+    def add(self, batch: Any, fitted: Callable[[Prompt], Prompt | None] | None = None) -> None:
         """Add the rows of one batch of this rank.
 
         Args:
             batch: A mapping with ``input_ids`` ``[rows, length]`` and optionally ``attention_mask`` (0 at padding, on
                 either side). Rows without tokens are left out. Optional are also ``prompt_length`` ``[rows]``, which
-                replaces the pool's; ``item`` ``[rows]``; and images or videos, one for each row.
+                replaces the pool's; ``item`` ``[rows]``; ``prompt_key`` ``[rows]``, which replaces the hash of the
+                content; and images or videos, one for each row. A batch of one row may have several.
+            fitted: Returns a prompt as it is to be used; ``None`` leaves it out.
 
         Raises:
             ValueError: The batch has no ``input_ids`` of that shape, or not one image or video for each row.
@@ -89,20 +97,24 @@ class PromptPool:
         mask = batch.get("attention_mask")
         mask = None if mask is None else mask.bool().cpu()
         visual = rows_of_visual(batch, len(ids))
-        lengths, items = batch.get("prompt_length"), batch.get("item")
+        lengths, items, keys = batch.get("prompt_length"), batch.get("item"), batch.get("prompt_key")
         for row, text in enumerate(ids.detach().cpu()):
             kept = text if mask is None else text[mask[row]]
             if len(kept):
                 length = self.prompt_length if lengths is None else int(lengths[row])
                 item = -1 if items is None else int(items[row])
-                prompt = Prompt(kept.clone(), min(length, len(kept)), -1, visual[row], item)
-                self._seen[prompt.key] = prompt
+                key = -1 if keys is None else int(keys[row])
+                prompt: Prompt | None = Prompt(kept.clone(), min(length, len(kept)), -1, visual[row], item, key)
+                if fitted is not None and prompt is not None:
+                    prompt = fitted(prompt)
+                if prompt is not None:
+                    self._seen[prompt.key] = prompt
         # what is not among this rank's smallest hashes is not among those of all ranks
-        if len(self._seen) > self.max_prompts:
+        if self.max_prompts is not None and len(self._seen) > self.max_prompts:
             self._seen = {key: self._seen[key] for key in sorted(self._seen)[: self.max_prompts]}
 
     def own(self) -> list[Prompt]:
-        """Return the prompts that this rank has collected, at most ``max_prompts``, in the order of the selection."""
+        """Return the prompts of this rank in the order of the selection, at most ``max_prompts``."""
         return [replace(self._seen[key], index=place) for place, key in enumerate(sorted(self._seen))]
 
     def share(self, device: torch.device) -> tuple[list[Prompt], int]:
@@ -114,7 +126,10 @@ class PromptPool:
         Returns:
             The prompts that this rank decodes, in order (possibly none), and the number selected over all ranks.
         """
-        ranks, own = gather_integers(sorted(self._seen), self.max_prompts, device)
+        most = self.max_prompts
+        if most is None:
+            most = int(reduce_max(torch.tensor([len(self._seen)], dtype=torch.float64), device)[0])
+        ranks, own = gather_integers(sorted(self._seen), most, device)
         owner: dict[int, int] = {}
         for rank, keys in enumerate(ranks):
             for key in keys:
@@ -128,7 +143,8 @@ def rows_of_visual(batch: Mapping[str, Any], rows: int) -> list[dict[str, Tensor
     """Split the images or videos of a batch by row, on the CPU.
 
     Args:
-        batch: A batch with one image or one video for each row, or without any.
+        batch: A batch with one image or one video for each row, or without any. All that a batch of one row contains
+            belongs to that row.
         rows: Number of rows.
 
     Raises:
@@ -138,6 +154,9 @@ def rows_of_visual(batch: Mapping[str, Any], rows: int) -> list[dict[str, Tensor
     for name in VISUAL_INPUTS:
         value = batch.get(name)
         if value is None:
+            continue
+        if rows == 1:
+            parts[0][name] = value.detach().cpu().clone()
             continue
         grid = batch.get({"pixel_values_videos": "video_grid_thw", "pixel_values": "image_grid_thw"}.get(name, ""))
         sizes = (
@@ -163,10 +182,10 @@ class PromptCollector(Callback):
 
     Args:
         prompt_length: Tokens taken from the start of each validation row.
-        max_prompts: Largest number of prompts in one validation, over all ranks.
+        max_prompts: Largest number of prompts in one validation, over all ranks; ``None`` for all.
     """
 
-    def __init__(self, prompt_length: int, max_prompts: int) -> None:
+    def __init__(self, prompt_length: int, max_prompts: int | None) -> None:
         super().__init__()
         self._pool = PromptPool(prompt_length, max_prompts)
 
@@ -184,7 +203,17 @@ class PromptCollector(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Collect the prompts of a batch."""
-        self._pool.add(batch)
+        self._pool.add(batch, lambda prompt: self.fitted(prompt, trainer, pl_module))
+
+    def fitted(self, prompt: Prompt, trainer: Trainer, pl_module: LightningModule) -> Prompt | None:
+        """Return a prompt as it is to be used, by default as it is; ``None`` leaves it out.
+
+        Args:
+            prompt: A prompt of this rank.
+            trainer: The trainer of the run.
+            pl_module: The module that is validated.
+        """
+        return prompt
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the prompts of the sanity check."""

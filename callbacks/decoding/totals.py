@@ -36,9 +36,17 @@ COUNTS = (
     "real_grams",
     "facts_right",
     "facts_asked",
+    "turns_left_out",
+    "answers_known",
+    "exact_matches",
+    "numbers_known",
+    "numbers_right",
+    "token_f1_millionths",
+    "rouge_l_millionths",
 )
-"""Further counts: agreement with the baseline, 4-grams of the generated and of the real text, and the facts that the
-datamodule asks for and those that it finds in the answer."""
+"""Further counts: agreement with the baseline; 4-grams of the generated and of the real text; the facts that the
+datamodule asks for and those that it finds in the answer; later turns for which the context has no room; and how well
+answers agree with known ones. Scores are summed as whole millionths, so that sums are exact on any number of ranks."""
 
 
 class DecodingTotals:
@@ -49,24 +57,30 @@ class DecodingTotals:
 
     Args:
         max_new_tokens: Largest number of new tokens of a row.
+        repeats: Number of passes over the prompts.
     """
 
-    def __init__(self, max_new_tokens: int) -> None:
+    def __init__(self, max_new_tokens: int, repeats: int = 1) -> None:
         self.bins = max_new_tokens + 1
         self.stats = DecodingStats()
+        self.seconds = [0.0] * repeats
+        self.new_tokens = [0] * repeats
         self.requests = dict.fromkeys(PER_REQUEST, 0.0)
         self.counts = dict.fromkeys(COUNTS, 0)
         self.near_tie_limit = 0.0
         """Largest difference of logits that counted as a near tie; 0 where nothing was judged."""
 
-    def add(self, pooled: DecodingStats, per_request: Sequence[DecodingStats]) -> None:
+    def add(self, pooled: DecodingStats, per_request: Sequence[DecodingStats], repeat: int = 0) -> None:
         """Add the statistics of one ``generate`` call.
 
         Args:
             pooled: Statistics of the call.
             per_request: Statistics of its rows.
+            repeat: Number of the pass.
         """
         self.stats = self.stats + pooled
+        self.seconds[repeat] += pooled.seconds
+        self.new_tokens[repeat] += pooled.new_tokens
         for stats in per_request:
             for name in PER_REQUEST:
                 self.requests[name] += getattr(stats, name)
@@ -75,6 +89,16 @@ class DecodingTotals:
         """Add to further counts, given by their names in :data:`COUNTS`."""
         for name, amount in amounts.items():
             self.counts[name] += amount
+
+    def __add__(self, other: DecodingTotals) -> DecodingTotals:
+        total = DecodingTotals(self.bins - 1, len(self.seconds))
+        total.stats = self.stats + other.stats
+        total.seconds = [a + b for a, b in zip(self.seconds, other.seconds, strict=True)]
+        total.new_tokens = [a + b for a, b in zip(self.new_tokens, other.new_tokens, strict=True)]
+        total.requests = {name: value + other.requests[name] for name, value in self.requests.items()}
+        total.counts = {name: value + other.counts[name] for name, value in self.counts.items()}
+        total.near_tie_limit = max(self.near_tie_limit, other.near_tie_limit)
+        return total
 
     def count_near_tie(self, tie: NearTie) -> None:
         """Add a row of a lossless decoder that differs from the baseline's."""
@@ -91,18 +115,27 @@ class DecodingTotals:
         for accepted, rounds in self.stats.acceptance_histogram.items():
             histogram[accepted] += rounds
         sums = [getattr(self.stats, name) for name in _SUMS]
-        parts = [*sums, *self.requests.values(), *self.counts.values(), *histogram]
+        parts = [
+            *sums,
+            *self.requests.values(),
+            *self.counts.values(),
+            *self.seconds,
+            *self.new_tokens,
+            *histogram,
+        ]
         values = reduce_sum(torch.tensor(parts, dtype=torch.float64), device).tolist()
         maxima = [*(getattr(self.stats, name) for name in _MAXIMA), self.near_tie_limit]
         peaks = reduce_max(torch.tensor(maxima, dtype=torch.float64), device).tolist()
 
-        total = DecodingTotals(self.bins - 1)
+        total = DecodingTotals(self.bins - 1, len(self.seconds))
         stream = iter(values)
         for name in _SUMS:
             value = next(stream)
             setattr(total.stats, name, value if name in _FLOATS else int(value))
         total.requests = {name: next(stream) for name in PER_REQUEST}
         total.counts = {name: int(next(stream)) for name in COUNTS}
+        total.seconds = [next(stream) for _ in self.seconds]
+        total.new_tokens = [int(next(stream)) for _ in self.new_tokens]
         total.stats.acceptance_histogram = {bin_: int(rounds) for bin_, rounds in enumerate(stream) if rounds}
         *sizes, total.near_tie_limit = peaks
         for name, peak in zip(_MAXIMA, sizes, strict=True):
@@ -112,6 +145,13 @@ class DecodingTotals:
     def request_means(self) -> dict[str, float]:
         """Return the means over requests, which may differ from the pooled values."""
         return {name: value / max(self.stats.requests, 1) for name, value in self.requests.items()}
+
+    def speeds(self) -> list[float]:
+        """Tokens per second of each pass; 0 for one without time."""
+        return [
+            tokens / seconds if seconds > 0 else 0.0
+            for tokens, seconds in zip(self.new_tokens, self.seconds, strict=True)
+        ]
 
     @property
     def distinct_4(self) -> float | None:
@@ -127,6 +167,17 @@ class DecodingTotals:
     def slot_accuracy(self) -> float | None:
         """Share of the asked facts that the answers state; ``None`` if the datamodule asks for none."""
         return _share(self.counts["facts_right"], self.counts["facts_asked"])
+
+    def answer_quality(self) -> dict[str, float | int | None]:
+        """How well answers agree with known ones: their number, and means over them; ``None`` without any."""
+        known = self.counts["answers_known"]
+        return {
+            "answers": known,
+            "exact_match": _share(self.counts["exact_matches"], known),
+            "numeric_match": _share(self.counts["numbers_right"], self.counts["numbers_known"]),
+            "token_f1": _share(self.counts["token_f1_millionths"], known * 1_000_000),
+            "rouge_l": _share(self.counts["rouge_l_millionths"], known * 1_000_000),
+        }
 
 
 def _share(part: int, whole: int) -> float | None:

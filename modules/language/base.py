@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -61,6 +62,11 @@ class TrainingDropout(Protocol):
         ...
 
 
+def _prompts_alone(batch: Any) -> bool:
+    """Whether a batch has prompts to answer and no text to predict, as the batches of `Prompts`."""
+    return isinstance(batch, Mapping) and "prompt_length" in batch and "labels" not in batch
+
+
 class GenerativeModule(LightningModule, ABC):
     """Trains a Hugging Face model to predict the next token: optimizer, schedule, checkpoints, export.
 
@@ -68,7 +74,7 @@ class GenerativeModule(LightningModule, ABC):
 
     Args:
         path: Folder or Hugging Face hub id of a trained model.
-        config: Settings of a new model; give either this or `path`.
+        config: Settings of a new model; not used if `path` is given.
         lora: Train low-rank adapters only. None trains all weights.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of matrices; norms and biases have none.
@@ -107,11 +113,10 @@ class GenerativeModule(LightningModule, ABC):
         seed: int | None,
     ) -> None:
         super().__init__()
-        if (path is None) == (config is None):
-            given = "neither" if path is None else "both"
+        if path is None and config is None:
             raise ValueError(
-                f"exactly one of path and config must be given, got {given}: path continues from a trained model,"
-                " config starts a new one."
+                "path or config must be given, got neither: path continues from a trained model, config starts a new"
+                " one."
             )
         if isinstance(lora, dict):  # checkpoints store plain dictionaries
             lora = LoraSettings(**lora)
@@ -199,8 +204,9 @@ class GenerativeModule(LightningModule, ABC):
             self.setup(stage="")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Check that the batch has the key that this module needs."""
-        check_batch(self, batch, *self.reads)
+        """Check that the batch has the key that this module needs; prompts alone need none."""
+        if not _prompts_alone(batch):
+            check_batch(self, batch, *self.reads)
         return batch
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -235,8 +241,9 @@ class GenerativeModule(LightningModule, ABC):
         return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(place.encode()).digest()[:8], "big"))
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Add a batch to `val_loss` and `val_perplexity`."""
-        self._evaluate("val", self.val_loss, self.val_perplexity, batch)
+        """Add a batch to `val_loss` and `val_perplexity`; of prompts alone (`Prompts`) nothing is predicted."""
+        if not _prompts_alone(batch):
+            self._evaluate("val", self.val_loss, self.val_perplexity, batch)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add a batch to `test_loss` and `test_perplexity`."""

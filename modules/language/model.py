@@ -27,7 +27,7 @@ _RAMP = 0.5  # fraction of the run over which sub-layer dropout rises to its ful
 class LanguageModel(GenerativeModule):
     """Trains a causal language model: loss, perplexity, optimizer, schedule, checkpoints, export.
 
-    Give either `path`, to continue from a trained model, or `config`, to train from scratch. The Hugging Face model is
+    Give `path`, to continue from a trained model, or `config`, to train from scratch. The Hugging Face model is
     `model`; it is built during the trainer's set-up, or by `build` without a trainer. Checkpoints contain everything
     that `load_from_checkpoint` needs.
 
@@ -35,9 +35,11 @@ class LanguageModel(GenerativeModule):
     (exact means over all tokens and ranks); losses are in nats per token.
 
     Args:
-        path: Folder or Hugging Face hub id of a trained model.
-        config: Settings of a new model: `model_type` (llama, qwen3, ...) and any of its settings, such as hidden_size.
-            Vocabulary size and special tokens default to those of the data module's tokenizer.
+        path: Folder or Hugging Face hub id of a trained model. The command uses its tokenizer for the data too, unless
+            the data names another.
+        config: Settings of a new model, not used if `path` is given: `model_type` (llama, qwen3, ...) and any of its
+            settings, such as hidden_size. Vocabulary size and special tokens default to those of the data module's
+            tokenizer.
         lora: Train low-rank adapters only. None trains all weights.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of matrices; norms and biases have none.

@@ -64,7 +64,7 @@ class SlotAccuracy(Metric):
 class VisionLanguageModel(GenerativeModule):
     """Trains a vision-language model on videos: loss of the answers, slot accuracy, checkpoints, export.
 
-    Give either `path`, to continue from a trained model, or `config`, to train from scratch. The Hugging Face model,
+    Give `path`, to continue from a trained model, or `config`, to train from scratch. The Hugging Face model,
     an unchanged `Qwen2_5_VLForConditionalGeneration` or `LlavaOnevisionForConditionalGeneration`, is `model`; it is
     built during the trainer's set-up, or by `build` without a trainer. Checkpoints contain everything that
     `load_from_checkpoint` needs. `predict` answers every prompt.
@@ -75,9 +75,11 @@ class VisionLanguageModel(GenerativeModule):
     tell correctly.
 
     Args:
-        path: Folder or Hugging Face hub id of a trained model.
-        config: Settings of a new model: `model_type` (qwen2_5_vl or llava_onevision), `text_config`, `vision_config`.
-            Vocabulary, special tokens, patch size and image size default to those of the data module.
+        path: Folder or Hugging Face hub id of a trained model. The command uses its tokenizer for the data too, unless
+            the data names another.
+        config: Settings of a new model, not used if `path` is given: `model_type` (qwen2_5_vl or llava_onevision),
+            `text_config`, `vision_config`. Vocabulary, special tokens, patch size and image size default to those of
+            the data module.
         lora: Train low-rank adapters only. None trains all weights.
         video_dropout: Largest fraction, 0 to 1, of a clip's video tokens that are hidden from the language part in a
             training step; the fraction is drawn for each sequence. Use it to train the draft model of a decoder that
@@ -136,7 +138,7 @@ class VisionLanguageModel(GenerativeModule):
             gradient_checkpointing,
             seed,
         )
-        if config is not None:
+        if path is None and config is not None:
             check_family(config.get("model_type"))
         check_count("slot_scenes", slot_scenes, 0)
         check_count("max_answer_tokens", max_answer_tokens)

@@ -49,6 +49,7 @@ COMMANDS = [
     ],
     *([command, *ADAPTED, "--ckpt_path", "last"] for command in ("validate", "test", "predict")),
     ["export", "last", "--name", "lm"],
+    ["compare", "runs/lm/latest/model", "--max_prompts", "1", "--max_new_tokens", "2", "--device", "cpu"],
     ["fit", *VIDEO, "--name", "video"],
     ["predict", *VIDEO, "--name", "video", "--ckpt_path", "last"],
     ["fit", *CLIPS, "--name", "clips"],
@@ -64,7 +65,7 @@ def test_normal_runs_write_the_commands_own_lines_only(tmp_path):
         "import sys\n"
         "from saccade.cli.main import main\n"
         f"for arguments in {COMMANDS!r}:\n"
-        f"    settings = {SETTINGS!r} if arguments[0] != 'export' else []\n"
+        f"    settings = {SETTINGS!r} if arguments[0] not in ('export', 'compare') else []\n"
         "    assert main([*arguments, *settings]) == 0, arguments\n"
     )
     done = subprocess.run(

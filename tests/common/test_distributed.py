@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.callbacks.decoding.scenarios import SCENARIOS, evaluation
+from tests.callbacks.decoding.scenarios import SCENARIOS, evaluation, prompts_evaluation, write_prompt_files
 from tests.callbacks.tiny import TinyModule, loader, trainer
 from tests.support.processes import run_script
 
@@ -28,6 +28,7 @@ COUNTS = (
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("ddp")
+    write_prompt_files(folder)
     run_script("tests.callbacks.decoding.ddp_script", folder)
     return json.loads((folder / "results.json").read_text())
 
@@ -56,6 +57,21 @@ def test_totals_of_two_ranks_equal_those_of_one(two_processes: dict, tmp_path: P
     for row in callback.rows:
         key = f"decoding/{row['name']}/accepted"
         assert result["metrics"][key] == runner.callback_metrics[key].item()
+
+
+@pytest.mark.parametrize("synced", ["free", "synced"])
+def test_prompts_of_files_are_counted_on_two_ranks_as_on_one(two_processes: dict, tmp_path: Path, synced: str) -> None:
+    write_prompt_files(tmp_path)
+    callback, module, data = prompts_evaluation(tmp_path)
+    trainer(tmp_path, callbacks=[callback]).validate(module, data, verbose=False)
+    for ranks in two_processes[f"prompts/{synced}"]:
+        for one, two in zip(callback.rows, ranks, strict=True):
+            for key in ("name", "category", "agreement", "quality", "skipped", "cut", "prompts", "prompt_length"):
+                assert two[key] == one[key], (one["name"], one["category"], key)
+            for count in ("requests", "prompt_tokens", "new_tokens", "target_forwards", "accepted"):
+                assert two["statistics"][count] == one["statistics"][count], (one["name"], count)
+    whole = callback.rows[0]
+    assert (whole["skipped"], whole["statistics"]["requests"], whole["quality"]["turns_left_out"]) == (["long"], 10, 1)
 
 
 def test_the_scenarios_cover_unequal_and_empty_shares(two_processes: dict) -> None:

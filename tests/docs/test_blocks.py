@@ -8,6 +8,7 @@ of those of the demo; commands of other pages, and those that need several devic
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -76,6 +77,8 @@ def saccade(arguments: list[str], run: bool) -> int:
     kind = arguments[0]
     if kind.startswith("-") or "--help" in arguments or kind == "doctor":
         return command(arguments)
+    if kind == "compare":  # quick enough to run on every page
+        return command([*arguments, "--max_prompts=1", "--max_new_tokens=4", "--repeats=1", "--device=cpu"])
     if kind == "export":  # of the run that is there
         return command([word.replace("tiny", "demo-draft") for word in arguments])
     if not run or any("strategy/" in argument for argument in arguments):
@@ -160,6 +163,7 @@ def test_blocks_run(page: Path, reader: Path, capfd: pytest.CaptureFixture[str])
         "bash": check_bash,
         "yaml": check_yaml,
         "console": lambda block: check_console(block, capfd),
+        "json": lambda block: [json.loads(line) for line in block.text.splitlines()],
         "text": lambda block: None,
         "python": lambda block: run_python(block, namespace),
     }

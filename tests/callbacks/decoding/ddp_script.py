@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 
 from saccade.callbacks import LayerSkipSearch
 from saccade.callbacks.decoding import evaluation as decoding_evaluation
-from tests.callbacks.decoding.scenarios import SCENARIOS, evaluation
+from tests.callbacks.decoding.scenarios import SCENARIOS, evaluation, prompts_evaluation
 from tests.callbacks.tiny import TinyModule, loader, rows, trainer
 
 
@@ -53,6 +53,16 @@ def main(folder: Path) -> None:
                 "rows": [rows for _, rows in gathered],
                 "metrics": {key: value.item() for key, value in runner.callback_metrics.items()},
             }
+    for synced in (False, True):
+        decoding_evaluation.shards_parameters = lambda _: synced  # noqa: B023
+        callback, module, data = prompts_evaluation(folder)
+        if synced:
+            module.model.register_forward_pre_hook(collective)
+        runner = trainer(folder / "prompts", strategy="ddp", devices=2, callbacks=[callback])
+        runner.validate(module, data, verbose=False)
+        gathered = [None, None]
+        dist.all_gather_object(gathered, callback.rows)
+        results[f"prompts/{'synced' if synced else 'free'}"] = gathered
     search = LayerSkipSearch(trials=2, finalists=1, repeats=1, prompt_length=6, max_new_tokens=4, draft_length=2)
     trainer(folder / "search", strategy="ddp", devices=2, callbacks=[search]).validate(
         TinyModule(), loader(rows(6)), verbose=False

@@ -1,12 +1,16 @@
 """The evaluations that one process and two processes must agree on."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
 from saccade.callbacks import DecodingEvaluation
+from saccade.datamodules import Prompts
 from saccade.inference import AssistedDecoding, PromptLookup, Sampling, SelfSpeculative
+from saccade.modules import LanguageModel
 from tests.callbacks.tiny import rows, tiny_llama
+from tests.support.chat_models import chat_model, write_prompts
 
 
 @dataclass
@@ -39,3 +43,29 @@ def evaluation(scenario: Scenario) -> DecodingEvaluation:
         max_prompts=scenario.max_prompts,
         sampling=scenario.sampling,
     )
+
+
+# conversations of one to three turns; the second has no room for its last turn, and the last one for its first
+PROMPTS = [
+    {"prompt": "hello fox", "category": "a", "answer": "fox"},
+    {"turns": ["one", "quick", "fox " * 40], "category": "b", "answers": ["x", None, "y"]},
+    {"prompt": "two and two?", "category": "c", "answer": "4"},
+    {"prompt": "brown fox", "category": "c"},
+    {"prompt": "quick " * 60, "category": "a", "id": "long"},
+]
+
+
+def write_prompt_files(folder: Path) -> None:
+    """A model and its prompts; in a process group, transformers would write on the first rank only."""
+    chat_model(folder / "chat", context=96)
+    write_prompts(folder / "p.jsonl", PROMPTS)
+
+
+def prompts_evaluation(folder: Path) -> tuple[DecodingEvaluation, LanguageModel, Prompts]:
+    """A module in float64 and its prompts, from the files of `write_prompt_files`."""
+    module = LanguageModel(path=str(folder / "chat"))
+    module.build()
+    module.model.double()
+    data = Prompts([str(folder / "p.jsonl")])
+    settings = {"max_new_tokens": 6, "max_prompts": None, "repeats": 2, "transformers": True}
+    return DecodingEvaluation({"lookup": PromptLookup()}, **settings), module, data

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from saccade.callbacks import DecodingEvaluation
-from saccade.callbacks.decoding import report as decoding_report
+from saccade.callbacks.decoding import tables as decoding_tables
 from saccade.callbacks.isolation import undisturbed
 from saccade.inference import AssistedDecoding, Autoregressive, Decoder, PromptLookup, Sampling, SelfSpeculative
 from saccade.inference.verification.near_ties import SPACINGS
@@ -125,7 +125,7 @@ def test_a_difference_at_a_tie_of_the_target_is_counted_as_one(tmp_path) -> None
     }
     # one token over and over: no distinct 4-grams to speak of
     assert callback.rows[1]["quality"]["degenerate"] is True
-    assert "degenerate" in " ".join(decoding_report.notes(callback.rows))
+    assert "degenerate" in " ".join(decoding_tables.notes(callback.rows))
 
 
 def test_batches_agree_with_single_prompts(tmp_path) -> None:
@@ -324,7 +324,7 @@ def test_a_run_folder_that_is_a_file_is_refused(tmp_path) -> None:
 def test_the_table_fits_80_columns(tmp_path) -> None:
     callback = validate(tmp_path, rows(2), {"self_speculative": PromptLookup(), "relaxed": Greedless()})
     screen = Console(width=80, record=True)
-    screen.print(decoding_report.table(callback.rows))
+    screen.print(decoding_tables.table(callback.rows))
     text = screen.export_text()
     assert "…" not in text
     assert "self_speculative" in text

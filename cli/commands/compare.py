@@ -1,0 +1,268 @@
+"""``saccade compare``: decoders of one model in one table, without a file of settings."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+from transformers import AutoConfig
+
+import saccade.inference
+from saccade.cli import lightning_command
+from saccade.cli.errors import UsageError, one_line, raised_by_us
+from saccade.cli.quiet import quieten
+from saccade.cli.suggestions import hint
+from saccade.common.checks import check_count, check_place
+from saccade.inference import Decoder
+from saccade.inference.draft_decoder import DraftModelDecoder
+
+_PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true", "float64": "64-true"}
+_TRANSFORMERS = "transformers"
+_VISION = ("qwen2_5_vl", "llava_onevision")
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
+
+
+def compare(
+    model: str,
+    draft: str | None = None,
+    skip: str = "auto",
+    max_new_tokens: int = 128,
+    max_prompts: int | None = 16,
+    repeats: int = 3,
+    batch_size: int = 1,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    template: str = "auto",
+    system: str | None = None,
+    too_long: Literal["skip", "cut"] = "skip",
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    name: str = "compare",
+    runs_folder: str = "runs",
+    prompts: Sequence[str] | None = None,
+    decoders: Sequence[str] | None = None,
+) -> list[str]:
+    """Compare decoders on a model: speed beside autoregressive decoding and beside transformers' `generate`.
+
+    Decodes prompts with every decoder, side by side, prints one table, and writes decoding.json (a row for each decoder
+    and category of prompts, with acceptance, equality of texts and quality of answers), decoding.png and config.yaml
+    into a run folder. `saccade validate --config` with that config.yaml repeats the run.
+
+    Args:
+        model: Folder or Hugging Face hub id of a language model or vision-language model.
+        draft: Folder or hub id of a smaller model with the same tokenizer, for assisted decoding.
+        skip: Which sub-layers self-speculative decoding skips: `auto`, or a file that `saccade search-layers` wrote.
+        max_new_tokens: Most new tokens of an answer; it ends earlier where the model ends it.
+        max_prompts: Most prompts, as many of each category; null for all.
+        repeats: Timed passes, in which decoders take turns prompt by prompt; the table shows the range of speed-ups.
+        batch_size: Prompts decoded together.
+        device: `auto`, `cpu`, `cuda`, or one GPU, as `cuda:1`.
+        dtype: Type of the weights: `auto` is float32 on a processor, and on a GPU the type in which they are stored.
+        template: Chat template: `auto` for the tokenizer's, `none` for plain text, or a Jinja file.
+        system: System prompt.
+        too_long: What happens to a prompt for which the model's context has no room: `skip` leaves it out, `cut` leaves
+            out tokens in its middle. Such prompts are named.
+        temperature: 0 decodes greedily; above 0 draws tokens.
+        top_k: With a temperature, keep the most likely tokens only; 0 keeps all.
+        top_p: With a temperature, keep the most likely tokens up to this total probability.
+        seed: Seed of drawn tokens.
+        name: Name of the run; its folder is <runs_folder>/<name>/<time>.
+        runs_folder: Folder of all runs.
+        prompts: Files of prompts (JSON lines with `prompt`, `messages` or `turns`); none for the built-in prompts.
+        decoders: Names of decoders, as in the files decoder/NAME.yaml; none for autoregressive, transformers,
+            prompt_lookup, self_speculative, and with a draft assisted.
+
+    Returns:
+        The command line of the `validate` command that was run.
+
+    Raises:
+        UsageError: A setting is wrong, or the run fails because of one.
+    """
+    kind = _model_type(model)
+    names = _names(decoders, draft)
+    for setting, value in (("max_new_tokens", max_new_tokens), ("repeats", repeats), ("batch_size", batch_size)):
+        check_count(setting, value)
+    if max_prompts is not None:
+        check_count("max_prompts", max_prompts)
+    accelerator, devices, precision = _hardware(device, dtype, kind)
+    settings: dict[str, Any] = {
+        "seed_everything": seed,
+        "name": name,
+        "runs_folder": runs_folder,
+        "model": {
+            "class_path": f"saccade.modules.{'VisionLanguageModel' if kind.model_type in _VISION else 'LanguageModel'}",
+            "init_args": {"path": model},
+        },
+        "data": {
+            "class_path": "saccade.datamodules.Prompts",
+            "init_args": {
+                "files": None if prompts is None else list(prompts),
+                "tokenizer": model,
+                "template": template,
+                "system": system,
+                "max_prompts": max_prompts,
+                "too_long": too_long,
+            },
+        },
+        "trainer": {
+            "accelerator": accelerator,
+            "devices": devices,
+            "precision": precision,
+            "logger": False,
+            "enable_model_summary": False,
+            "callbacks": [
+                {
+                    "class_path": "saccade.callbacks.DecodingEvaluation",
+                    "init_args": {
+                        "decoders": {each: _decoder(each, draft, skip) for each in names if each != _TRANSFORMERS},
+                        "max_new_tokens": max_new_tokens,
+                        "max_prompts": None,
+                        "batch_size": batch_size,
+                        "repeats": repeats,
+                        "transformers": _TRANSFORMERS in names,
+                        "sampling": {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+                        if temperature
+                        else None,
+                    },
+                }
+            ],
+        },
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "compare.yaml")
+        file.write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
+        command = ["validate", "--config", str(file), "--verbose=false"]
+        cli = lightning_command.run(command)
+    if cli.run_folder is not None and lightning_command.is_first_rank():
+        written = shlex.quote(os.path.relpath(cli.run_folder / "config.yaml"))
+        print(f"saccade: repeat with: saccade validate --config {written}", file=sys.stderr)
+    return command
+
+
+def _model_type(model: str) -> Any:
+    """Read the configuration of the model, which says early whether there is one."""
+    try:
+        check_place("MODEL", model)
+        return AutoConfig.from_pretrained(model)
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"MODEL must be the folder or the hub id of a language model, got {model!r} ({reason}): check the path."
+        ) from error
+
+
+def _classes() -> dict[str, type[Decoder]]:
+    """The decoders by the name of their file, as in decoder/prompt_lookup.yaml."""
+    found = {}
+    for name in saccade.inference.__all__:
+        kind = getattr(saccade.inference, name)
+        module = getattr(kind, "__module__", "")
+        if isinstance(kind, type) and issubclass(kind, Decoder) and module.startswith("saccade.inference.decoders."):
+            found[module.rpartition(".")[2]] = kind
+    return found
+
+
+def _names(decoders: Sequence[str] | None, draft: str | None) -> list[str]:
+    """The names of the decoders to compare, each once; the baseline is measured in any case."""
+    if decoders is None:
+        return [
+            "autoregressive",
+            _TRANSFORMERS,
+            "prompt_lookup",
+            "self_speculative",
+            *["assisted"] * (draft is not None),
+        ]
+    known = [*_classes(), _TRANSFORMERS]
+    names = [name for given in decoders for name in given.split(",") if name]
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"--decoders must be some of {', '.join(known)}, got {name}{hint(name, known) or ': choose of these.'}"
+            )
+    if "assisted" in names and draft is None:
+        raise UsageError("--draft must be given for the decoder assisted, got none: name a smaller model.")
+    return list(dict.fromkeys(names))
+
+
+def _decoder(name: str, draft: str | None, skip: str) -> dict[str, Any]:
+    """The settings of a decoder: its own, with the draft model and the skipped sub-layers that were given."""
+    kind = _classes()[name]
+    given: dict[str, Any] = {}
+    if draft is not None and issubclass(kind, DraftModelDecoder):
+        given["draft_model"] = draft
+    if kind is saccade.inference.SelfSpeculative:
+        given["skip"] = skip
+    return {"class_path": f"saccade.inference.{kind.__name__}", "init_args": given}
+
+
+def _hardware(device: str, dtype: str, config: Any) -> tuple[str, Any, str]:
+    """Accelerator, devices and precision of the trainer."""
+    kind, _, index = device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+        raise UsageError(f"--device must be auto, cpu, cuda or cuda:NUMBER, got {device}: choose one of these.")
+    gpu = kind == "cuda" or (kind == "auto" and torch.cuda.is_available())
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"--device must be a device of this machine, got {device} with {torch.cuda.device_count()} GPUs: use cpu,"
+            " or see `saccade doctor`."
+        )
+    if dtype == "auto":
+        stored = str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
+        dtype = stored if gpu and stored in _PRECISIONS else "bfloat16" if gpu else "float32"
+    return "cuda" if gpu else "cpu", [int(index or 0)] if gpu else 1, _PRECISIONS[dtype]
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Compare decoders with the settings of the command line.
+
+    Args:
+        arguments: Arguments after the subcommand.
+
+    Raises:
+        UsageError: An argument is wrong, or the model or the prompts cannot be used.
+    """
+    quieten()
+    if not arguments:
+        raise UsageError("MODEL must be given, got none: name the folder or the hub id of a language model.")
+    parser = ArgumentParser(
+        prog="saccade compare",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description=(compare.__doc__ or "").split("Args:")[0],
+    )
+    several = {"prompts": "FILE", "decoders": "NAME"}
+    parser.add_function_arguments(compare, as_positional=True, skip=set(several))
+    for name, shown in several.items():
+        parser.add_argument(f"--{name}", nargs="+", metavar=shown, type=str, help=_help(name))
+    try:
+        settings = parser.parse_args(list(arguments)).as_dict()
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise UsageError(one_line(error, _options())) from error
+    try:
+        compare(**settings)
+    except ValueError as error:
+        if raised_by_us(error):
+            raise UsageError(one_line(error)) from error
+        raise
+
+
+def _options() -> list[str]:
+    return [name for name, item in signature(compare).parameters.items() if item.default is not Parameter.empty]
+
+
+def _help(name: str) -> str:
+    """The text of an argument in the docstring of `compare`."""
+    text = " ".join((compare.__doc__ or "").split())
+    return text.split(f" {name}: ")[1].split(" Returns:")[0].split(" decoders: ")[0]
