@@ -86,11 +86,15 @@ def decoders(draft: PreTrainedModel | None, skip: str | None, lengths: Sequence[
     """The decoders that draft, by name, with every draft length."""
     found: dict[str, Decoder] = {}
     for length in lengths:
-        found[f"PromptLookup {length}"] = PromptLookup(draft_length=length)
+        found[f"PromptLookup {length}"] = PromptLookup(draft_length=length, control="fixed")
         if draft is not None:
-            found[f"AssistedDecoding {length}"] = AssistedDecoding(draft, length, confidence_threshold=0.0)
+            found[f"AssistedDecoding {length}"] = AssistedDecoding(
+                draft, length, confidence_threshold=0.0, control="fixed"
+            )
         if skip is not None:
-            found[f"SelfSpeculative {length}"] = SelfSpeculative(skip, length, gamma=0.0, adaptive=False)
+            found[f"SelfSpeculative {length}"] = SelfSpeculative(
+                skip, length, gamma=0.0, adaptive=False, control="fixed"
+            )
     return found
 
 

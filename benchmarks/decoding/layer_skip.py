@@ -163,10 +163,12 @@ def main() -> None:
     texts, real = held_out_prompts(chosen.model, chosen.prompts, length, new)
     prompts = [ids.to(device) for ids in texts]
     decoders: dict[str, Decoder] = {"Autoregressive": Autoregressive(engine=kind)}
-    decoders["SelfSpeculative, up to 12, adaptive"] = SelfSpeculative(skip=skip, carry=False, engine=kind)
+    decoders["SelfSpeculative, up to 12, adaptive"] = SelfSpeculative(
+        skip=skip, carry=False, engine=kind, control="fixed"
+    )
     for width in LENGTHS:
         decoders[f"SelfSpeculative, {width} drafted"] = SelfSpeculative(
-            skip=skip, draft_length=width, gamma=0.0, adaptive=False, carry=False, engine=kind
+            skip=skip, draft_length=width, gamma=0.0, adaptive=False, carry=False, engine=kind, control="fixed"
         )
     parameters = sum(weight.numel() for weight in model.parameters()) / 1e6
     real_distinct = distinct_4([real[start : start + new] for start in range(0, len(real), new)])

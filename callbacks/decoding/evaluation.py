@@ -329,10 +329,10 @@ class _Evaluation:
         marks = torch.tensor([float(failed is not None and failed[0] == each) for each in lot], dtype=torch.float64)
         elsewhere = reduce_max(marks, self.device).tolist()
         if failed is not None:
-            name, error = failed
-            reason = " ".join(str(error).split()) or type(error).__name__
+            name, cause = failed
+            reason = " ".join(str(cause).split()) or type(cause).__name__
             kind = type(self.settings.decoders[name]).__name__
-            raise ValueError(f"decoders.{name} ({kind}) failed: {reason}") from error
+            raise ValueError(f"decoders.{name} ({kind}) failed: {reason}") from cause
         for name, mark in zip(lot, elsewhere, strict=True):
             if mark:
                 kind = type(self.settings.decoders[name]).__name__
@@ -343,7 +343,8 @@ class _Evaluation:
             whole = DecodingTotals(self.settings.max_new_tokens, self.settings.repeats)
             for part in parts.values():
                 whole = whole + part
-            found[name] = {None: whole} | {kind: part for kind, part in parts.items() if part.stats.requests}
+            found[name] = {None: whole}
+            found[name] |= {category: part for category, part in parts.items() if part.stats.requests}
             most = reduce_max(torch.tensor([len(self._different[name])], dtype=torch.float64), self.device)
             items, _ = gather_integers(sorted(self._different[name]), int(most[0]), self.device)
             self.differing[name] = sorted({item for rank in items for item in rank})
