@@ -125,7 +125,7 @@ def search_layers(
         "device": weight.device.type,
         "dtype": str(weight.dtype),
     }
-    decoder = SelfSpeculative(draft_length=draft_length, gamma=gamma, carry=False)
+    decoder = SelfSpeculative(draft_length=draft_length, gamma=gamma, carry=False, control="fixed")
     path = Path(output).parent / "layer_search.jsonl" if log is None else log
     journal = Journal(path, settings, preliminary=("costs",))
     timer = _Timer(model, prompts, max_new_tokens)
