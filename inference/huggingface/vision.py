@@ -39,7 +39,6 @@ _WITHOUT_EFFECT = frozenset(
         "cache_position",
         "input_ids",
         "logits_to_keep",
-        "mm_encoder_outputs",  # features that the model has put into the embeddings
         "mm_token_type_ids",
         "num_items_in_batch",
         "output_attentions",

@@ -18,6 +18,11 @@ name, broken = sys.argv[1:]
 with open("calls", "a") as calls:
     calls.write(f"{os.environ['CUDA_VISIBLE_DEVICES']} {name} begins\\n")
 time.sleep(0.05)
+end = time.monotonic() + 600
+while name.startswith("waits") and time.monotonic() < end:  # for another job to begin
+    if pathlib.Path("calls").read_text().count("begins") > 1:
+        break
+    time.sleep(0.01)
 with open("calls", "a") as calls:
     calls.write(f"{os.environ['CUDA_VISIBLE_DEVICES']} {name} ends\\n")
 if name in pathlib.Path(broken).read_text().split():
@@ -72,7 +77,7 @@ def test_all_jobs_run_once_after_their_needs_and_on_the_gpus_of_their_lanes(play
 
 
 def test_gpus_work_at_the_same_time(play):
-    _, calls, _ = play([Job("a", ()), Job("b", (), lane=1)], ["0", "1"])
+    _, calls, _ = play([Job("waits", ()), Job("waits-too", (), lane=1)], ["0", "1"])
     assert {what for _, _, what in calls[:2]} == {"begins"}
 
 

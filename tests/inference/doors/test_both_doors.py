@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -194,6 +195,8 @@ def test_positions_of_the_users_own_beside_a_video() -> None:
 def test_features_that_are_encoded_already() -> None:
     """Both doors take them for the target; a draft of another width needs the pixels."""
     model = video_model("qwen2_5_vl")
+    if "mm_encoder_outputs" not in inspect.signature(type(model.model).forward).parameters:
+        pytest.skip("this transformers does not take encoded features")
     given = asked_of_transformers(video_prompts("qwen2_5_vl", seed=1))
     right = model.generate(**given, max_new_tokens=4, do_sample=False)
     pixels, grid = given.pop("pixel_values_videos"), given["video_grid_thw"]
