@@ -17,15 +17,19 @@ _PLAIN_ROUNDS = 3
 """Measured rounds without a draft with which an unknown model starts: one token each, as in plain decoding."""
 _DECAY = 0.97
 """Weight of the earlier rounds in the acceptance of a place, after each round that drafted it."""
+_DECAY_OF_PROBES = 0.7
+"""The same in a probe: what was seen before the plain rounds is old."""
 _PRIOR = 2.0
 """Weight of the first guess of an acceptance, in rounds."""
 _FIRST_PROBE, _LAST_PROBE = 8, 256
 """Rounds without a draft before the first probe, and the most between two probes; the interval doubles in between."""
-_PROBE_ROUNDS = 2
-"""Rounds that a probe drafts in."""
+_LONGEST_WAIT_AT_START = 64
+"""Most rounds without a draft before the first probe of a call."""
+_PLAIN_COSTS_EVERY = 8
+"""Plain rounds after which their median is computed again."""
 _ADVISED_AFTER, _ADVISED_SHARE = 100, 0.8
 """Rounds after which, and share of rounds without a draft from which on, a user is told that drafts do not pay."""
-_MARGIN = 1.02
+_MARGIN = 1.03
 """Drafting must promise this factor over plain rounds: below it, its gain is within the error of the estimates."""
 
 
@@ -51,33 +55,41 @@ class DraftControl:
         self.longest = longest
         self.rounds = self.plain_rounds = 0
         self._seconds: dict[int, deque[float]] = {}
+        self._known: dict[int, float] = {}
         self._seen: set[int] = set()
         self._behind, self._advised = True, False
         self._accepted = [0.0] * longest
         self._tried = [0.0] * longest
         self._interval = _FIRST_PROBE
         self._waited = 0
-        self._probing = 0
+        self._probing = self._plain = False
+        self._choice: int | None = None
         self._lengths = choices(longest)
 
     def begin(self) -> None:
-        """Starts a call: the acceptances of earlier texts count as a guess."""
+        """Starts a call: the acceptances of earlier texts count as a guess, and a wait is at most as long as a text."""
         for place, tried in enumerate(self._tried):
             if tried > _PRIOR:
                 self._tried[place], self._accepted[place] = _PRIOR, self._accepted[place] * _PRIOR / tried
-        self._interval, self._waited, self._probing = _FIRST_PROBE, 0, 0
+        self._interval, self._waited, self._probing = min(self._interval, _LONGEST_WAIT_AT_START), 0, False
         self._behind = True
+        self._choice = None
 
     def length(self) -> int:
         """The most tokens that the next round should draft."""
-        if len(self._seconds.get(0, ())) < _PLAIN_ROUNDS:
+        if self._plain and self._waited < self._interval:
             return 0
-        if not any(self._seconds.get(count) for count in range(1, self.longest + 1)):
+        if 0 not in self._known or len(self._seconds[0]) < _PLAIN_ROUNDS:
+            return 0
+        if len(self._known) == 1:
             return self.longest
-        found = self.best()
-        if found == 0 and (self._probing or self._waited >= self._interval):
-            return max(self._lengths[1:], key=self.speed)  # a probe
-        return found
+        if self._choice is None:
+            self._choice = self.best()
+        self._plain = self._choice == 0
+        if self._plain and (self._probing or self._waited >= self._interval):
+            self._probing = True
+            return max(self._lengths[1:], key=self.speed)
+        return self._choice
 
     def best(self) -> int:
         """The number of drafted tokens with the most tokens for the time; 0 if no draft promises a gain."""
@@ -111,7 +123,7 @@ class DraftControl:
         Args:
             count: Drafted tokens.
         """
-        known = {drafted: median(times) for drafted, times in self._seconds.items() if times}
+        known = self._known
         if not known:
             return 1.0
         if count in known:
@@ -138,31 +150,30 @@ class DraftControl:
             seconds: Time of the round.
         """
         self.rounds += 1
-        self.plain_rounds += allowed == 0
         count = min(max(drafted, default=0), self.longest)
         # the first round of a length captures graphs, and the first draft after plain rounds reads what it has missed
         if count in self._seen and not (count and self._behind):
-            self._seconds.setdefault(count, deque(maxlen=_KEPT)).append(seconds)
+            times = self._seconds.setdefault(count, deque(maxlen=_KEPT))
+            times.append(seconds)
+            if count or self.rounds % _PLAIN_COSTS_EVERY == 0 or len(times) <= _PLAIN_ROUNDS:
+                self._known[count] = median(times)
         self._seen.add(count)
         self._behind = count == 0
+        if allowed == 0:
+            self.plain_rounds += 1
+            self._waited += 1
+            return
+        decay = _DECAY_OF_PROBES if self._probing else _DECAY
         for row, taken in zip(drafted, accepted, strict=True):
             for place in range(min(row, taken + 1, self.longest)):
-                self._tried[place] = self._tried[place] * _DECAY + 1
-                self._accepted[place] = self._accepted[place] * _DECAY + (place < taken)
-        if allowed == 0:
-            self._waited += 1
-        elif count:
-            self._probed()
-
-    def _probed(self) -> None:
-        """Counts a round of a probe; after the last, drafting goes on or waits longer than before."""
-        if not self._probing:
-            self._probing = _PROBE_ROUNDS if self._waited >= self._interval else 0
-        if self._probing:
-            self._probing -= 1
-            if not self._probing:
-                self._interval = _FIRST_PROBE if self.best() else min(2 * self._interval, _LAST_PROBE)
-                self._waited = 0
+                self._tried[place] = self._tried[place] * decay + 1
+                self._accepted[place] = self._accepted[place] * decay + (place < taken)
+        self._choice = None
+        if self._probing and count and list(drafted) != list(accepted):  # a probe that is accepted whole goes on
+            self._probing = False
+            self._plain = self.best() == 0
+            self._interval = min(2 * self._interval, _LAST_PROBE) if self._plain else _FIRST_PROBE
+            self._waited = 0
 
     def advise(self, name: str) -> None:
         """Warns, once, if nearly all rounds were better without a draft.
