@@ -161,6 +161,26 @@ def _coupling_case(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def control() -> str:
+    """Speed-ups with fixed lengths and with draft control, from :mod:`benchmarks.decoding.control`."""
+    rows = [row for row in read("control") if row["metric"] == "speedup"]
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.decoding.control`."
+    kinds = {row["case"].split(", ")[-3]: None for row in rows}
+    lines = [f"| decoder | {' | '.join(kinds)} |", "| --- |" + " ---: |" * len(kinds)]
+    for name in dict.fromkeys(row["method"] for row in rows):
+        found = {row["case"].split(", ")[-3]: row for row in rows if row["method"] == name}
+        lines.append(f"| {name} | " + " | ".join(f"{found[kind]['value']:.2f}" for kind in kinds) + " |")
+    first = rows[0]
+    label, dtype, _, prompts, new = first["case"].rsplit(", ", 4)
+    lines += [
+        "",
+        f"{label}, {dtype}; {prompts} of each kind, {new} tokens, greedy, EOS honoured; {first['device']}; commit"
+        f" {commits_of(rows)}; median of {first['runs']} runs, with ranges in `benchmarks/results/control.jsonl`.",
+    ]
+    return "\n".join(lines)
+
+
 def layer_skip() -> str:
     """The speed-up of self-speculation on a model trained for it, from :mod:`benchmarks.decoding.layer_skip`."""
     rows = [row for row in read("layer_skip") if row["metric"] == "speedup" and "E" in row]
@@ -193,6 +213,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "layer_skip": layer_skip,
     "architectures": architectures,
     "before_after": before_after,
+    "control": control,
     "coupling": coupling,
     "decode_cpu": lambda: decode_cpu(sampled=True),
     "decode_cpu_greedy": lambda: decode_cpu(sampled=False),
