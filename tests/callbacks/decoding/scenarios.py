@@ -32,11 +32,11 @@ SCENARIOS = {
 def evaluation(scenario: Scenario) -> DecodingEvaluation:
     return DecodingEvaluation(
         {
-            "lookup": PromptLookup(),
+            "lookup": PromptLookup(control="fixed"),
             "self_speculative": SelfSpeculative(
-                skip={"attention": [1], "mlp": [1]}, draft_length=3, gamma=0.3, epsilon=1.0, beta2=0.2
+                control="fixed", skip={"attention": [1], "mlp": [1]}, draft_length=3, gamma=0.3, epsilon=1.0, beta2=0.2
             ),
-            "assisted": AssistedDecoding(tiny_llama(2), draft_length=2),
+            "assisted": AssistedDecoding(tiny_llama(2), draft_length=2, control="fixed"),
         },
         prompt_length=6,
         max_new_tokens=8,
@@ -68,4 +68,4 @@ def prompts_evaluation(folder: Path) -> tuple[DecodingEvaluation, LanguageModel,
     module.model.double()
     data = Prompts([str(folder / "p.jsonl")])
     settings = {"max_new_tokens": 6, "max_prompts": None, "repeats": 2, "transformers": True}
-    return DecodingEvaluation({"lookup": PromptLookup()}, **settings), module, data
+    return DecodingEvaluation({"lookup": PromptLookup(control="fixed")}, **settings), module, data
