@@ -35,10 +35,13 @@ TINY_CALLBACK = {
     "trait/": ("budget=2", "candidates=10"),
     "t2dr/": ("mask_seeds=1",),
 }
-TINY_PAIRS = ["--data.max_pairs_per_package=32", "--data.chunk_size=8", "--data.passes=1"]
+TINY_PAIRS = [
+    "--data.sources=[asyncio,email]", "--data.target=logging", "--data.max_pairs_per_package=32", "--data.chunk_size=8",
+    "--data.passes=1",
+]  # fmt: skip
 TINY_CLIPS = [
     "--data.generator=SyntheticSentiment", "--data.generator.clips=[40,16,16]", "--data.batch_size=16",
-    "--model.width=8", "--trainer.max_epochs=1",
+    "--model.width=8", "--model.depth=1", "--trainer.max_epochs=1",
 ]  # fmt: skip
 TINY_VIDEOS = [
     "--data.scenes=8", "--data.validation_scenes=2", "--model.slot_scenes=1", "--model.max_answer_tokens=8",

@@ -16,7 +16,7 @@ from saccade.modules.multimodal.export import load_exported
 from saccade.modules.multimodal.layers.text_encoder import TextEncoderSettings
 from tests.modules.multimodal.tiny import built, first_batch, shuffled, tiny_data, with_missing
 
-SMALL = {"width": 8, "heads": 2}
+SMALL = {"width": 8, "heads": 2, "depth": 1}
 # one of each kind of layer; tracing takes seconds
 MODELS = {
     "A": lambda: T2DR(**SMALL),
