@@ -42,6 +42,7 @@ from saccade.cli.run_folders import (
 )
 from saccade.common.files import write_json, write_text
 from saccade.common.provenance import provenance
+from saccade.modules.exact_resume import ExactResume
 
 # ranks that Lightning starts run the same command again; these variables pass on what the first rank decided
 _RUN_FOLDER = "SACCADE_RUN_FOLDER"
@@ -311,15 +312,11 @@ class SaccadeCLI(LightningCLI):
             )
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if self.trainer.global_step > self._first_step():
+        if self.trainer.global_step > ExactResume.of(self.trainer).first_step:
             if is_first_rank() and self.run_folder is not None:
                 point_latest_at(self.run_folder)
         elif self.checkpoint is not None:
             _say(f"no step was trained: {self._used_up()}")
-
-    def _first_step(self) -> int:
-        last = self._last_checkpoint()
-        return 0 if last is None else last.first_step
 
     def _last_checkpoint(self) -> LastCheckpoint | None:
         callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]

@@ -48,9 +48,13 @@ class ExactResume(Callback):
     `whole_epochs = True` repeats an epoch from its start, because it prepares each epoch on its own.
 
     Source: ours.
+
+    Attributes:
+        first_step: Optimizer steps when this run began: those of the checkpoint that it continues, else 0.
     """
 
     def __init__(self) -> None:
+        self.first_step = 0
         self._epoch_start: Position | None = None
         self._step_start: Position | None = None
         self._step_random: dict[str, Any] = {}
@@ -60,6 +64,16 @@ class ExactResume(Callback):
         self._begun = False
         self._resumed: Position | None = None
         self._resumed_random: dict[str, Any] | None = None
+
+    @staticmethod
+    def of(trainer: Trainer) -> ExactResume:
+        """Return the callback of a trainer; every fit of the ``saccade`` command has one.
+
+        Args:
+            trainer: The trainer.
+        """
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        return next(callback for callback in callbacks if isinstance(callback, ExactResume))
 
     # where the training is
 
@@ -166,6 +180,7 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Rewrite Lightning's counters in a checkpoint to the position that this callback stored in it."""
+        self.first_step = checkpoint["global_step"]  # also if no other step is trained
         stored = checkpoint.get(_KEY)
         if stored is None or trainer.state.fn != TrainerFn.FITTING:
             return
@@ -179,6 +194,7 @@ class ExactResume(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the loaders their position, and start the next epoch as a whole one if none was interrupted."""
+        self.first_step = trainer.global_step
         if self._resumed is not None and self._resumed.batches == 0:
             # with `max_steps`, Lightning treats every resumed epoch as an interrupted one
             for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop, trainer.fit_loop.epoch_loop.val_loop):

@@ -63,27 +63,23 @@ class LastCheckpoint(Checkpoint):
 
     Attributes:
         saved_step: Optimizer steps at the last save; None before the first.
-        first_step: Optimizer steps when this run began.
     """
 
     def __init__(self, path: Path, save_every: SaveInterval | None = None) -> None:
         self.path = path
         self.saved_step: int | None = None
-        self.first_step = 0
         self._interval = save_every
         self._saved: Position | None = None
         self._signals = StopSignals()
         self._failed = False
 
-    @staticmethod
-    def _position(trainer: Trainer) -> Position | None:
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        return next(callback for callback in callbacks if isinstance(callback, ExactResume)).position(trainer)
-
     def _save(self, trainer: Trainer) -> None:
         fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        position = self._position(trainer) if fitting and not trainer.fast_dev_run else None  # type: ignore[attr-defined]
-        if position is None or position.steps == self.first_step or position == self._saved:
+        if not fitting or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        resume = ExactResume.of(trainer)
+        position = resume.position(trainer)
+        if position is None or position.steps == resume.first_step or position == self._saved:
             return
         self._failed = True
         trainer.save_checkpoint(self.path)
@@ -103,13 +99,8 @@ class LastCheckpoint(Checkpoint):
         if due:
             self._save(trainer)
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Note the step of the checkpoint, in case that no other is trained."""
-        self.first_step = checkpoint["global_step"]
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note the step at which the run starts or resumes, and handle signals."""
-        self.first_step = trainer.global_step
+        """Start the clock, and handle signals."""
         if self._interval is not None:
             self._interval.restart(trainer.global_step)
         if trainer.world_size == 1:

@@ -96,6 +96,14 @@ def test_nothing_left_of_max_time_or_max_steps_is_said(saccade, toy):
     assert (toy / "runs" / "toy" / "latest").resolve() == newest, "a fit that trained nothing is not the latest"
 
 
+def test_nothing_left_is_said_without_checkpoints_too(saccade, toy):
+    saccade("fit", "--config", "toy.yaml")
+    newest = (toy / "runs" / "toy" / "latest").resolve()
+    run = saccade("fit", "--config", "toy.yaml", "--ckpt_path=last", "--trainer.enable_checkpointing=false")
+    assert "no step was trained" in run.err
+    assert (toy / "runs" / "toy" / "latest").resolve() == newest
+
+
 def test_max_time_counts_all_parts(saccade, toy):
     timed = ("fit", "--config", "toy.yaml", "--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:01")
     saccade(*timed)
