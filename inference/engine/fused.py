@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from saccade.inference.engine.attention import decode_attention
 from saccade.inference.engine.cache import KVCache
-from saccade.inference.huggingface.models import language_part, text_config
+from saccade.inference.huggingface.models import language_part, layer_windows, text_config
 from saccade.inference.huggingface.sublayer_skip import decoder_layers
 
 
@@ -134,6 +134,7 @@ class FusedStep:
         part = language_part(model)
         self.base: Any = part.get_submodule("model") if part is model else part
         self.norms = hasattr(self.layers[0].self_attn, "q_norm")
+        self.windows = layer_windows(model)
         self.axes = hasattr(self.base.rotary_emb, "mrope_section")
 
     def __call__(
@@ -142,6 +143,7 @@ class FusedStep:
         positions: Tensor,
         lengths: Tensor,
         ancestors: Tensor,
+        depths: Tensor,
         storage: KVCache,
         skipped_attention: Collection[int] = (),
         skipped_mlp: Collection[int] = (),
@@ -154,6 +156,7 @@ class FusedStep:
             positions: ``[batch, nodes]`` rotary positions.
             lengths: ``[batch]`` slots in use.
             ancestors: ``[nodes]`` (:attr:`saccade.inference.trees.TokenTree.ancestor_bits`).
+            depths: ``[nodes]`` of the tree.
             storage: The cache, with allocated buffers.
             skipped_attention: Layers whose attention is skipped.
             skipped_mlp: Layers whose MLP is skipped.
@@ -194,7 +197,10 @@ class FusedStep:
                 pair = (attention.q_norm.weight, attention.k_norm.weight) if self.norms else None
                 eps = attention.q_norm.variance_epsilon if self.norms else 0.0
                 query = kernels.rotate(packed, cos, sin, lengths, keys, values, norms=pair, eps=eps)
-                mixed = decode_attention(query, keys, values, lengths, ancestors, scaling=attention.scaling)
+                mixed = decode_attention(
+                    query, keys, values, lengths, ancestors, scaling=attention.scaling, window=self.windows[index],
+                    depths=depths,
+                )  # fmt: skip
                 stream.leave(mixed.reshape(batch * nodes, -1), attention.o_proj)
             else:
                 inner = stream.enter((layer.mlp.gate_proj, layer.mlp.up_proj), gated=True)
@@ -259,6 +265,7 @@ def _kernels(like: Tensor) -> _Kernels:
 
 _KNOWN_MODELS = {
     "LlamaForCausalLM",
+    "MistralForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
     "Qwen2_5_VLForConditionalGeneration",

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from saccade.inference.engine.cache import KVCache
 from saccade.inference.engine.capture_turns import TURNS
 from saccade.inference.engine.fused import FusedStep, why_not_fused
-from saccade.inference.engine.hf_attention import device_step
 from saccade.inference.engine.hf_cache import session_cache
-from saccade.inference.huggingface.models import last_position, text_config
+from saccade.inference.engine.masks import DeviceMasks
+from saccade.inference.huggingface.models import is_windowed, last_position, text_config
 from saccade.inference.huggingface.sublayer_skip import SublayerSkip, layer_output, skip_sets
 from saccade.inference.trees import MAX_NODES, TokenTree
 
@@ -87,6 +87,7 @@ class GraphEngine:
         self.storage = KVCache(config.num_hidden_layers, capacity + MAX_NODES, captured=True)
         self.cache = session_cache(self.storage, config.num_hidden_layers)
         self._last_position = last_position(model)
+        self._windowed = is_windowed(model)
         self._fused = None if why_not_fused(model) else FusedStep(model)
         self.proven = self._fused is not None
         """Whether replays are known to be correct. A capture of a model's own modules may contain a host value that
@@ -172,14 +173,15 @@ class GraphEngine:
         positions = ((lengths + offsets)[:, None] + depths).clamp(max=self._last_position)
         if self._fused is not None:
             attention, mlp = skip_sets(self.skip) if skipped else (frozenset(), frozenset())
-            return self._fused(step.tokens, positions, lengths, ancestors, self.storage, attention, mlp, self.observed)
-        device_side = device_step(lengths, ancestors)
+            return self._fused(
+                step.tokens, positions, lengths, ancestors, depths, self.storage, attention, mlp, self.observed
+            )
+        masks = DeviceMasks(lengths, ancestors, depths)
         recorded = layer_output(self.model, self.observed)
-        with attached(skipped), self.storage.on_device(lengths), device_side, recorded as states:
+        with attached(skipped), self.storage.on_device(lengths), masks.active(), recorded as states:
             logits: Tensor = self.model(
                 input_ids=step.tokens,
-                # with a mask of four dimensions transformers builds none; the ancestor bits define what is seen
-                attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=step.tokens.device),
+                attention_mask=None if self._windowed else masks.full(),
                 position_ids=positions,
                 past_key_values=self.cache,
                 use_cache=True,
@@ -191,14 +193,14 @@ class GraphEngine:
     ) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None]:
         side = torch.cuda.Stream(step.tokens.device)
         side.wait_stream(torch.cuda.current_stream(step.tokens.device))
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UPS):  # these write after the lengths, to the slots that the step writes again
-                self._run(step, skipped, attached)
-        torch.cuda.current_stream(step.tokens.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UPS):  # these write after the lengths, to the slots that the step writes again
+                    self._run(step, skipped, attached)
+            torch.cuda.current_stream(step.tokens.device).wait_stream(side)
             with TURNS.capturing(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 outputs = self._run(step, skipped, attached)
         except torch.OutOfMemoryError:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
-from saccade.inference.engine.attention import decode_attention
+from saccade.inference.engine.attention import decode_attention, prompt_attention
+from saccade.inference.engine.masks import DeviceMasks, active_masks, session_mask
 from saccade.inference.engine.recording import active_recorder
 from saccade.inference.huggingface.model_lock import ModelLock, evaluation_mode
 
@@ -35,24 +35,7 @@ _WITHOUT_EFFECT = frozenset(
         "use_cache",
     }
 )
-
-_DEVICE_STEP: ContextVar[tuple[Tensor, Tensor] | None] = ContextVar("saccade_device_step", default=None)
-
-
-@contextmanager
-def device_step(lengths: Tensor, ancestors: Tensor) -> Iterator[None]:
-    """Within this context a model's attention takes lengths and tree from the device (`decode_attention`).
-
-    Args:
-        lengths: ``[batch]`` slots in use before the step.
-        ancestors: ``[nodes]`` bits of the tree.
-    """
-    token = _DEVICE_STEP.set((lengths, ancestors))
-    try:
-        yield
-    finally:
-        _DEVICE_STEP.reset(token)
-
+_FOLLOWED = frozenset({"s_aux", "softcap"})
 
 def session_attention(
     module: nn.Module,
@@ -77,7 +60,8 @@ def session_attention(
             ``None``: causal when several tokens fill an empty cache, everything visible to a single token.
         dropout: Must be 0; a session never trains.
         scaling: Factor on the scores; ``None`` is ``head_dim ** -0.5``.
-        others: What a model hands over beside these (a sliding window, attention sinks, a cap on the scores, ...).
+        others: What a model hands over beside these. A cap on the scores (``softcap``) and attention sinks (``s_aux``)
+            are followed; a sliding window is in the mask already, where the session has made it.
 
     Returns:
         ``[batch, tokens, heads, head_dim]`` and ``None`` for the attention weights.
@@ -85,14 +69,29 @@ def session_attention(
     Raises:
         ValueError: An argument that changes the result and is not known here; the message names it.
     """
-    _refuse_other_arguments(module, attention_mask, dropout, others)
+    masks = active_masks()
+    _refuse_other_arguments(module, attention_mask, dropout, others, windows=masks is not None and masks.served > 0)
     batch, heads, tokens, head_dim = query.shape
     kv_heads, slots = key.shape[1], key.shape[2]
     groups = heads // kv_heads
+    cap, sinks = others.get("softcap"), others.get("s_aux")
     if (watcher := active_recorder()) is not None:
+        if attention_mask is not None or cap is not None or sinks is not None:
+            raise ValueError(
+                f"{type(module).__name__} has a window, a cap or sinks, with which attention on a video is not "
+                "recorded: choose a decoder or a selector that does not need it."
+            )
         watcher.add(query, key, scaling)
-    if (step := _DEVICE_STEP.get()) is not None:
-        return decode_attention(query, key, value, *step, scaling=scaling), None
+    if isinstance(masks, DeviceMasks):
+        window = masks.window(attention_mask)
+        out = decode_attention(
+            query, key, value, masks.lengths, masks.ancestors, scaling=scaling, window=window, depths=masks.depths,
+            cap=cap, sinks=sinks,
+        )  # fmt: skip
+        return out, None
+    if cap is not None or sinks is not None:
+        out = prompt_attention(query, key, value, attention_mask, scaling, cap, sinks)
+        return out.transpose(1, 2).contiguous(), None
     if attention_mask is None and tokens > 1:
         # a later piece of a prompt: its last token sees all slots
         shape: Any = {"is_causal": True} if slots == tokens else {"attn_mask": causal_lower_right(tokens, slots)}
@@ -108,7 +107,7 @@ def session_attention(
 
 
 def _refuse_other_arguments(
-    module: nn.Module, attention_mask: Tensor | None, dropout: float, others: Mapping[str, Any]
+    module: nn.Module, attention_mask: Tensor | None, dropout: float, others: Mapping[str, Any], windows: bool
 ) -> None:
     """Refuses whatever would change the scores: ``None``, false and 0 are taken as "off".
 
@@ -127,7 +126,9 @@ def _refuse_other_arguments(
     if dropout:
         _refuse(module, "dropout", dropout)
     for key, value in others.items():
-        if value is not None and key not in _WITHOUT_EFFECT and key != "is_causal" and not _is_off(value):
+        if value is None or key in _WITHOUT_EFFECT or key in _FOLLOWED or (windows and key == "sliding_window"):
+            continue
+        if key != "is_causal" and not _is_off(value):
             _refuse(module, key, value)
 
 
@@ -154,9 +155,10 @@ class SessionAttention:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        from transformers import AttentionInterface
+        from transformers import AttentionInterface, AttentionMaskInterface
 
         AttentionInterface.register(ATTENTION_NAME, session_attention)
+        AttentionMaskInterface.register(ATTENTION_NAME, session_mask)
         self._parts: list[Any] = list(model.modules())
         self._lock = ModelLock(model)
         configs = {id(part.config): part.config for part in self._parts if hasattr(part, "config")}

@@ -15,6 +15,7 @@ from saccade.inference.engine.config import EngineConfig
 from saccade.inference.engine.graphs import GraphEngine, NotCapturedError
 from saccade.inference.engine.hf_attention import SessionAttention
 from saccade.inference.engine.hf_cache import session_cache
+from saccade.inference.engine.masks import SlotMasks
 from saccade.inference.engine.pool import EnginePool
 from saccade.inference.engine.rank_agreement import RankAgreement
 from saccade.inference.engine.recording import AttentionRecorder, Recorded, Recording
@@ -23,6 +24,7 @@ from saccade.inference.huggingface.models import (
     check_supported,
     device_of,
     free_bytes,
+    is_windowed,
     kept_logits,
     last_position,
     takes_logits_to_keep,
@@ -48,7 +50,7 @@ class Session:
     reads only the tokens that are not in the cache.
 
     Args:
-        model: A decoder-only Hugging Face model with full attention, for example Llama, Qwen2 or Qwen3.
+        model: A decoder-only Hugging Face model, for example a Llama, Qwen3, Mistral or Gemma.
         capacity: Slots of each row: the longest text plus the widest step.
         skip: Sub-layers that ``forward(..., skipped=True)`` skips.
         synced: Agree with the other ranks before every forward, as sharded weights (ZeRO-3, FSDP) need.
@@ -92,6 +94,7 @@ class Session:
         self._new_storage()
         self._last_position = last_position(model)
         self._keeps_logits = takes_logits_to_keep(model)
+        self._windowed = is_windowed(model)
         self._closed = False
         self._in_use = False
         self._attention = SessionAttention(model)
@@ -173,6 +176,7 @@ class Session:
         for start in range(known, longest, self.pool.settings.prefill_chunk):
             stop = min(longest, start + self.pool.settings.prefill_chunk)
             self.storage.place([start] * len(prompts), stop - start)
+            masks = SlotMasks([start], stop - start, self.device)
             ends = sorted({length - 1 - start for length in lengths if start < length <= stop})
             keep = torch.tensor(ends or [0], device=self.device)
             if visual is None:
@@ -182,7 +186,7 @@ class Session:
                 read, positions = _visual_piece(visual, start, stop)
             self._count(skipped=False)
             with nullcontext() if recorder is None else recorder.recording(start):
-                logits = self._call(read, None, positions, keep, False)
+                logits = self._call(read, masks, positions, keep, False)
             if visual is not None and self.recorded.states is not None:
                 states.append(self.recorded.states)
             for row, length in enumerate(lengths):
@@ -296,26 +300,11 @@ class Session:
         return eager
 
     def _eager(self, tokens: Tensor, shape: TokenTree, skipped: bool) -> Tensor:
-        nodes = tokens.shape[1]
-        uniform = len(set(self.lengths)) == 1
-        starts = torch.tensor(self.lengths[:1] if uniform else self.lengths, device=self.device)[:, None]
-        depths = torch.tensor(shape.depths, device=self.device)
-        mask = None
-        if not (uniform and nodes == 1):
-            slots = torch.arange(self.storage.extent, device=self.device)
-            if shape.is_chain:
-                mask = slots <= (starts + depths)[..., None]
-            else:
-                ancestors = shape.attention_mask.to(self.device)
-                offset = (slots - starts)[:, None]  # [rows, 1, slots]: below 0 for the prefix, from 0 for the nodes
-                inside = (offset >= 0) & (offset < nodes)
-                seen = ancestors[:, offset[:, 0].clamp(0, nodes - 1)].transpose(0, 1)
-                mask = (offset < 0) | (inside & seen)
-            mask = mask[:, None]
+        masks = SlotMasks(self.lengths, tokens.shape[1], self.device, shape)
         offsets = torch.tensor(self.offsets, device=self.device)[:, None] if any(self.offsets) else 0
         # only padding, whose logits are not used, can exceed the context, where learned position embeddings end
-        positions = (starts + offsets + depths).clamp(max=self._last_position)
-        return self._call({"input_ids": tokens}, mask, positions, 0, skipped)
+        positions = (masks.starts + offsets + masks.depths).clamp(max=self._last_position)
+        return self._call({"input_ids": tokens}, masks, positions, 0, skipped)
 
     def token_column(self, tokens: Sequence[int]) -> Tensor:
         """One token for each row as ``[batch, 1]`` on the session's device."""
@@ -371,20 +360,26 @@ class Session:
                 self.agreement.drain()
 
     def _call(
-        self, read: dict[str, Tensor], mask: Tensor | None, positions: Tensor, keep: Tensor | int, skipped: bool
+        self, read: dict[str, Tensor], masks: SlotMasks, positions: Tensor, keep: Tensor | int, skipped: bool
     ) -> Tensor:
         layer = self.recording.layer
 
         def run() -> Tensor:
-            with self._attached(skipped), layer_output(self.model, layer) as taken:
+            with self._attached(skipped), masks.active(), layer_output(self.model, layer) as taken:
                 logits: Tensor = self.model(
                     **read,
                     **({"logits_to_keep": keep} if self._keeps_logits else {}),
-                    attention_mask=mask,
+                    # with a mask of four dimensions transformers asks for none
+                    attention_mask=None if self._windowed else masks.full(),
                     position_ids=positions,
                     past_key_values=self.cache,
                     use_cache=True,
                 ).logits
+            if self._windowed and not masks.served:
+                raise ValueError(
+                    f"{type(self.model).__name__} does not ask transformers for its masks, so its windows are not "
+                    "known to a session: decode this model with model.generate."
+                )
             self.recorded.states = taken[0] if taken else None
             return kept_logits(logits, keep, next(iter(read.values())).shape[1])
 

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_FULL = "full_attention"
+# Layers that see a part of the prefix, and the setting of a configuration that says how much.
+_LOCAL = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 # Rotary scalings whose frequencies do not change with the length of the text; the factor says how far they reach.
 _FIXED_SCALINGS = ("linear", "yarn", "llama3")
 
@@ -120,6 +123,27 @@ def rotary_settings(config: Any) -> list[dict[str, Any]]:
     return nested or [dict(rope)]
 
 
+def layer_kinds(model: Any) -> list[str]:
+    """How each layer attends, in transformers' words: ``full_attention``, ``sliding_attention``, ..."""
+    config = text_config(model)
+    kinds = getattr(config, "layer_types", None)
+    if kinds:
+        return list(kinds)
+    everywhere = next((kind for kind, size in _LOCAL.items() if getattr(config, size, None) is not None), _FULL)
+    return [everywhere] * config.num_hidden_layers
+
+
+def is_windowed(model: Any) -> bool:
+    """Whether some layers see a part of the prefix only: a sliding window, or a chunk."""
+    return any(kind in _LOCAL for kind in layer_kinds(model))
+
+
+def layer_windows(model: Any) -> list[int | None]:
+    """The sliding window of each layer in tokens; ``None`` for full attention."""
+    window = getattr(text_config(model), "sliding_window", None)
+    return [window if kind == "sliding_attention" else None for kind in layer_kinds(model)]
+
+
 def cache_bytes(model: Any, batch: int, capacity: int) -> int:
     """Size in bytes of a key-value cache in the model's precision."""
     config = text_config(model)
@@ -162,29 +186,25 @@ def check_supported(model: nn.Module) -> None:
             f"{name} does not use transformers' attention interface, so a session cannot drive its attention: decode "
             "it with model.generate."
         )
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
+    kinds = set(layer_kinds(model))
+    if unknown := sorted(kinds - {_FULL, *_LOCAL}):
         raise ValueError(
-            f"{name} has {', '.join(sorted(kinds - {'full_attention'}))} layers, and only full attention is supported: "
-            "decode it with model.generate."
+            f"{name} has {', '.join(unknown)} layers, whose state a session cannot roll back after a rejected draft "
+            "(layers of full, sliding and chunked attention are supported): decode it with model.generate."
         )
-    window = getattr(config, "sliding_window", None)
-    if window is not None and getattr(config, "layer_types", None) is None:
-        raise ValueError(
-            f"{name} uses a sliding window of {window} tokens, and only full attention is supported: decode it with "
-            "model.generate."
-        )
+    for kind in sorted(kinds & set(_LOCAL)):
+        size = getattr(config, _LOCAL[kind], None)
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise ValueError(
+                f"{_LOCAL[kind]} of {name}'s configuration must be at least 1 token, because it has {kind} layers, got "
+                f"{size!r}: correct config.json."
+            )
     for rope in rotary_settings(config):
         if rope.get("rope_type") in {"dynamic", "longrope"}:
             raise ValueError(
                 f"{name} has {rope['rope_type']} rotary scaling, whose frequencies change with the length of the text, "
                 "so that no cached decoder can be exact with it: use linear, yarn or llama3 scaling."
             )
-    if getattr(config, "attn_logit_softcapping", None) is not None:
-        raise ValueError(
-            f"{name} caps its attention scores (attn_logit_softcapping), which a session's attention does not do: "
-            "decode it with model.generate."
-        )
     _refuse_soft_prompts(model)
     _refuse_missing_weights(model)
 

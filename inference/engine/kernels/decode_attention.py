@@ -2,7 +2,8 @@
 
 Flash-decoding (Dao et al., 2023), extended for speculative decoding: lengths and starts are on the device and may
 differ between KV heads, and ancestor bits define what the nodes of a tree see. Several programs read parts of the slots
-of one KV head, so that a single row uses the whole GPU; a second kernel combines their results. The kernels are ours.
+of one KV head, so that a single row uses the whole GPU; a second kernel combines their results. With a window, only its
+slots are read. What a model does not have (a window, a cap, sinks) is not in its kernels. The kernels are ours.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ _MIN_SLOTS = 64  # minimum size of a split: one tile
 
 @triton.jit
 def _fold(
-    q, bits, best, total, mixed, keys, values, slot, key_s, value_s, column, head_dim, length, high, scale,
-    EDGE: tl.constexpr, PADDED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    q, bits, oldest, best, total, mixed, keys, values, slot, key_s, value_s, column, head_dim, length, high, scale, cap,
+    EDGE: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, PADDED: tl.constexpr, PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Adds a tile of slots to the running softmax of every query row. With EDGE, masks what a row does not see."""
     reach = (slot < high)[:, None] & (column < head_dim)[None, :]
@@ -38,12 +40,20 @@ def _fold(
     if UPCAST:
         k = k.to(tl.float32)
         v = v.to(tl.float32)
-    score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * 1.4426950408889634)
+    if CAP:
+        raw = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        # tanh by the exponential; 1.44... is the logarithm of e to base 2
+        score = cap * (1.0 - 2.0 / (tl.exp2(raw / cap * 2.8853900817779268) + 1.0)) * 1.4426950408889634
+    else:
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * 1.4426950408889634)
     if EDGE:
         own = slot - length
         shift = tl.minimum(tl.maximum(own, 0), 63).to(tl.int64)
         ancestor = ((bits[:, None] >> shift[None, :]) & 1) == 1
-        score = tl.where((slot < high)[None, :] & ((own < 0)[None, :] | ancestor), score, float("-inf"))
+        seen = (slot < high)[None, :] & ((own < 0)[None, :] | ancestor)
+        if WINDOW:
+            seen = seen & (slot[None, :] >= oldest[:, None])
+        score = tl.where(seen, score, float("-inf"))
     top = tl.maximum(best, tl.max(score, 1))
     anchor = tl.where(top == float("-inf"), 0.0, top)  # -inf for a row that has not seen any slot yet
     weight = tl.exp2(score - anchor[:, None])
@@ -55,11 +65,12 @@ def _fold(
 
 @triton.jit
 def _attend(
-    query, keys, values, lengths, starts, ancestors, sums, logs, scale,
+    query, keys, values, lengths, starts, ancestors, depths, sums, logs, scale, cap, window,
     query_b, query_h, query_n, key_b, key_h, key_s, value_b, value_h, value_s,
     length_b, length_h, kv_heads, nodes, groups, head_dim,
-    HAS_STARTS: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, WIDTH: tl.constexpr,
-    PADDED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, EARLY: tl.constexpr,
+    HAS_STARTS: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr,
+    SLOTS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     follow(EARLY)
     split = tl.program_id(0)
@@ -80,6 +91,11 @@ def _attend(
     start = length * 0
     if HAS_STARTS:
         start = tl.load(starts + b * length_b + h * length_h).to(tl.int32)
+    oldest = node  # of no effect without a window
+    if WINDOW:
+        # what lies before the window of the root lies before those of all nodes
+        start = tl.maximum(start, length - window + 1)
+        oldest = length + tl.load(depths + node, mask=real, other=0).to(tl.int32) - window + 1
     stop = length + nodes
     part = tl.cdiv(tl.cdiv(stop - start, SPLITS), SLOTS) * SLOTS
     low = start + split * part
@@ -91,15 +107,27 @@ def _attend(
     value_base = values + b.to(tl.int64) * value_b + h.to(tl.int64) * value_h
     # first whole tiles of the cache, without the mask of the tree, which would take longer than the products
     edge = low + tl.maximum(tl.minimum(high, length) - low, 0) // SLOTS * SLOTS
-    for first in range(low, edge, SLOTS):
+    inner = low
+    if WINDOW:
+        # before them the tiles in which the windows of the nodes begin
+        inner = tl.minimum(low + tl.cdiv(tl.maximum(start + nodes - low, 0), SLOTS) * SLOTS, edge)
+        for first in range(low, inner, SLOTS):
+            best, total, mixed = _fold(
+                q, bits, oldest, best, total, mixed, key_base, value_base, first + tl.arange(0, SLOTS), key_s, value_s,
+                column, head_dim, length, high, scale, cap, EDGE=True, WINDOW=True, CAP=CAP, PADDED=PADDED,
+                PRECISION=PRECISION, UPCAST=UPCAST,
+            )  # fmt: skip
+    for first in range(inner, edge, SLOTS):
         best, total, mixed = _fold(
-            q, bits, best, total, mixed, key_base, value_base, first + tl.arange(0, SLOTS), key_s, value_s, column,
-            head_dim, length, high, scale, EDGE=False, PADDED=PADDED, PRECISION=PRECISION, UPCAST=UPCAST,
+            q, bits, oldest, best, total, mixed, key_base, value_base, first + tl.arange(0, SLOTS), key_s, value_s,
+            column, head_dim, length, high, scale, cap, EDGE=False, WINDOW=WINDOW, CAP=CAP, PADDED=PADDED,
+            PRECISION=PRECISION, UPCAST=UPCAST,
         )  # fmt: skip
     for first in range(edge, high, SLOTS):
         best, total, mixed = _fold(
-            q, bits, best, total, mixed, key_base, value_base, first + tl.arange(0, SLOTS), key_s, value_s, column,
-            head_dim, length, high, scale, EDGE=True, PADDED=PADDED, PRECISION=PRECISION, UPCAST=UPCAST,
+            q, bits, oldest, best, total, mixed, key_base, value_base, first + tl.arange(0, SLOTS), key_s, value_s,
+            column, head_dim, length, high, scale, cap, EDGE=True, WINDOW=WINDOW, CAP=CAP, PADDED=PADDED,
+            PRECISION=PRECISION, UPCAST=UPCAST,
         )  # fmt: skip
     anchor = tl.where(best == float("-inf"), 0.0, best)
     at = ((pair * SPLITS + split) * groups * nodes + row).to(tl.int64)
@@ -112,8 +140,8 @@ def _attend(
 
 @triton.jit
 def _join(
-    sums, logs, out, kv_heads, nodes, groups, head_dim,
-    SPLITS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
+    sums, logs, sinks, out, kv_heads, nodes, groups, head_dim,
+    SINKS: tl.constexpr, SPLITS: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     follow(EARLY)
     pair, row = tl.program_id(0), tl.program_id(1)
@@ -122,10 +150,17 @@ def _join(
     column = tl.arange(0, WIDTH)
     at = ((pair * SPLITS + split) * groups * nodes + row).to(tl.int64)
     log = tl.load(logs + at)
-    weight = tl.exp2(log - tl.max(log, 0))
-    part = tl.load(sums + at[:, None] * WIDTH + column[None, :])
-    mixed = tl.sum(part * weight[:, None], 0) / tl.sum(weight, 0)
     head = h * groups + row // nodes
+    top = tl.max(log, 0)
+    if SINKS:
+        sink = tl.load(sinks + head).to(tl.float32) * 1.4426950408889634
+        top = tl.maximum(top, sink)
+    weight = tl.exp2(log - top)
+    total = tl.sum(weight, 0)
+    if SINKS:
+        total += tl.exp2(sink - top)
+    part = tl.load(sums + at[:, None] * WIDTH + column[None, :])
+    mixed = tl.sum(part * weight[:, None], 0) / total
     place = (b * nodes + row % nodes).to(tl.int64) * (kv_heads * groups) + head
     tl.store(out + place * head_dim + column, mixed.to(out.dtype.element_ty), mask=column < head_dim)
 
@@ -156,6 +191,11 @@ def triton_decode_attention(
     ancestors: Tensor,
     starts: Tensor | None = None,
     scaling: float | None = None,
+    *,
+    window: int | None = None,
+    depths: Tensor | None = None,
+    cap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """Decode attention; see :func:`saccade.inference.engine.attention.reference_decode_attention`.
 
@@ -168,6 +208,10 @@ def triton_decode_attention(
         ancestors: ``[nodes]`` int64.
         starts: Of the shape and layout of ``lengths``, or ``None``.
         scaling: Factor of the scores.
+        window: Places that a node sees, at least 64, so that no node lies before the window of another; or ``None``.
+        depths: ``[nodes]``, any integer type; needed with a window.
+        cap: Bound of the scores, or ``None``.
+        sinks: ``[heads]``, contiguous, or ``None``.
 
     Returns:
         ``[batch, nodes, heads, head_dim]``.
@@ -178,7 +222,8 @@ def triton_decode_attention(
     rows = groups * nodes
     block = min(64, max(16, triton.next_power_of_2(rows)))
     tiles = triton.cdiv(rows, block)
-    splits = _splits(query.device, batch * kv_heads, tiles, slots)
+    read = slots if window is None else min(slots, window + nodes)
+    splits = _splits(query.device, batch * kv_heads, tiles, read)
     width = max(16, triton.next_power_of_2(head_dim))
     sums = torch.empty(batch * kv_heads * splits * rows, width, dtype=torch.float32, device=query.device)
     logs = torch.empty(batch * kv_heads * splits * rows, dtype=torch.float32, device=query.device)
@@ -186,23 +231,26 @@ def triton_decode_attention(
     wide = query.element_size() > 2
     interpreted = query.device.type == "cpu"  # Triton's interpreter multiplies bfloat16 as if it were integers
     _attend[(splits, batch * kv_heads, tiles)](
-        query, keys, values, lengths, lengths if starts is None else starts, ancestors, sums, logs,
-        head_dim**-0.5 if scaling is None else scaling,
+        query, keys, values, lengths, lengths if starts is None else starts, ancestors,
+        ancestors if depths is None else depths, sums, logs, head_dim**-0.5 if scaling is None else scaling,
+        1.0 if cap is None else cap, 0 if window is None else window,
         query.stride(0), query.stride(1), query.stride(2),
         keys.stride(0), keys.stride(1), keys.stride(2), values.stride(0), values.stride(1), values.stride(2),
         lengths.stride(0), lengths.stride(1) if lengths.dim() == 2 else 0, kv_heads, nodes, groups, head_dim,
-        HAS_STARTS=starts is not None, SPLITS=splits, ROWS=block, SLOTS=32 if wide else 64, WIDTH=width,
-        PADDED=width != head_dim, PRECISION="ieee" if wide else "tf32", UPCAST=interpreted, num_warps=4,
-        **early(query.device),
+        HAS_STARTS=starts is not None, WINDOW=window is not None, CAP=cap is not None, SPLITS=splits, ROWS=block,
+        SLOTS=32 if wide else 64, WIDTH=width, PADDED=width != head_dim, PRECISION="ieee" if wide else "tf32",
+        UPCAST=interpreted, num_warps=4, **early(query.device),
     )  # fmt: skip
     _join[(batch * kv_heads, rows)](
         sums,
         logs,
+        logs if sinks is None else sinks,
         out,
         kv_heads,
         nodes,
         groups,
         head_dim,
+        SINKS=sinks is not None,
         SPLITS=splits,
         WIDTH=width,
         num_warps=4,
