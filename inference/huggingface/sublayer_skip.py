@@ -6,54 +6,65 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from saccade.inference.huggingface.model_lock import ModelLock
 from saccade.inference.huggingface.models import language_part
 
+# What transformers' models call these parts of a layer.
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+_MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
+# Layers of these parts alone have one norm before each sub-layer, whose output nothing else reads.
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+_PLAIN = {"self_attn", "mlp", *_NORMS}
+
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The decoder layers of a model, each with the sub-layers ``self_attn`` and ``mlp``.
+    """The decoder layers of a model; :func:`sublayers` gives the attention and the MLP of each.
 
     Args:
         model: A Hugging Face causal language model; PEFT wrappers are looked through.
 
     Raises:
-        ValueError: When the layers are not of the pre-norm form (norm, attention, norm, MLP) that sub-layer skipping
-            knows.
+        ValueError: The model has no list of layers that have both, or several.
     """
     found = [
         child
         for child in language_part(model).modules()
-        if isinstance(child, nn.ModuleList)
-        and len(child) > 0
-        and all(hasattr(layer, "self_attn") and hasattr(layer, "mlp") for layer in child)
+        if isinstance(child, nn.ModuleList) and len(child) > 0 and all(None not in _names(layer) for layer in child)
     ]
     if len(found) != 1:
         raise ValueError(
-            f"{type(model).__name__} has {len(found)} lists of decoder layers with self_attn and mlp, 1 is needed: "
-            "sub-layer skipping knows Llama-, Qwen2- and Qwen3-shaped models."
+            f"{type(model).__name__} has {len(found)} lists of decoder layers with an attention "
+            f"({', '.join(_ATTENTION)}) and an MLP ({', '.join(_MLP)}), 1 is needed to skip sub-layers: use another "
+            "decoder."
         )
-    layers = list(found[0])
-    for index, layer in enumerate(layers):
-        names = {name for name, _ in layer.named_children()}
-        if names != {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}:
-            raise ValueError(
-                f"layer {index} of {type(model).__name__} has the parts {', '.join(sorted(names))}: sub-layer skipping "
-                "knows layers of input_layernorm, self_attn, post_attention_layernorm and mlp."
-            )
-    return layers
+    return list(found[0])
+
+
+def sublayers(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The attention and the MLP of a decoder layer."""
+    attention, mlp = _names(layer)
+    return layer.get_submodule(str(attention)), layer.get_submodule(str(mlp))
+
+
+def _names(layer: nn.Module) -> tuple[str | None, str | None]:
+    parts = {name for name, _ in layer.named_children()}
+    attention, mlp = ([name for name in known if name in parts] for known in (_ATTENTION, _MLP))
+    return (attention[0] if len(attention) == 1 else None), (mlp[0] if len(mlp) == 1 else None)
 
 
 class SublayerSkip:
     """Lets a model run with some sub-layers skipped, without touching its weights.
 
-    A skipped sub-layer is the identity on the residual stream and its norm is not computed (Draft & Verify,
-    arXiv 2309.08168). The model is changed inside ``active()`` only, which is entered for single forwards: between
-    them it is as the user left it, and several skip sets can take turns on it, also in several threads.
+    A skipped sub-layer adds nothing to the residual stream (Draft & Verify, arXiv 2309.08168): it returns zeros, which
+    norms behind it and factors on it leave as they are. In layers shaped as Llama's, its own norm is not computed
+    either. The model is changed inside ``active()`` only, which is entered for single forwards: between them it is as
+    the user left it, and several skip sets can take turns on it, also in several threads.
 
     Args:
-        model: A Llama-, Qwen2- or Qwen3-shaped causal language model.
+        model: A causal language model whose layers have an attention and an MLP.
         attention: Indices of the layers whose attention is skipped.
         mlp: Indices of the layers whose MLP is skipped.
 
@@ -72,45 +83,61 @@ class SublayerSkip:
                 )
         self._lock = ModelLock(model)
         self.attention, self.mlp = frozenset(attention), frozenset(mlp)
-        self._forwards = {
-            index: self._forward(self.layers[index], index not in self.attention, index not in self.mlp)
-            for index in sorted(self.attention | self.mlp)
-        }
+        self._forwards: list[tuple[int, nn.Module, Callable[..., Any]]] = []
+        for index in sorted(self.attention | self.mlp):
+            layer = self.layers[index]
+            plain = {name for name, _ in layer.named_children()} == _PLAIN
+            chosen = (index in self.attention, index in self.mlp)
+            norms = (layer.get_submodule(name) if plain else None for name in _NORMS)
+            for skipped, part, norm in zip(chosen, sublayers(layer), norms, strict=True):
+                if skipped:
+                    self._forwards.append((index, part, _Nothing(part)))
+                    if norm is not None:
+                        self._forwards.append((index, norm, _same))
 
     @contextmanager
     def active(self) -> Iterator[SublayerSkip]:
         """Within this context the chosen sub-layers are skipped; restored on the way out, also after an exception.
 
         Raises:
-            ValueError: A layer's forward is patched already.
+            ValueError: The forward of a part is patched already.
         """
         changed: list[Any] = []
         with self._lock.held():
             try:
-                for index, forward in self._forwards.items():
-                    layer: Any = self.layers[index]
-                    if "forward" in vars(layer):
+                for index, part, forward in self._forwards:
+                    if "forward" in vars(part) or "forward" in vars(self.layers[index]):
                         raise ValueError(
                             f"the forward of layer {index} has been replaced, so its sub-layers cannot be skipped: "
                             "remove what replaced it (a hook of accelerate, a patch), or use another decoder."
                         )
-                    layer.forward = forward
-                    changed.append(layer)
+                    vars(part)["forward"] = forward
+                    changed.append(part)
                 yield self
             finally:
-                for layer in changed:
-                    del layer.forward
+                for part in changed:
+                    del vars(part)["forward"]
 
-    def _forward(self, layer: Any, keep_attention: bool, keep_mlp: bool) -> Callable[..., Tensor]:
-        def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            if keep_attention:
-                normed = layer.input_layernorm(hidden_states)
-                hidden_states = hidden_states + layer.self_attn(normed, *args, **kwargs)[0]
-            if keep_mlp:
-                hidden_states = hidden_states + layer.mlp(layer.post_attention_layernorm(hidden_states))
-            return hidden_states
 
-        return forward
+class _Nothing:
+    """The forward of a skipped sub-layer: zeros in the form of its output."""
+
+    def __init__(self, part: nn.Module) -> None:
+        self._part = part
+        self._others: int | None = None  # outputs beside the states, -1 for states alone; known after a real call
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        states = given[0] if given else named["hidden_states"]
+        if self._others is None:
+            # what the call writes into the cache lies behind the lengths, and verification writes it again
+            made = type(self._part).forward(self._part, *given, **named)
+            self._others = len(made) - 1 if isinstance(made, tuple) else -1
+        zeros = torch.zeros_like(states)
+        return zeros if self._others < 0 else (zeros, *[None] * self._others)
+
+
+def _same(states: Tensor) -> Tensor:
+    return states
 
 
 def skip_sets(skip: SublayerSkip | None) -> tuple[frozenset[int], frozenset[int]]:
@@ -135,7 +162,9 @@ def layer_output(model: nn.Module, layer: int | str | None) -> Iterator[list[Ten
     watched = part.get_submodule("norm") if isinstance(layer, str) else layers[layer]
     taken: list[Tensor] = []
     with ModelLock(watched).held():
-        handle = watched.register_forward_hook(lambda module, given, made: taken.append(made))
+        handle = watched.register_forward_hook(
+            lambda module, given, made: taken.append(made[0] if isinstance(made, tuple) else made)
+        )
         try:
             yield taken
         finally:

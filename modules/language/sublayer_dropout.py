@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from saccade.common.checks import check_share
-from saccade.inference.huggingface.sublayer_skip import decoder_layers
+from saccade.inference.huggingface.sublayer_skip import decoder_layers, sublayers
 
 
 class SublayerDropout:
@@ -40,7 +40,7 @@ class SublayerDropout:
         self.max_rate = max_rate
         self.sublayers: list[nn.Module] = []
         for layer in decoder_layers(model):
-            self.sublayers += [layer.get_submodule("self_attn"), layer.get_submodule("mlp")]
+            self.sublayers += sublayers(layer)
         self._keep: Tensor | None = None
         self._handles: list[RemovableHandle] = []
 
