@@ -13,24 +13,47 @@ from saccade.inference.engine.config import EngineConfig
 from saccade.inference.engine.pool import EnginePool
 from saccade.inference.engine.session import Session
 from saccade.inference.huggingface.model_lock import ModelLock, evaluation_mode
-from saccade.inference.huggingface.models import base_model, device_of, is_sharded, text_config
+from saccade.inference.huggingface.models import (
+    attention_spans,
+    base_model,
+    context_length,
+    device_of,
+    is_sharded,
+    text_config,
+)
 from saccade.inference.huggingface.vision import kept_position_counter, special_token_ids, visual_arguments
 from saccade.inference.huggingface.visual_prompts import read_visual_prompts
 from saccade.inference.request import Request
 
 TESTED = frozenset(
     {
+        "Cohere2ForCausalLM",
+        "Exaone4ForCausalLM",
         "GPT2LMHeadModel",
+        "GPTNeoXForCausalLM",
+        "Gemma2ForCausalLM",
+        "Gemma3ForCausalLM",
+        "GemmaForCausalLM",
+        "Glm4ForCausalLM",
+        "GptOssForCausalLM",
         "LlamaForCausalLM",
         "LlavaOnevisionForConditionalGeneration",
+        "MistralForCausalLM",
+        "MixtralForCausalLM",
+        "Olmo2ForCausalLM",
+        "Olmo3ForCausalLM",
+        "Phi3ForCausalLM",
         "Qwen2ForCausalLM",
         "Qwen2_5_VLForConditionalGeneration",
         "Qwen3ForCausalLM",
+        "Qwen3MoeForCausalLM",
+        "Starcoder2ForCausalLM",
     }
 )
 """Classes of transformers whose texts the tests compare with those of ``model.generate``: not checked here."""
 
 _TOKENS = 8  # read by the check: a prompt of 7 and one step
+_LONGEST_WINDOW = 512  # windows up to here are checked with a text that is longer than they are
 _CHECKED: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 _GUARD = threading.RLock()
 
@@ -38,9 +61,9 @@ _GUARD = threading.RLock()
 def check_model(model: nn.Module, request: Request, config: EngineConfig, synced: bool = False) -> None:
     """Refuses a model of an untested class whose logits a session does not reproduce.
 
-    A model object is checked once with a few tokens, and once more with its first images or videos. Nothing is checked
-    where ``config.check_model`` is off, for classes in :data:`TESTED`, and where weights are spread over ranks, whose
-    forwards must be the same on all of them.
+    A model object is checked once with a few tokens (more than its window, where that is short), and once more with its
+    first images or videos. Nothing is checked where ``config.check_model`` is off, for classes in :data:`TESTED`, and
+    where weights are spread over ranks, whose forwards must be the same on all of them.
 
     Args:
         model: The target.
@@ -89,16 +112,23 @@ def _check_text(model: nn.Module) -> None:
     vocabulary = text_config(model).vocab_size
     special = special_token_ids(model)
     usual = [token for token in range(min(vocabulary, 4096)) if token not in special] or [0]
+    count = _text_length(model)
     step = max(1, len(usual) // _TOKENS)
-    tokens = [usual[(index * step + 1) % len(usual)] for index in range(_TOKENS)]
+    # words of the vocabulary far apart, and others at the next turn
+    tokens = [usual[(index * step + 1 + index // _TOKENS) % len(usual)] for index in range(count)]
     own = _own_logits(model, tokens)[-2:]
     # what the model itself computes for the same place in a shorter text: causal models differ by rounding alone
     shorter = _own_logits(model, tokens[:-1])[-1]
-    with _session(model, _TOKENS) as session:
+    with _session(model, count) as session:
         first = session.prefill([tokens[:-1]])[0]
         second = session.forward(torch.tensor([tokens[-1:]], device=session.device))[0, 0]
     noise = _difference(shorter, own[0])
     _compare(model, [(own[0], first, "prompt"), (own[1], second, "step behind a prompt")], noise)
+
+
+def _text_length(model: nn.Module) -> int:
+    spans = [size for size in attention_spans(model) if size <= _LONGEST_WINDOW]
+    return min(max([0, *spans]) + _TOKENS, context_length(model) or _LONGEST_WINDOW)
 
 
 def _check_visual(model: nn.Module, request: Request) -> None:

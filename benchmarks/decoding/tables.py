@@ -208,10 +208,40 @@ def layer_skip() -> str:
     return "\n".join(lines)
 
 
+def classes() -> str:
+    """Which decoder decodes which class of transformers exactly, from :mod:`benchmarks.decoding.classes`."""
+    rows = sorted(read("classes"), key=lambda row: row["case"])
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.decoding.classes`."
+    names = list(rows[0]["outcomes"])
+    lines = [
+        f"| class | `model_type` | particular | {' | '.join(f'`{name}`' for name in names)} |",
+        "| --- |" + " --- |" * (len(names) + 2),
+    ]
+    reasons: dict[str, int] = {}
+    for row in rows:
+        cells = []
+        for name in names:
+            found = row["outcomes"][name]
+            if found == "equal":
+                cells.append("equal")
+                continue
+            reason = found.replace(row["class"], "the model")
+            cells.append(f"refused ({reasons.setdefault(reason, len(reasons) + 1)})")
+        lines.append(f"| {row['class']} | {row['case']} | {row['kind']} | {' | '.join(cells)} |")
+    equal = sum(all(value == "equal" for value in row["outcomes"].values()) for row in rows)
+    lines += ["", f"{len(rows)} classes, {equal} of them equal with all four decoders. What the refusals say:", ""]
+    lines += [f"{number}. {reason[0].upper()}{reason[1:]}" for reason, number in reasons.items()]
+    versions = rows[0]["versions"]
+    lines += ["", f"transformers {versions['transformers']}, torch {versions['torch']}; commit {commits_of(rows)}."]
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "decode_gpu": decode_gpu,
     "layer_skip": layer_skip,
     "architectures": architectures,
+    "classes": classes,
     "before_after": before_after,
     "control": control,
     "coupling": coupling,

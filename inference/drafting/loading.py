@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from saccade.common.checks import check_place
+from saccade.inference.huggingface.loading import load_model
 from saccade.inference.huggingface.models import context_length, device_of, precision_of, text_config
 from saccade.inference.huggingface.vision import visual_token_ids
 from saccade.inference.request import Request
@@ -69,11 +69,10 @@ def _load(path: str, model: nn.Module, loaded: dict[str, nn.Module]) -> nn.Modul
         check_place("draft_model", path)
         loader = AutoModelForImageTextToText if visual_token_ids(model) else AutoModelForCausalLM
         try:
-            draft: nn.Module = loader.from_pretrained(path, dtype=dtype)
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
+            draft = load_model(path, dtype, loader)
+        except ValueError as error:
             raise ValueError(
-                f"draft_model {path!r} cannot be loaded ({reason.rstrip('.')}): give the path or hub id of a model."
+                f"draft_model {path!r} cannot be loaded ({error}): give the path or hub id of a model."
             ) from None
         loaded[key] = draft.eval().to(device)
     return loaded[key]

@@ -37,6 +37,7 @@ _WITHOUT_EFFECT = frozenset(
 )
 _FOLLOWED = frozenset({"s_aux", "softcap"})
 
+
 def session_attention(
     module: nn.Module,
     query: Tensor,

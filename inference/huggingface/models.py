@@ -138,6 +138,12 @@ def is_windowed(model: Any) -> bool:
     return any(kind in _LOCAL for kind in layer_kinds(model))
 
 
+def attention_spans(model: Any) -> list[int]:
+    """Tokens of the windows and chunks of a model's layers, each size once."""
+    config = text_config(model)
+    return sorted({int(getattr(config, _LOCAL[kind])) for kind in set(layer_kinds(model)) & set(_LOCAL)})
+
+
 def layer_windows(model: Any) -> list[int | None]:
     """The sliding window of each layer in tokens; ``None`` for full attention."""
     window = getattr(text_config(model), "sliding_window", None)

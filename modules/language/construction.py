@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -17,6 +16,7 @@ from transformers import (
 )
 
 from saccade.common.checks import check_count, check_place
+from saccade.inference.huggingface.loading import load_model
 
 # text that different pre-tokenizers split differently
 _PROBE = "def größe ( x ) :\n\n    return  x+12345 ,\t'it''s' e\u0301\r\n"
@@ -214,8 +214,7 @@ def model_from_path(
     check_place("path", path)
     try:
         with torch.device("cpu"):
-            model: PreTrainedModel = auto_class.from_pretrained(path, dtype=torch.get_default_dtype())
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"path must be a {kind}, got {path!r} ({reason}): give a folder or hub id.") from error
+            model = load_model(path, torch.get_default_dtype(), auto_class)
+    except ValueError as error:
+        raise ValueError(f"path must be a {kind}, got {path!r} ({error}): give a folder or hub id.") from error
     return model

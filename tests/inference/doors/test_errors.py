@@ -15,11 +15,11 @@ from transformers import (
     BartForConditionalGeneration,
     BloomConfig,
     BloomForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 from saccade.inference import (
@@ -273,19 +273,15 @@ def test_skip_files(model: PreTrainedModel, tmp_path: Path) -> None:
 
 def test_models_that_cannot_be_driven() -> None:
     small = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    sliding = Qwen2ForCausalLM(
-        Qwen2Config(
-            **small,
-            intermediate_size=16,
-            num_key_value_heads=2,
-            use_sliding_window=True,
-            max_window_layers=1,
-            sliding_window=8,
+    narrow = MistralForCausalLM(MistralConfig(**small, intermediate_size=16, num_key_value_heads=2, sliding_window=0))
+    one_line(lambda: Autoregressive().generate(narrow, IDS), "sliding_window", "MistralForCausalLM", "at least 1", "0")
+    recurrent = Lfm2ForCausalLM(
+        Lfm2Config(
+            **small, intermediate_size=16, num_key_value_heads=2, layer_types=["conv", "full_attention"],
+            bos_token_id=None, eos_token_id=None, pad_token_id=0,
         )
-    )
-    one_line(lambda: Autoregressive().generate(sliding, IDS), "sliding_attention")
-    mistral = MistralForCausalLM(MistralConfig(**small, intermediate_size=16, num_key_value_heads=2))
-    one_line(lambda: Autoregressive().generate(mistral, IDS), "sliding window", "4096")
+    )  # fmt: skip
+    one_line(lambda: Autoregressive().generate(recurrent, IDS), "conv layers", "roll back", "model.generate")
     bart = BartForConditionalGeneration(
         BartConfig(
             vocab_size=30,
@@ -303,6 +299,18 @@ def test_models_that_cannot_be_driven() -> None:
     one_line(lambda: Autoregressive().generate(bloom, IDS), "BloomForCausalLM", "attention")
     one_line(lambda: Autoregressive().generate(torch.nn.Linear(2, 2), IDS), "Linear", "Hugging Face")
     one_line(lambda: Session(torch.nn.Linear(2, 2), 8), "Linear")
+
+
+def test_a_window_larger_than_the_context_is_no_problem() -> None:
+    small = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    wide = MistralForCausalLM(
+        MistralConfig(
+            **small, intermediate_size=16, num_key_value_heads=2, sliding_window=4096, max_position_embeddings=32,
+            bos_token_id=None, eos_token_id=None, pad_token_id=0,
+        )
+    ).eval()  # fmt: skip
+    right = wide.generate(IDS, max_new_tokens=8, do_sample=False)
+    assert torch.equal(PromptLookup().generate(wide, IDS, max_new_tokens=8).sequences, right)
 
 
 def test_a_session_says_when_its_cache_is_full(model: PreTrainedModel) -> None:

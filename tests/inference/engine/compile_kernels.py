@@ -15,11 +15,11 @@ from triton.compiler import ASTSource
 from saccade.inference.engine.kernels import decode_attention, linear, noise, rotation
 
 SPECIAL = {
-    **dict.fromkeys(("lengths", "starts", "ancestors", "positions", "seeds"), "*i64"),
+    **dict.fromkeys(("lengths", "starts", "ancestors", "depths", "positions", "seeds"), "*i64"),
     **dict.fromkeys(("sums", "logs"), "*fp32"),
     "noise": "*fp64",
 }
-FLOATS = ("eps", "scale")
+FLOATS = ("eps", "scale", "cap")
 NUMBERS = (  # integers
     "rows",
     "depth",
@@ -50,6 +50,7 @@ NUMBERS = (  # integers
     "cache_s",
     "length_b",
     "length_h",
+    "window",
 )
 
 
@@ -110,11 +111,12 @@ def main() -> None:
             made.append(compiled(linear._close, dtype, 8, BIAS=flag, SPLITS=4, LANES=1024, EARLY=True))
             made.append(compiled(rotation._rotate, dtype, 1, NORM=flag, HALF=64, LANES=64, EARLY=True))
             attend = {"HAS_STARTS": flag, "SPLITS": 4, "ROWS": 16, "SLOTS": 32, "WIDTH": 128, "PADDED": flag}
-            made.append(
-                compiled(decode_attention._attend, dtype, 4, **attend, PRECISION=precision, UPCAST=False, EARLY=True)
-            )
+            attend |= {"PRECISION": precision, "UPCAST": False, "EARLY": True}
+            for window, cap in ((False, False), (True, False), (flag, True)):
+                made.append(compiled(decode_attention._attend, dtype, 4, **attend, WINDOW=window, CAP=cap))
         made.append(compiled(linear._normalize, dtype, 8, LANES=1024, EARLY=True))
-        made.append(compiled(decode_attention._join, dtype, 4, SPLITS=4, WIDTH=128, EARLY=True))
+        for sinks in (False, True):
+            made.append(compiled(decode_attention._join, dtype, 4, SINKS=sinks, SPLITS=4, WIDTH=128, EARLY=True))
     made.append(compiled(noise._gumbel, "bf16", 4, LANES=1024, EARLY=True))
     print(len(made))
 

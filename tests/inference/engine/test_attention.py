@@ -5,7 +5,7 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from saccade.inference.engine.attention import decode_attention, reference_decode_attention
+from saccade.inference.engine.attention import decode_attention, prompt_attention, reference_decode_attention
 from saccade.inference.trees import TokenTree
 from tests.support.triton_mode import DEVICE, triton_decode_attention
 
@@ -153,3 +153,82 @@ def test_the_door_takes_the_definition_on_a_processor():
     )
     cpu = [None if item is None else item.cpu() for item in given_]
     assert torch.equal(decode_attention(*cpu), reference_decode_attention(*cpu))
+
+
+def more(seed: int, tree: TokenTree, heads: int, window: int | None, cap: float | None, sinks: bool) -> dict:
+    """A window with the depths of the tree, a cap, and a sink for each head."""
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        "window": window,
+        "depths": torch.tensor(tree.depths, device=DEVICE),
+        "cap": cap,
+        "sinks": torch.randn(heads, generator=draw).to(DEVICE) if sinks else None,
+    }
+
+
+@settings(max_examples=12, deadline=None, phases=PHASES)
+@given(shapes, st.one_of(st.none(), st.integers(1, 60)), st.sampled_from([None, 0.5]), st.booleans())
+def test_the_definition_of_windows_caps_and_sinks(shape, window, cap, sinks):
+    (query, keys, values, lengths, bits, starts), tree = inputs(dtype=torch.float64, **shape)
+    batch, heads, nodes, head_dim = query.shape
+    given_ = more(shape["seed"], tree, heads, window, cap, sinks)
+    found = reference_decode_attention(query, keys, values, lengths, bits, starts, **given_)
+    for b in range(batch):
+        for head in range(heads):
+            kv = head // shape["groups"]
+            length = int(lengths[b, kv] if shape["ragged"] else lengths[b])
+            start = 0 if starts is None else int(starts[b, kv] if shape["ragged"] else starts[b])
+            for node in range(nodes):
+                path = tree.path(node)
+                slots = [*range(start, length), *(length + other for other in path)]
+                places = [*range(start, length), *(length + depth for depth in range(len(path)))]
+                if window is not None:
+                    kept = [place > places[-1] - window for place in places]
+                    slots = [slot for slot, keep in zip(slots, kept, strict=True) if keep]
+                scores = keys[b, kv, slots] @ query[b, head, node] / head_dim**0.5
+                scores = scores if cap is None else cap * (scores / cap).tanh()
+                if sinks:
+                    scores = torch.cat([scores, given_["sinks"][head : head + 1].to(scores)])
+                weights = scores.softmax(0)[: len(slots)]
+                assert torch.allclose(weights @ values[b, kv, slots], found[b, node, head], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("window", "cap", "sinks"), [(64, None, False), (97, 0.7, True), (None, 3.0, False), (None, None, True)]
+)
+@settings(max_examples=5, deadline=None, phases=PHASES)
+@given(shapes.map(lambda shape: shape | {"slots": shape["slots"] + 110}))
+def test_the_kernel_of_windows_caps_and_sinks_is_the_definition(window, cap, sinks, shape):
+    given_, tree = inputs(dtype=torch.float32, **shape)
+    others = more(shape["seed"], tree, given_[0].shape[1], window, cap, sinks)
+    right = reference_decode_attention(*given_, **others)
+    assert torch.allclose(triton_decode_attention(*given_, **others), right, atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("length", [0, 63, 64, 65, 95, 96, 128, 161, 250])
+def test_windows_begin_inside_and_between_tiles(length):
+    (query, keys, values, lengths, bits, _), tree = inputs(
+        length, batch=2, kv_heads=1, groups=2, nodes=7, head_dim=16, slots=260, ragged=False, dtype=torch.float32
+    )
+    lengths = torch.tensor([length, 5], device=query.device)
+    others = more(0, tree, 2, 64, None, False)
+    right = reference_decode_attention(query, keys, values, lengths, bits, **others)
+    hidden = keys.clone()
+    hidden[0, :, : max(0, length - 63)] = float("nan")  # the kernel does not read what lies before the window
+    found = triton_decode_attention(query, hidden, values, lengths, bits, **others)
+    assert torch.allclose(found, right, atol=1e-5, rtol=1e-5)
+    wider = reference_decode_attention(query, keys, values, lengths, bits, **(others | {"window": 65}))
+    assert length < 64 or float((wider - right).abs().max()) > 1e-4, "a window off by one shows"
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_prompts_in_pieces_of_their_queries(monkeypatch, masked):
+    torch.manual_seed(0)
+    query, keys, values = torch.randn(2, 4, 9, 8), torch.randn(2, 2, 13, 8), torch.randn(2, 2, 13, 6)
+    mask = torch.ones(9, 13, dtype=torch.bool).tril(4)[None, None]
+    sinks = torch.randn(4)
+    whole = prompt_attention(query, keys, values, mask, None, 2.0, sinks)
+    monkeypatch.setattr("saccade.inference.engine.attention._SCORES_AT_A_TIME", 2 * 4 * 13 * 2)  # two queries
+    pieces = prompt_attention(query, keys, values, mask if masked else None, None, 2.0, sinks)
+    assert whole.shape == (2, 4, 9, 6)
+    assert torch.allclose(pieces, whole, atol=1e-6)

@@ -1,0 +1,223 @@
+"""Which classes of transformers the text decoders decode exactly, and why the others are refused.
+
+    python -m benchmarks.decoding.classes
+    python -m benchmarks.decoding.classes mistral gemma2
+
+Of every class a tiny model is made from its configuration, with random weights in float64. Windows and chunks are 8
+tokens, a batch of three padded prompts is longer than that, and one prompt repeats itself. A decoder is *equal* where
+it continues all prompts as ``model.generate`` does, token for token, called by import and as ``custom_generate``.
+Otherwise the row holds the line with which it refuses the class. What differs silently ends the script with an error.
+
+The draft of ``AssistedDecoding`` is the model's first layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from benchmarks.rows import replace, row
+from saccade.inference import AssistedDecoding, Autoregressive, Decoder, PromptLookup, SelfSpeculative
+from saccade.inference.huggingface.models import layer_kinds, text_config
+
+SEED = 0
+NEW = 24
+SPAN = 8
+"""Tokens of a window or a chunk."""
+SIZES: dict[str, Any] = {
+    "vocab_size": 48, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "bos_token_id": None, "eos_token_id": None,
+    "pad_token_id": 0, "initializer_range": 0.3, "tie_word_embeddings": False, "sliding_window": SPAN,
+    "use_sliding_window": True, "max_window_layers": 1, "attention_chunk_size": SPAN, "num_experts": 4,
+    "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+}  # fmt: skip
+"""What is set in every configuration that has a setting of this name."""
+_LATENT = {
+    "n_group": 1, "topk_group": 1, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "v_head_dim": 8, "first_k_dense_replace": 1, "num_key_value_heads": 4,
+}  # fmt: skip
+_ONE_GROUP = {"n_group": 1, "topk_group": 1}
+_IDS = {"bos_token_id": 1, "eos_token_id": 2}
+OTHERS: dict[str, dict[str, Any]] = {
+    "cwm": _IDS,
+    "modernbert-decoder": _IDS,
+    "dots1": _ONE_GROUP,
+    "zaya": {"num_experts_per_tok": 1},
+    "falcon": {"head_dim": ...},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": SPAN},
+}
+"""Settings of single classes; ``...`` leaves the class's own."""
+
+TYPES = [
+    "afmoe", "apertus", "arcee", "aria_text", "axk1", "axk2", "bailing_hybrid", "bamba", "beam", "biogpt", "bitnet",
+    "bloom", "codegen", "cohere", "cohere2", "cohere2_moe", "cohere_compass_text", "cpmant", "ctrl", "cwm", "dbrx",
+    "deepseek_v2", "deepseek_v3", "deepseek_v32", "deepseek_v4", "diffllama", "doge", "dots1", "emu3", "ernie4_5",
+    "ernie4_5_moe", "exaone4", "exaone_moe", "falcon", "falcon_h1", "falcon_mamba", "flex_olmo", "flint", "gemma",
+    "gemma2", "gemma3_text", "gemma3n_text", "gemma4_text", "gemma4_unified_text", "glm", "glm4", "glm4_moe",
+    "glm4_moe_lite", "glm_moe_dsa", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gpt_oss",
+    "gptj", "granite", "granite_swa", "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared",
+    "helium", "hrm_text", "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hy_v4", "hyperclovax", "inkling2_text",
+    "inkling_text", "jais2", "jamba", "jetmoe", "kimi_linear", "kolibri1", "laguna", "lfm2", "lfm2_moe", "lfm3",
+    "llama", "llama4_text", "longcat_flash", "mamba", "mamba2", "mellum", "mimo_v2_flash", "minicpm3", "minimax",
+    "minimax_m2", "ministral", "ministral3", "mistral", "mixtral", "modernbert-decoder", "mpt", "nanochat",
+    "nemotron", "nemotron_h", "olmo", "olmo2", "olmo3", "olmo_hybrid", "olmoe", "openai-gpt", "opt", "persimmon",
+    "phi", "phi3", "phi4_multimodal", "phimoe", "qwen2", "qwen2_moe", "qwen3", "qwen3_5_moe_text", "qwen3_5_text",
+    "qwen3_moe", "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "rwkv", "seed_oss", "smollm3", "solar_open",
+    "stablelm", "starcoder2", "vaultgemma", "xglm", "xlstm", "youtu", "zamba", "zamba2", "zaya",
+]  # fmt: skip
+"""The types of decoder-only language models of transformers that are compared."""
+
+
+def config_of(name: str, layers: int | None = None) -> PretrainedConfig:
+    """A tiny configuration of a type of model.
+
+    Args:
+        name: As in a checkpoint's ``model_type``.
+        layers: Number of layers; ``None`` takes that of :data:`SIZES`.
+    """
+    kind = CONFIG_MAPPING[name]
+    usual = kind()
+    renamed = getattr(kind, "attribute_map", {})
+    values = {key: value for key, value in SIZES.items() if hasattr(usual, key) or key in renamed}
+    if "sliding_attention" in (getattr(usual, "layer_types", None) or []):
+        values["layer_types"] = ["sliding_attention", "full_attention"]
+    values |= OTHERS.get(name, {})
+    values = {key: value for key, value in values.items() if value is not ...}
+    if layers is not None:
+        values["num_hidden_layers"] = layers
+        if "layer_types" in values:
+            values["layer_types"] = values["layer_types"][:layers]
+    return kind(**values)
+
+
+def tiny_model(name: str, layers: int | None = None) -> PreTrainedModel:
+    """A model of a type with random weights in float64; experts are computed one after the other, as float64 needs."""
+    torch.manual_seed(SEED)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config_of(name, layers), experts_implementation="eager")
+    for path, weight in model.named_parameters():
+        if path.endswith("sinks"):
+            torch.nn.init.normal_(weight)
+    for settings in (model.config, model.generation_config):
+        settings.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model.double().eval()
+
+
+def first_layer(name: str, model: PreTrainedModel) -> PreTrainedModel:
+    """A draft: the first layer of a model, with its embedding, norm and head."""
+    draft = tiny_model(name, 1)
+    draft.load_state_dict(model.state_dict(), strict=False)
+    return draft
+
+
+def prompts() -> dict[str, Tensor]:
+    """Three prompts of 20, 6 and 14 tokens, padded on the left; the first repeats itself."""
+    draw = torch.Generator().manual_seed(SEED)
+    ids = torch.randint(1, SIZES["vocab_size"], (3, 20), generator=draw)
+    ids[0, 10:] = ids[0, :10]
+    mask = torch.ones_like(ids)
+    mask[1, :14] = mask[2, :6] = 0
+    return {"input_ids": ids * mask, "attention_mask": mask}
+
+
+def reference(model: PreTrainedModel) -> list[list[int]]:
+    """What ``model.generate`` adds to each prompt.
+
+    The eager attention of some classes is not a number in padded rows of float64 (its masks are too small for the
+    float32 of its softmax): their prompts are decoded one by one.
+    """
+    batch = prompts()
+    rows = [{key: value[row : row + 1, batch["attention_mask"][row].argmax() :] for key, value in batch.items()}
+            for row in range(3)]  # fmt: skip
+    for given in ([batch], rows):
+        made = [
+            model.generate(
+                **each, max_new_tokens=NEW, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
+            for each in given
+        ]
+        if all(bool(torch.stack(out.logits).isfinite().any(-1).all()) for out in made):
+            break
+    return [row for out in made for row in out.sequences[:, -NEW:].tolist()]
+
+
+def decoders(draft: PreTrainedModel) -> dict[str, Decoder]:
+    """The text decoders; their drafts have a fixed length, so that tokens are drafted and rejected in every round."""
+    skip = {"attention": [1], "mlp": [0]}
+    return {
+        "Autoregressive": Autoregressive(),
+        "PromptLookup": PromptLookup(control="fixed"),
+        "AssistedDecoding": AssistedDecoding(draft, draft_length=4, confidence_threshold=0.0, control="fixed"),
+        "SelfSpeculative": SelfSpeculative(skip, draft_length=4, gamma=0.0, adaptive=False, control="fixed"),
+    }
+
+
+def kind_of(model: PreTrainedModel) -> str:
+    """What is particular to a class, in words."""
+    config = text_config(model)
+    kinds = {"sliding_attention": "window", "chunked_attention": "chunks", "full_attention": ""}
+    found = [kinds.get(kind, kind.removesuffix("_attention")) for kind in dict.fromkeys(layer_kinds(model))]
+    found += ["sinks"] if any(path.endswith("sinks") for path, _ in model.named_parameters()) else []
+    found += ["capped scores"] if getattr(config, "attn_logit_softcapping", None) else []
+    found += ["capped logits"] if getattr(config, "final_logit_softcapping", None) else []
+    experts = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    found += ["mixture"] if any(getattr(config, name, None) for name in experts) else []
+    return ", ".join(word for word in found if word)
+
+
+def outcomes(name: str) -> dict[str, str]:
+    """``equal``, or the line of the refusal, for each decoder.
+
+    Raises:
+        ArithmeticError: A decoder writes another text than ``model.generate``.
+    """
+    model = tiny_model(name)
+    draft, batch = first_layer(name, model), prompts()
+    found, right = {}, None
+    for decoder_name, decoder in decoders(draft).items():
+        try:
+            mine = decoder.generate(model, **batch, max_new_tokens=NEW)
+        except ValueError as error:
+            found[decoder_name] = str(error)
+            continue
+        right = right or reference(model)
+        other = model.generate(**batch, max_new_tokens=NEW, do_sample=False, custom_generate=decoder)
+        if mine.tokens != right or not torch.equal(mine.sequences, other):
+            raise ArithmeticError(f"{decoder_name} writes another text than model.generate with {type(model).__name__}")
+        found[decoder_name] = "equal"
+    return found
+
+
+def measured(name: str) -> dict[str, Any]:
+    """The row of one type of model."""
+    model = tiny_model(name)
+    found = outcomes(name)
+    equal = sum(value == "equal" for value in found.values())
+    facts = {"class": type(model).__name__, "kind": kind_of(model), "outcomes": found}
+    return row("classes", name, "text decoders", "equal", [equal], "decoders", seed=SEED, extra=facts)
+
+
+def main() -> None:
+    """Compares all classes, or those named, and writes their rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("types", nargs="*", metavar="TYPE", help="model types; all of them by default")
+    chosen = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
+    rows = []
+    for name in chosen.types or TYPES:
+        rows.append(measured(name))
+        print(name, rows[-1]["outcomes"])
+    replace(rows)
+
+
+if __name__ == "__main__":
+    main()
