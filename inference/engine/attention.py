@@ -7,6 +7,7 @@ from torch import Tensor
 
 from saccade.inference.trees import MAX_NODES
 
+_WIDEST = 256  # heads whose tiles fit in the shared memory that a block of the kernel may use
 _SCORES_AT_A_TIME = 2**26  # limits memory: float32 scores of a piece of the queries take 256 MB
 
 
@@ -162,7 +163,8 @@ def decode_attention(
 ) -> Tensor:
     """Decode attention with the Triton kernel on CUDA, otherwise, and in float64, with the reference.
 
-    The kernel takes no windows of fewer tokens than a step may have nodes, and values as wide as keys.
+    The kernel takes windows of at least as many tokens as a step may have nodes, heads of at most 256, and values as wide
+    as keys.
 
     Args:
         query: ``[batch, heads, nodes, head_dim]``; this and the others as in :func:`reference_decode_attention`.
@@ -180,10 +182,10 @@ def decode_attention(
     Returns:
         ``[batch, nodes, heads, value_dim]``.
     """
-    small = window is not None and window < MAX_NODES
     on_gpu = query.device.type == "cuda" and query.dtype != torch.float64
+    known = keys.shape == values.shape and keys.shape[-1] <= _WIDEST and (window is None or window >= MAX_NODES)
     attend = reference_decode_attention
-    if on_gpu and not small and keys.shape == values.shape:
+    if on_gpu and known:
         from saccade.inference.engine.kernels.decode_attention import triton_decode_attention
 
         attend = triton_decode_attention

@@ -109,7 +109,7 @@ class KVCache:
         width = max(len(path) for path in paths)
         # shorter paths are padded with slots that move onto themselves
         padded = [[start, *path, *range(len(path), width)] for start, path in zip(starts, paths, strict=True)]
-        moves = to_device(padded, self.buffers(0)[0].device)
+        moves = to_device(padded, self._written()[0].device)
         if self._captured is None:
             self._move(moves)
             return
@@ -123,13 +123,12 @@ class KVCache:
 
     def _move(self, moves: Tensor) -> None:
         """Moves slots of all buffers; ``moves`` ``[rows, 1 + width]`` holds the start and the nodes of every row."""
-        for layer in range(len(self.keys)):
-            for buffer in self.buffers(layer):
-                moves = moves.to(buffer.device)
-                starts, nodes = moves[:, :1], moves[:, 1:]
-                rows = torch.arange(len(moves), device=buffer.device)[:, None]
-                target = starts + torch.arange(nodes.shape[1], device=buffer.device)
-                buffer[rows, :, target] = buffer[rows, :, starts + nodes]
+        for buffer in self._written():
+            moves = moves.to(buffer.device)
+            starts, nodes = moves[:, :1], moves[:, 1:]
+            rows = torch.arange(len(moves), device=buffer.device)[:, None]
+            target = starts + torch.arange(nodes.shape[1], device=buffer.device)
+            buffer[rows, :, target] = buffer[rows, :, starts + nodes]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keeps the given rows and drops the others, by copying the buffers."""
@@ -140,11 +139,10 @@ class KVCache:
 
     def compact(self, rows: Sequence[int]) -> None:
         """Moves the given rows, which must be ascending, to the front of the same buffers."""
-        for buffer in (*self.keys, *self.values):
-            if buffer is not None:
-                for place, row in enumerate(rows):
-                    if place != row:
-                        buffer[place] = buffer[row]
+        for buffer in self._written():
+            for place, row in enumerate(rows):
+                if place != row:
+                    buffer[place] = buffer[row]
 
     def clear(self) -> None:
         """Frees the buffers."""
@@ -153,7 +151,11 @@ class KVCache:
     @property
     def bytes(self) -> int:
         """Size of the buffers in bytes."""
-        return sum(buffer.nbytes for buffer in (*self.keys, *self.values) if buffer is not None)
+        return sum(buffer.nbytes for buffer in self._written())
+
+    def _written(self) -> list[Tensor]:
+        """All buffers. Layers that share the keys and values of another layer (Gemma 3n) have none."""
+        return [buffer for buffer in (*self.keys, *self.values) if buffer is not None]
 
     def buffers(self, layer: int) -> tuple[Tensor, Tensor]:
         """The key and the value buffer of a layer, ``[batch, kv_heads, capacity, head_dim]`` each.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,6 +37,9 @@ _WITHOUT_EFFECT = frozenset(
     }
 )
 _FOLLOWED = frozenset({"s_aux", "softcap"})
+
+# The attention that the model itself uses, as transformers names it, while a session's is in its place.
+_REPLACED: ContextVar[str | None] = ContextVar("saccade_replaced_attention", default=None)
 
 
 def session_attention(
@@ -75,7 +79,9 @@ def session_attention(
     batch, heads, tokens, head_dim = query.shape
     kv_heads, slots = key.shape[1], key.shape[2]
     groups = heads // kv_heads
-    cap, sinks = others.get("softcap"), others.get("s_aux")
+    # transformers' "sdpa" attention leaves both out where a model may use it, and a session computes what the model does
+    left_out = _REPLACED.get() == "sdpa"
+    cap, sinks = (None, None) if left_out else (others.get("softcap"), others.get("s_aux"))
     if (watcher := active_recorder()) is not None:
         if attention_mask is not None or cap is not None or sinks is not None:
             raise ValueError(
@@ -170,10 +176,13 @@ class SessionAttention:
         """Within this context the model uses the session's attention; restored at its end, also after an error."""
         with self._lock.held(), evaluation_mode(self._parts):
             before = [config._attn_implementation_internal for config in self._configs]
+            own = [implementation for implementation in before if implementation != ATTENTION_NAME]
+            token = _REPLACED.set(own[0] if own else _REPLACED.get())
             try:
                 for config in self._configs:
                     config._attn_implementation_internal = ATTENTION_NAME
                 yield
             finally:
+                _REPLACED.reset(token)
                 for config, implementation in zip(self._configs, before, strict=True):
                     config._attn_implementation_internal = implementation

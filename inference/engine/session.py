@@ -408,7 +408,7 @@ class Session:
     def _make_agreement(self) -> RankAgreement:
         def dummy(skipped: bool) -> None:
             token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-            with self._attached(skipped):
+            with self._attached(skipped), SlotMasks([0], 1, self.device).active():
                 self.model(input_ids=token, position_ids=torch.zeros_like(token), use_cache=False)
 
         kinds = {"target": lambda: dummy(False)}

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 _FULL = "full_attention"
 # Layers that see a part of the prefix, and the setting of a configuration that says how much.
 _LOCAL = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+# Layers with a state that every token changes, alone or beside their attention.
+_RECURRENT = frozenset({"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba"})
 # Rotary scalings whose frequencies do not change with the length of the text; the factor says how far they reach.
 _FIXED_SCALINGS = ("linear", "yarn", "llama3")
 
@@ -153,10 +155,14 @@ def layer_windows(model: Any) -> list[int | None]:
 def cache_bytes(model: Any, batch: int, capacity: int) -> int:
     """Size in bytes of a key-value cache in the model's precision."""
     config = text_config(model)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    slots = 2 * config.num_hidden_layers * batch * capacity
-    return int(slots * heads * head_dim * precision_of(model).itemsize)
+    # layers may differ in heads and widths, as in Gemma 4
+    layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
+    widths = []
+    for layer in layers:
+        head_dim = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
+        widths.append(head_dim * (getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads))
+    total = sum(widths) * (config.num_hidden_layers // len(layers))
+    return int(2 * batch * capacity * total * precision_of(model).itemsize)
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -187,16 +193,21 @@ def check_supported(model: nn.Module) -> None:
     config = text_config(model)
     if getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(f"{name} is an encoder-decoder: pass a decoder-only language model.")
+    kinds = set(layer_kinds(model))
+    if recurrent := sorted(kinds & _RECURRENT):
+        raise ValueError(
+            f"{name} has {', '.join(recurrent)} layers, whose state a session cannot roll back after a rejected draft: "
+            "decode it with model.generate."
+        )
     if not getattr(model, "_supports_attention_backend", False):
         raise ValueError(
             f"{name} does not use transformers' attention interface, so a session cannot drive its attention: decode "
             "it with model.generate."
         )
-    kinds = set(layer_kinds(model))
     if unknown := sorted(kinds - {_FULL, *_LOCAL}):
         raise ValueError(
-            f"{name} has {', '.join(unknown)} layers, whose state a session cannot roll back after a rejected draft "
-            "(layers of full, sliding and chunked attention are supported): decode it with model.generate."
+            f"{name} has {', '.join(unknown)} layers, which a session's attention does not compute (it knows full, sliding "
+            "and chunked attention): decode it with model.generate."
         )
     for kind in sorted(kinds & set(_LOCAL)):
         size = getattr(config, _LOCAL[kind], None)

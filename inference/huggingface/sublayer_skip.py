@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.inference.huggingface.model_lock import ModelLock
-from saccade.inference.huggingface.models import language_part
+from saccade.inference.huggingface.models import language_part, text_config
 
 # What transformers' models call these parts of a layer.
 _ATTENTION = ("self_attn", "attn", "attention", "self_attention")
@@ -50,7 +50,7 @@ def sublayers(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 
 def _names(layer: nn.Module) -> tuple[str | None, str | None]:
-    parts = {name for name, _ in layer.named_children()}
+    parts = {name for name, part in layer.named_children() if not isinstance(part, nn.ModuleList)}
     attention, mlp = ([name for name in known if name in parts] for known in (_ATTENTION, _MLP))
     return (attention[0] if len(attention) == 1 else None), (mlp[0] if len(mlp) == 1 else None)
 
@@ -81,6 +81,12 @@ class SublayerSkip:
                     f"skip.{name} names layer {wrong[0]}, but the model's layers are 0 to {len(self.layers) - 1}: "
                     "search a skip set for this model."
                 )
+        shared = getattr(text_config(model), "num_kv_shared_layers", None) if hasattr(model, "config") else None
+        if shared and attention:
+            raise ValueError(
+                f"skip.attention must be empty for {type(model).__name__}, whose last {shared} layers read keys and values "
+                f"of others, got {sorted(attention)}: give skip.mlp alone."
+            )
         self._lock = ModelLock(model)
         self.attention, self.mlp = frozenset(attention), frozenset(mlp)
         self._forwards: list[tuple[int, nn.Module, Callable[..., Any]]] = []
