@@ -163,8 +163,8 @@ def decode_attention(
 ) -> Tensor:
     """Decode attention with the Triton kernel on CUDA, otherwise, and in float64, with the reference.
 
-    The kernel takes windows of at least as many tokens as a step may have nodes, heads of at most 256, and values as wide
-    as keys.
+    The kernel takes windows of at least as many tokens as a step may have nodes, heads of at most 256, and values as
+    wide as keys.
 
     Args:
         query: ``[batch, heads, nodes, head_dim]``; this and the others as in :func:`reference_decode_attention`.

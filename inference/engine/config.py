@@ -21,9 +21,9 @@ class EngineConfig:
     Args:
         kind: ``eager`` calls the model's modules for every step. ``graph`` keeps lengths, positions and tree masks on
             the device and replays every step as one CUDA graph, with fused kernels for Llama, Mistral, Qwen2, Qwen3,
-            Qwen2.5-VL and LLaVA-OneVision; the decoder keeps the buffers between calls. ``auto`` is ``graph`` for models on one
-            CUDA device without hooks, and ``eager`` otherwise. If a step cannot be captured, decoding continues eagerly
-            with a warning.
+            Qwen2.5-VL and LLaVA-OneVision; the decoder keeps the buffers between calls. ``auto`` is ``graph`` for
+            models on one CUDA device without hooks, and ``eager`` otherwise. If a step cannot be captured, decoding
+            continues eagerly with a warning.
         prefill_chunk: Longer prompts are read in chunks of this many tokens, which limits memory.
         capacity: Slots of each row in tokens, at least the longest text plus the widest step; ``None`` allocates what
             is needed.

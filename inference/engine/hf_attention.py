@@ -79,7 +79,7 @@ def session_attention(
     batch, heads, tokens, head_dim = query.shape
     kv_heads, slots = key.shape[1], key.shape[2]
     groups = heads // kv_heads
-    # transformers' "sdpa" attention leaves both out where a model may use it, and a session computes what the model does
+    # transformers' "sdpa" leaves both out in the versions that let such a model use it, and a session follows the model
     left_out = _REPLACED.get() == "sdpa"
     cap, sinks = (None, None) if left_out else (others.get("softcap"), others.get("s_aux"))
     if (watcher := active_recorder()) is not None:

@@ -84,8 +84,8 @@ class SublayerSkip:
         shared = getattr(text_config(model), "num_kv_shared_layers", None) if hasattr(model, "config") else None
         if shared and attention:
             raise ValueError(
-                f"skip.attention must be empty for {type(model).__name__}, whose last {shared} layers read keys and values "
-                f"of others, got {sorted(attention)}: give skip.mlp alone."
+                f"skip.attention must be empty for {type(model).__name__}, whose last {shared} layers read keys and "
+                f"values of others, got {sorted(attention)}: give skip.mlp alone."
             )
         self._lock = ModelLock(model)
         self.attention, self.mlp = frozenset(attention), frozenset(mlp)

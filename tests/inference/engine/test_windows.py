@@ -92,7 +92,7 @@ def test_prompts_read_in_pieces_are_the_same_prompts(kind: str, chunk: int) -> N
     assert pieces.generate(model, **batch, max_new_tokens=12).tokens == right
 
 
-@pytest.mark.parametrize("decoder", [Autoregressive, PromptLookup, SelfSpeculative])
+@pytest.mark.parametrize("decoder", [Autoregressive, SelfSpeculative])
 @pytest.mark.parametrize("kind", [*KINDS, "gemma3_text", "phi3", "qwen3"])
 def test_graph_steps_write_what_eager_forwards_write(kind: str, decoder: type[Decoder]) -> None:
     model = tiny_model(kind)
