@@ -206,8 +206,8 @@ def check_supported(model: nn.Module) -> None:
         )
     if unknown := sorted(kinds - {_FULL, *_LOCAL}):
         raise ValueError(
-            f"{name} has {', '.join(unknown)} layers, and a session's attention knows full, sliding and chunked ones: decode "
-            "it with model.generate."
+            f"{name} has {', '.join(unknown)} layers, and a session's attention knows full, sliding and chunked ones: "
+            "decode it with model.generate."
         )
     for kind in sorted(kinds & set(_LOCAL)):
         size = getattr(config, _LOCAL[kind], None)

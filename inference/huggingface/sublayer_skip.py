@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ class SublayerSkip:
             )
         self._lock = ModelLock(model)
         self.attention, self.mlp = frozenset(attention), frozenset(mlp)
-        self._forwards: list[tuple[int, nn.Module, Callable[..., Any]]] = []
+        self._forwards: list[tuple[nn.Module, Callable[..., Any]]] = []
         for index in sorted(self.attention | self.mlp):
             layer = self.layers[index]
             plain = {name for name, _ in layer.named_children()} == _PLAIN
@@ -97,49 +97,47 @@ class SublayerSkip:
             norms = (layer.get_submodule(name) if plain else None for name in _NORMS)
             for skipped, part, norm in zip(chosen, sublayers(layer), norms, strict=True):
                 if skipped:
-                    self._forwards.append((index, part, _Nothing(part)))
+                    self._forwards.append((part, _Nothing(part)))
                     if norm is not None:
-                        self._forwards.append((index, norm, _same))
+                        self._forwards.append((norm, _same))
 
     @contextmanager
     def active(self) -> Iterator[SublayerSkip]:
-        """Within this context the chosen sub-layers are skipped; restored on the way out, also after an exception.
-
-        Raises:
-            ValueError: The forward of a part is patched already.
-        """
-        changed: list[Any] = []
+        """Within this context the chosen sub-layers are skipped; restored on the way out, also after an exception."""
+        changed: list[tuple[nn.Module, Callable[..., Any] | None]] = []
         with self._lock.held():
             try:
-                for index, part, forward in self._forwards:
-                    if "forward" in vars(part) or "forward" in vars(self.layers[index]):
-                        raise ValueError(
-                            f"the forward of layer {index} has been replaced, so its sub-layers cannot be skipped: "
-                            "remove what replaced it (a hook of accelerate, a patch), or use another decoder."
-                        )
+                for part, forward in self._forwards:
+                    changed.append((part, vars(part).get("forward")))  # that of a hook of accelerate, or of a patch
+                    if isinstance(forward, _Nothing):
+                        forward.real = part.forward
                     vars(part)["forward"] = forward
-                    changed.append(part)
                 yield self
             finally:
-                for part in changed:
-                    del vars(part)["forward"]
+                for part, before in reversed(changed):
+                    if before is None:
+                        del vars(part)["forward"]
+                    else:
+                        vars(part)["forward"] = before
 
 
 class _Nothing:
     """The forward of a skipped sub-layer: zeros in the form of its output."""
 
+    forms: ClassVar[dict[type[nn.Module], int]] = {}  # outputs beside the states, -1 for states alone
+
     def __init__(self, part: nn.Module) -> None:
-        self._part = part
-        self._others: int | None = None  # outputs beside the states, -1 for states alone; known after a real call
+        self.kind = type(part)
+        self.real: Callable[..., Any] = part.forward
 
     def __call__(self, *given: Any, **named: Any) -> Any:
-        states = given[0] if given else named["hidden_states"]
-        if self._others is None:
-            # what the call writes into the cache lies behind the lengths, and verification writes it again
-            made = type(self._part).forward(self._part, *given, **named)
-            self._others = len(made) - 1 if isinstance(made, tuple) else -1
-        zeros = torch.zeros_like(states)
-        return zeros if self._others < 0 else (zeros, *[None] * self._others)
+        if self.kind not in self.forms:  # one call for each class tells
+            # what it writes into the cache lies behind the lengths, and verification writes it again
+            made = self.real(*given, **named)
+            self.forms[self.kind] = len(made) - 1 if isinstance(made, tuple) else -1
+        zeros = torch.zeros_like(given[0] if given else named["hidden_states"])
+        others = self.forms[self.kind]
+        return zeros if others < 0 else (zeros, *[None] * others)
 
 
 def _same(states: Tensor) -> Tensor:

@@ -12,11 +12,13 @@ from torch import nn
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
+    MinistralConfig,
+    MinistralForCausalLM,
+    PersimmonConfig,
+    PersimmonForCausalLM,
     PreTrainedModel,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2MoeConfig,
@@ -40,10 +42,9 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def mistral(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def granite(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     torch.manual_seed(0)
-    config = MistralConfig(**SMALL, num_key_value_heads=2, sliding_window=None)
-    return MistralForCausalLM(config).to(dtype).eval()
+    return GraniteForCausalLM(GraniteConfig(**SMALL, num_key_value_heads=2)).to(dtype).eval()
 
 
 class Plain(LlamaForCausalLM):
@@ -113,7 +114,7 @@ def test_models_that_compute_something_else_are_refused(kind: type[PreTrainedMod
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_rounding_is_not_refused(dtype: torch.dtype) -> None:
-    for model in (mistral(dtype), made(Plain, dtype=dtype)):
+    for model in (granite(dtype), made(Plain, dtype=dtype)):
         assert Autoregressive().generate(model, IDS, max_new_tokens=4).stats.new_tokens == 4
         assert _CHECKED[model] == {"text"}
 
@@ -121,7 +122,7 @@ def test_rounding_is_not_refused(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL)),
+        lambda: PersimmonForCausalLM(PersimmonConfig(**SMALL)),
         lambda: Qwen2MoeForCausalLM(
             Qwen2MoeConfig(
                 **SMALL, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
@@ -136,7 +137,7 @@ def test_rounding_is_not_refused(dtype: torch.dtype) -> None:
             )
         ),
     ],
-    ids=["gpt_neox", "qwen2_moe", "deepseek_v3"],
+    ids=["persimmon", "qwen2_moe", "deepseek_v3"],
 )  # fmt: skip
 def test_untested_classes_of_transformers_decode_as_they_do(make: Any) -> None:
     torch.manual_seed(0)
@@ -144,6 +145,23 @@ def test_untested_classes_of_transformers_decode_as_they_do(make: Any) -> None:
     right = model.generate(IDS, max_new_tokens=8, do_sample=False)
     assert torch.equal(PromptLookup().generate(model, IDS, max_new_tokens=8).sequences, right)
     assert "text" in _CHECKED[model]
+
+
+class Nearsighted(MinistralForCausalLM):
+    """Its own forward has a shorter window than its configuration says."""
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        self.config.sliding_window = 9 if named.get("past_key_values") is None else 10
+        return super().forward(*given, **named)
+
+
+def test_short_windows_are_checked_with_a_text_that_is_longer() -> None:
+    torch.manual_seed(0)
+    config = MinistralConfig(**SMALL, num_key_value_heads=2, head_dim=8, sliding_window=10)
+    right = MinistralForCausalLM(config).eval()
+    assert Autoregressive().generate(right, IDS, max_new_tokens=2).stats.new_tokens == 2
+    wrong = Nearsighted(config).eval()
+    one_line(lambda: Autoregressive().generate(wrong, IDS), "Nearsighted", "standard deviation")
 
 
 def test_a_model_object_is_checked_once_and_not_kept() -> None:

@@ -20,7 +20,7 @@ from tests.support.models import prompts, tiny_model
 from tests.support.processes import TIME_LIMIT
 
 CUDA = torch.cuda.is_available()
-LENGTHS = [4, 11, 7]
+LENGTHS = [4, 70, 7]
 SHARED = {
     "vocab_size": 40,
     "hidden_size": 32,
@@ -35,8 +35,12 @@ SHARED = {
     "pad_token_id": 0,
 }
 CLASSES = {
-    "Mistral": {"sliding_window": None, "head_dim": 8},
-    "Phi3": {"sliding_window": None},
+    "Phi3": {"sliding_window": 8},
+    "Gemma2": {
+        "sliding_window": 64,
+        "head_dim": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "Qwen3Moe": {"head_dim": 8, "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2},
     "Granite": {},
     "GPTNeoX": {"rotary_pct": 1.0},
@@ -106,7 +110,7 @@ def test_adapters_are_captured_too() -> None:
 
 @pytest.mark.parametrize("where", ["hook", "pre-hook", "forward"])
 def test_code_of_the_host_runs_at_every_step(where: str) -> None:
-    model = other_model("Mistral")
+    model = other_model("Phi3")
     part, calls = model.model.layers[1].mlp, []
     if where == "hook":
         part.register_forward_hook(lambda *_: calls.append(1))
@@ -138,7 +142,7 @@ class Counting(nn.Module):
 def test_a_replay_that_is_not_the_models_own_forward_is_found(
     decoder: Decoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = other_model("Mistral") if isinstance(decoder, Autoregressive) else tiny_model("llama", residual=0.3)
+    model = other_model("Phi3") if isinstance(decoder, Autoregressive) else tiny_model("llama", residual=0.3)
     if isinstance(decoder, SelfSpeculative):
         decoder.engine = "graph"
         model = model.cuda() if CUDA else model
@@ -161,7 +165,7 @@ def test_a_replay_that_is_not_the_models_own_forward_is_found(
 @pytest.mark.gpu
 @pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
 def test_a_model_whose_forward_counts_is_not_replayed() -> None:
-    model = other_model("Mistral")
+    model = other_model("Phi3")
     model.model.layers[1].mlp = nn.Sequential(model.model.layers[1].mlp, Counting())
     batch = on_device(model, [5])
     model.model.layers[1].mlp[1].calls = 0

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.decoding import classes
 from saccade.inference import Autoregressive, LVSpec, Sampling, SelfSpeculative, SpecVLM
-from saccade.inference.engine import fused
+from saccade.inference.engine import fused, hf_attention
 from saccade.inference.engine.config import EngineConfig
 from saccade.inference.engine.fused import FusedStep
 from saccade.inference.engine.pool import EnginePool
@@ -167,3 +168,28 @@ def test_fused_steps_through_interpreted_kernels(monkeypatch):
     assert decoder.generate(model, **batch, max_new_tokens=4).tokens == right
     assert len(called) == 3 * 2  # three steps behind the prefill, two layers
     assert isinstance(pool._idle[0]._fused, FusedStep)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma2", "gpt_oss"])
+def test_windows_through_interpreted_kernels(monkeypatch, kind):
+    """A text longer than the window, with caps and sinks, by the kernel in place of its definition."""
+    from tests.support.triton_mode import DEVICE, triton_decode_attention
+
+    if DEVICE != "cpu":
+        pytest.skip("the kernels are compiled here, see test_capture.py")
+    monkeypatch.setitem(classes.SIZES, "sliding_window", 64)
+    model = classes.tiny_model(kind).float()
+    batch = prompts(model, [61, 70])
+    right = Autoregressive(engine="eager").generate(model, **batch, max_new_tokens=3).tokens
+    decoder = Autoregressive()
+    decoder.pool.uncaptured = True
+    called = []
+
+    def attend(*given, window, **named):
+        called.append(window)
+        return triton_decode_attention(*given, window=window, **named)
+
+    for module in (fused, hf_attention):
+        monkeypatch.setattr(module, "decode_attention", attend)
+    assert decoder.generate(model, **batch, max_new_tokens=3).tokens == right
+    assert called[:2] == [64, 64 if kind == "mistral" else None]

@@ -8,19 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
-    GptOssConfig,
-    GptOssForCausalLM,
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PreTrainedModel,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
-    VaultGemmaConfig,
-    VaultGemmaForCausalLM,
 )
 
 from saccade.inference import Autoregressive, EngineConfig
-from saccade.inference.engine.hf_attention import session_attention
+from saccade.inference.engine.hf_attention import _REPLACED, session_attention
+from saccade.inference.engine.recording import AttentionRecorder
 from saccade.inference.huggingface.vision import _is_causal
 from tests.support.errors import one_line
 from tests.support.models import tiny_model
@@ -40,10 +37,8 @@ def attend(module: nn.Module | None = None, mask: Tensor | None = None, **others
 @pytest.mark.parametrize(
     "others",
     [
-        {"s_aux": torch.zeros(4)},
         {"sinks": torch.zeros(4)},
         {"sliding_window": 4},
-        {"softcap": 50.0},
         {"position_bias": torch.zeros(1, 4, 3, 3)},
         {"cu_seq_lens_q": torch.tensor([0, 3])},
         {"indices": torch.zeros(3)},
@@ -79,31 +74,26 @@ def test_a_bidirectional_module_and_a_mask_for_each_head_are_refused() -> None:
     one_line(lambda: attend(mask=torch.ones(1, 2, 3, 3, dtype=torch.bool)), "attention_mask for each head")
 
 
-def small(config: type, **settings: Any) -> Any:
-    known = {
-        "vocab_size": 40, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "bos_token_id": None,
-        "eos_token_id": None, "pad_token_id": 0, "layer_types": ["full_attention"] * 2,
-    }  # fmt: skip
-    return config(**known | settings)
+def test_caps_and_sinks_are_followed_unless_the_model_leaves_them_out() -> None:
+    sinks = torch.tensor([0.5, -1.0, 2.0, 0.0])
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 3, 8), torch.randn(1, 2, 3, 8)
+    scores = query @ key.repeat_interleave(2, 1).transpose(2, 3) / 8**0.5
+    scores = 0.5 * (scores / 0.5).tanh() + torch.full((3, 3), -torch.inf).triu(1)
+    weights = torch.cat([scores, sinks.reshape(1, 4, 1, 1).expand(1, 4, 3, 1)], -1).softmax(-1)[..., :-1]
+    right = (weights @ value.repeat_interleave(2, 1)).transpose(1, 2)
+    for mask in (None, torch.ones(3, 3, dtype=torch.bool).tril()[None, None]):
+        assert torch.allclose(attend(mask=mask, softcap=0.5, s_aux=sinks), right, atol=1e-6)
+    token = _REPLACED.set("sdpa")  # what transformers' own "sdpa" computes
+    assert torch.equal(attend(softcap=0.5, s_aux=sinks), attend())
+    _REPLACED.reset(token)
 
 
-@pytest.mark.parametrize("engine", [UNCHECKED, EngineConfig()], ids=["attention", "whole"])
-def test_models_with_sinks_are_refused(engine: EngineConfig) -> None:
-    model = GptOssForCausalLM(small(GptOssConfig, num_local_experts=2, num_experts_per_tok=1)).float().eval()
-    for layer in model.model.layers:
-        nn.init.normal_(layer.self_attn.sinks)
-    one_line(lambda: Autoregressive(engine=engine).generate(model, IDS), "s_aux", "GptOssAttention")
-
-
-def test_models_with_capped_scores_are_refused() -> None:
-    config = small(VaultGemmaConfig, attn_logit_softcapping=None)
-    model = VaultGemmaForCausalLM(config).float().eval()
-    for layer in model.model.layers:
-        layer.self_attn.attn_logit_softcapping = 5.0  # the layers alone know it
-    one_line(lambda: Autoregressive(engine=UNCHECKED).generate(model, IDS), "softcap=5.0")
-    config.attn_logit_softcapping = 5.0
-    one_line(lambda: Autoregressive(engine=UNCHECKED).generate(model, IDS), "attn_logit_softcapping")
+def test_attention_on_a_video_is_not_recorded_beside_a_window_or_sinks() -> None:
+    recorder = AttentionRecorder([torch.tensor([0])], [3])
+    with recorder.recording(0):
+        one_line(lambda: attend(s_aux=torch.zeros(4)), "Identity", "sinks", "not recorded")
+        one_line(lambda: attend(mask=torch.ones(1, 1, 3, 3, dtype=torch.bool)), "window", "not recorded")
 
 
 def test_a_layer_of_the_users_own_that_hands_over_more() -> None:
