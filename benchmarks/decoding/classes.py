@@ -79,8 +79,8 @@ TYPES = [
     "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite", "granite_swa",
     "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hrm_text", "hunyuan_v1_dense", "hunyuan_v1_moe",
     "hy_v3", "hy_v4", "hyperclovax", "inkling2_text", "inkling_text", "jais2", "jamba", "jetmoe", "kimi_linear",
-    "kolibri1", "laguna", "lfm2", "lfm2_moe", "lfm3", "llama", "llama4_text", "longcat_flash", "mamba", "mamba2",
-    "mellum", "mimo_v2_flash", "minicpm3", "minimax", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral",
+    "kolibri1", "laguna", "lfm2", "lfm2_moe", "lfm3", "llama", "llama4_text", "mamba", "mamba2", "mellum",
+    "mimo_v2_flash", "minicpm3", "minimax", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral",
     "modernbert-decoder", "mpt", "nanochat", "nemotron", "nemotron_h", "olmo", "olmo2", "olmo3", "olmo_hybrid",
     "olmoe", "openai-gpt", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe", "qwen3",
     "qwen3_5_moe_text", "qwen3_5_text", "qwen3_moe", "qwen3_next", "qwen4_exp_text", "recurrent_gemma", "rwkv",
@@ -242,11 +242,10 @@ def main() -> None:
     chosen = parser.parse_args()
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    rows = []
     for name in chosen.types or TYPES:
-        rows.append(measured(name))
-        print(name, rows[-1]["outcomes"])
-    replace(rows)
+        made = measured(name)
+        print(name, made["kind"], *dict.fromkeys(made["outcomes"].values()), sep="; ", flush=True)
+        replace([made])
 
 
 if __name__ == "__main__":
