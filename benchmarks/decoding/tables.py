@@ -231,7 +231,7 @@ def classes() -> str:
         lines.append(f"| {row['class']} | {row['case']} | {row['kind']} | {' | '.join(cells)} |")
     equal = sum(all(value == "equal" for value in row["outcomes"].values()) for row in rows)
     lines += ["", f"{len(rows)} classes, {equal} of them equal with all four decoders. What the refusals say:", ""]
-    lines += [f"{number}. {reason[0].upper()}{reason[1:]}" for reason, number in reasons.items()]
+    lines += [f"{number}. {re.sub('^the model', 'The model', reason)}" for reason, number in reasons.items()]
     versions = rows[0]["versions"]
     lines += ["", f"transformers {versions['transformers']}, torch {versions['torch']}; commit {commits_of(rows)}."]
     return "\n".join(lines)
