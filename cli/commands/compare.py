@@ -24,6 +24,7 @@ from saccade.cli.suggestions import hint
 from saccade.common.checks import check_count, check_place
 from saccade.inference import Decoder
 from saccade.inference.draft_decoder import DraftModelDecoder
+from saccade.inference.huggingface.loading import load_error
 
 _PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true", "float64": "64-true"}
 _TRANSFORMERS = "transformers"
@@ -155,11 +156,11 @@ def _model_type(model: str) -> Any:
     """Read the configuration of the model, which says early whether there is one."""
     try:
         check_place("MODEL", model)
-        return AutoConfig.from_pretrained(model)
+        return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"MODEL must be the folder or the hub id of a language model, got {model!r} ({reason}): check the path."
+            f"MODEL must be the folder or the hub id of a language model, got {model!r} ({load_error(error)}): check the "
+            "path."
         ) from error
 
 

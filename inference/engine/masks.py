@@ -75,7 +75,6 @@ class SlotMasks(StepMasks):
         self.starts = torch.tensor(starts[:1] if self._uniform else list(starts), device=device)[:, None]
         self.depths = torch.arange(nodes, device=device) if tree is None else torch.tensor(tree.depths, device=device)
         self._full: Tensor | None = None
-        self._local: dict[int, Tensor] = {}
 
     def full(self) -> Tensor | None:
         """``[rows or 1, 1, nodes, slots]``, true where a token may look."""

@@ -28,7 +28,7 @@ def load_model(path: str, dtype: torch.dtype, auto_class: Any = AutoModelForCaus
         # without an answer to trust_remote_code transformers asks at the terminal
         model, found = auto_class.from_pretrained(path, dtype=dtype, trust_remote_code=False, output_loading_info=True)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ValueError(_reason(error)) from error
+        raise ValueError(load_error(error)) from error
     # weights that the files lack are random: a mixture without its router, a model without its head
     if missing := sorted(found["missing_keys"]):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -39,7 +39,8 @@ def load_model(path: str, dtype: torch.dtype, auto_class: Any = AutoModelForCaus
     return loaded
 
 
-def _reason(error: Exception) -> str:
+def load_error(error: Exception) -> str:
+    """Why transformers could not load a model or its configuration, in one line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     if "does not recognize this architecture" in lines[0]:
         kind = lines[0].split("`")[1] if "`" in lines[0] else "?"

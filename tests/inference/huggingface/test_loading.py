@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
+from saccade.cli.commands.compare import _model_type
+from saccade.cli.errors import UsageError
 from saccade.inference import AssistedDecoding
 from saccade.inference.huggingface.loading import load_model
 from tests.support.errors import one_line
@@ -69,3 +71,11 @@ def test_files_that_are_broken_or_not_there(mixture: Path) -> None:
     (mixture / "config.json").write_text("{}")
     refused(mixture, "cannot be loaded")
     refused(mixture / "elsewhere", "elsewhere")
+
+
+def test_compare_says_the_same_of_its_model(mixture: Path) -> None:
+    settings_of(mixture, model_type="mixtral9")
+    with pytest.raises(
+        UsageError, match=r"^MODEL must be .* \(its model type mixtral9 is unknown to .*\): check the path"
+    ):
+        _model_type(str(mixture))
