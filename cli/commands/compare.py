@@ -159,8 +159,8 @@ def _model_type(model: str) -> Any:
         return AutoConfig.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UsageError(
-            f"MODEL must be the folder or the hub id of a language model, got {model!r} ({load_error(error)}): check the "
-            "path."
+            f"MODEL must be the folder or the hub id of a language model, got {model!r} ({load_error(error)}): check "
+            "the path."
         ) from error
 
 
