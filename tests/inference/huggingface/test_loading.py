@@ -75,7 +75,5 @@ def test_files_that_are_broken_or_not_there(mixture: Path) -> None:
 
 def test_compare_says_the_same_of_its_model(mixture: Path) -> None:
     settings_of(mixture, model_type="mixtral9")
-    with pytest.raises(
-        UsageError, match=r"^MODEL must be .*its model type mixtral9 is unknown"
-    ):
+    with pytest.raises(UsageError, match=r"^MODEL must be .*its model type mixtral9 is unknown"):
         _model_type(str(mixture))
