@@ -17,14 +17,14 @@ _TO_KNOW = 3
 """Measured rounds after which the cost of a length is known: of an unknown model first that of a round without a draft,
 one token each, as in plain decoding."""
 _FIRST_DRAFT = 4
-"""Length of the drafts with which an unknown model starts: long enough for the price of a token, short enough to fail."""
+"""Length of the drafts with which an unknown model starts: enough to tell what a token costs, and cheap to lose."""
 _DECAY = 0.93
 """Weight of the earlier rounds in the acceptance of a place, after each round that drafted it."""
 _DECAY_OF_PROBES = 0.7
 """The same in a probe: what was seen before the plain rounds is old."""
 _PRIOR, _LEAST_GUESS = 2.0, 1.0
-"""Weight of the first guess of an acceptance, in rounds, and what stays of it: some hope, so that a rejected draft is not
-the last one."""
+"""Weight of the first guess of an acceptance, in rounds, and what stays of it: some hope, so that a rejected draft is
+not the last one."""
 _PROBE_SHARE = 0.01
 """Share of the time of plain rounds that probes may lose; it is saved up, from call to call."""
 _MOST_PROBES_SAVED = 3.0
@@ -46,10 +46,11 @@ class DraftControl:
     tokens, where ``p`` is the acceptance at each place of a draft, given that the places before were accepted. Both are
     measured while decoding: ``C`` as the median of the last rounds, with a straight line through what was measured for
     the ``k`` in between, and ``p`` as a mean that forgets old rounds. The choice is the ``k`` with the largest
-    ``E(k) / C(k)``. When it is zero, drafting is tried again as soon as one percent of the time of the plain rounds has
-    made up for what the trial is expected to lose, so that text that becomes easy is noticed: after a dozen rounds where
-    a draft costs next to nothing, after some hundred where it costs as much as a token. The costs stay with the decoder
-    for its next call; what was accepted counts there as a guess.
+    ``E(k) / C(k)``; rounds for which the drafter found nothing count on both sides. When the choice is zero, drafting
+    is tried again as soon as one percent of the time of the plain rounds has made up for what the trial is expected to
+    lose, so that text that becomes easy is noticed: after a dozen rounds where a draft costs next to nothing, after a
+    hundred where it costs as much as a token. The costs stay with the decoder for its next call; what was accepted
+    counts there as a guess.
 
     Args:
         longest: The most tokens that a draft may have, at least 1.
