@@ -25,7 +25,7 @@ _DECAY_OF_PROBES = 0.7
 _PRIOR, _LEAST_GUESS = 2.0, 1.0
 """Weight of the first guess of an acceptance, in rounds, and what stays of it: some hope, so that a rejected draft is
 not the last one."""
-_PROBE_SHARE = 0.01
+_PROBE_SHARE = 0.005
 """Share of the time of plain rounds that probes may lose; it is saved up, from call to call."""
 _MOST_PROBES_SAVED = 3.0
 """Probes for which is saved up at most: more in a row say no more about a text."""
