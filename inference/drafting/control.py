@@ -47,10 +47,10 @@ class DraftControl:
     measured while decoding: ``C`` as the median of the last rounds, with a straight line through what was measured for
     the ``k`` in between, and ``p`` as a mean that forgets old rounds. The choice is the ``k`` with the largest
     ``E(k) / C(k)``; rounds for which the drafter found nothing count on both sides. When the choice is zero, drafting
-    is tried again as soon as one percent of the time of the plain rounds has made up for what the trial is expected to
-    lose, so that text that becomes easy is noticed: after a dozen rounds where a draft costs next to nothing, after a
-    hundred where it costs as much as a token. The costs stay with the decoder for its next call; what was accepted
-    counts there as a guess.
+    is tried again as soon as half a percent of the time of the plain rounds has made up for what the trial is expected
+    to lose, so that text that becomes easy is noticed: after some twenty rounds where a draft costs next to nothing,
+    after two hundred where it costs as much as a token. The costs stay with the decoder for its next call; what was
+    accepted counts there as a guess.
 
     Args:
         longest: The most tokens that a draft may have, at least 1.
