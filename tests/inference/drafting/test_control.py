@@ -137,7 +137,7 @@ def test_rounds_in_which_nothing_is_found_leave_room_for_longer_drafts():
     assert seldom.speed(12) > seldom.speed(4)
 
 
-@pytest.mark.parametrize(("price", "most"), [(0.15, 0.05), (1.0, 0.01), (4.0, 0.003)])
+@pytest.mark.parametrize(("price", "most"), [(0.15, 0.07), (1.0, 0.01), (4.0, 0.003)])
 def test_probes_lose_half_a_percent(price, most):
     """What a probe costs decides how often drafting is tried again where it does not pay."""
     control = DraftControl(4)
