@@ -132,8 +132,8 @@ def find_checkpoint(runs_folder: str, name: str, which: str) -> Path:
             )
     if which == "best" and any((folder / CHECKPOINTS / "last.ckpt").exists() for folder in fits):
         raise UsageError(
-            f"--ckpt_path best needs best.ckpt of a fit, got none in {Path(runs_folder) / name}: a validation saves it if it"
-            " logs the metric of the model, which is val_loss for most; validate in fit, or use --ckpt_path last."
+            f"--ckpt_path best needs best.ckpt of a fit, got none in {Path(runs_folder) / name}: a validation saves it"
+            " if it logs the metric of the model, which is val_loss for most; validate in fit, or use --ckpt_path last."
         )
     raise UsageError(
         f"--ckpt_path {which} needs a run with {which}.ckpt, got none in {Path(runs_folder) / name}: run `saccade fit`"

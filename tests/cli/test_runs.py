@@ -157,7 +157,9 @@ def test_a_continued_fit_that_saved_nothing_is_continued_from_the_same_checkpoin
 
 def test_a_fit_without_a_best_checkpoint_says_why_there_is_none(tmp_path):
     made(tmp_path / "x", "20260101-000000", "last")
-    with pytest.raises(UsageError, match=r"^--ckpt_path best needs best\.ckpt of a fit, [^\n]+ use --ckpt_path last\.$"):
+    with pytest.raises(
+        UsageError, match=r"^--ckpt_path best needs best\.ckpt of a fit, [^\n]+ use --ckpt_path last\.$"
+    ):
         find_checkpoint(str(tmp_path), "x", "best")
 
 

@@ -36,7 +36,7 @@ def test_the_tokens_of_a_sequence_are_those_of_its_place(tmp_path, count):
         for name, ids in zip(batch["ids"], batch["input_ids"].tolist(), strict=True):
             file, place = name.split(" token ")
             whole = encoder.encode((tmp_path / "texts" / file).read_text()).ids
-            end = whole[int(place) :] + [corpus.tokenizer.eos_token_id]
+            end = [*whole[int(place) :], corpus.tokenizer.eos_token_id]
             assert ids[: len(end)] == end[: len(ids)], name
             seen.append((file, int(place)))
     assert len(set(seen)) == len(seen) > 10
