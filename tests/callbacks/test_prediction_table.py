@@ -1,10 +1,7 @@
 """Predictions become one table, the same from one process and from two."""
 
 import csv
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,9 +13,8 @@ from saccade.datamodules import TextCorpus
 from saccade.modules import LanguageModel
 from tests.callbacks.prediction_script import COUNT, KEYS, Data, Model, predict
 from tests.callbacks.tiny import Rows, rows
-from tests.support.processes import TIME_LIMIT
+from tests.support.processes import run_ranks
 
-ROOT = Path(__file__).parents[2]
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
@@ -37,14 +33,7 @@ def test_one_row_for_each_sample_in_the_order_of_the_data(tmp_path):
 
 
 def test_two_processes_write_what_one_writes(tmp_path):
-    environment = {key: value for key, value in os.environ.items() if key not in {"LOCAL_RANK", "WORLD_SIZE"}}
-    subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.prediction_script", str(tmp_path)],
-        cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=TIME_LIMIT,
-    )
+    run_ranks("tests.callbacks.prediction_script", tmp_path)
     assert {"done0", "done1"} < set(files(tmp_path))
     table = predict(tmp_path / "alone")
     assert (tmp_path / "dealt" / "predictions.csv").read_text() == table
