@@ -129,7 +129,7 @@ def read_template(template: str) -> str | None:
     if template in ("auto", "none"):
         return None
     try:
-        text = Path(template).expanduser().read_text(encoding="utf-8")
+        text = Path(template).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ValueError(
