@@ -106,7 +106,13 @@ def search_layers_of(
         raise ValueError(f"cannot use the device {place!r} ({reason}): choose another, for example cpu.") from error
     if text is None and (prompts is not None or tokenizer.chat_template):
         room = context_length(network)
-        found = chat_prompts(model, prompts, max_prompts, None if room is None else room - max_new_tokens)
+        found = chat_prompts(
+            model,
+            prompts,
+            max_prompts,
+            without=COMPARED_PROMPTS if prompts is None else 0,
+            longest=None if room is None else room - max_new_tokens,
+        )
     else:
         found = prompts_of(held_out_files(text), tokenizer, max_prompts, prompt_length)
     return search_layers(
@@ -125,13 +131,16 @@ def search_layers_of(
     )
 
 
-def chat_prompts(tokenizer: str, files: Sequence[str] | None, count: int, longest: int | None = None) -> list[Tensor]:
+def chat_prompts(
+    tokenizer: str, files: Sequence[str] | None, count: int, *, without: int = 0, longest: int | None = None
+) -> list[Tensor]:
     """Take prompts from files of prompts or the built-in set, in the chat form of a model.
 
     Args:
         tokenizer: Folder or hub id of the model.
-        files: Files of prompts; ``None`` is the built-in set, without what ``saccade compare`` takes by default.
+        files: Files of prompts; ``None`` is the built-in set.
         count: Most prompts, as many of each category.
+        without: Number of prompts, as many of each category, that are left out because something else takes them.
         longest: Most tokens of a prompt; longer ones are left out, and counted in a warning. ``None`` for any.
 
     Returns:
@@ -143,9 +152,10 @@ def chat_prompts(tokenizer: str, files: Sequence[str] | None, count: int, longes
     data = Prompts(None if files is None else list(files), tokenizer=tokenizer)
     data.setup("validate")
     numbers = {id(conversation): number for number, conversation in enumerate(data.conversations)}
-    known = [] if files is not None else chosen(data.conversations, COMPARED_PROMPTS)
-    taken = {id(conversation) for conversation in known}
+    taken = {id(conversation) for conversation in chosen(data.conversations, without)}
     others = [conversation for conversation in data.conversations if id(conversation) not in taken]
+    if not others:
+        raise ValueError(f"prompts must be more than the {without} that are left out, got {len(taken)}: give more.")
     found = [torch.tensor(data.encode(numbers[id(item)])[0]) for item in chosen(others, count)]
     fitting = [ids for ids in found if longest is None or len(ids) <= longest]
     if not fitting:

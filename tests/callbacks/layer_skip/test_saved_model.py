@@ -32,7 +32,7 @@ def test_built_in_prompts_are_other_ones_than_compare_takes(model) -> None:
     compared = Prompts(tokenizer=model, max_prompts=COMPARED_PROMPTS)
     compared.setup()
     read = {tuple(compared.encode(item)[0]) for item in range(COMPARED_PROMPTS)}
-    found = [tuple(ids.tolist()) for ids in chat_prompts(model, None, 8)]
+    found = [tuple(ids.tolist()) for ids in chat_prompts(model, None, 8, without=COMPARED_PROMPTS)]
     assert len(set(found)) == 8
     assert read.isdisjoint(found)
     every = Prompts(tokenizer=model)
@@ -52,9 +52,11 @@ def test_prompts_of_files_are_first_turns_in_the_chat_form(model, tmp_path: Path
     assert "two" not in text
     assert text != "one", "the template is there"
     with pytest.warns(UserWarning, match="leaves out 1 of 2 prompts, which are too long"):
-        assert len(chat_prompts(model, [str(file)], 8, len(ids[0]))) == 1
+        assert len(chat_prompts(model, [str(file)], 8, longest=len(ids[0]))) == 1
     with pytest.raises(ValueError, match="prompts must leave room for max_new_tokens"):
-        chat_prompts(model, [str(file)], 8, 2)
+        chat_prompts(model, [str(file)], 8, longest=2)
+    with pytest.raises(ValueError, match="prompts must be more than the 2 that are left out, got 2"):
+        chat_prompts(model, [str(file)], 8, without=2)
 
 
 def test_pieces_of_text_files(model, tmp_path: Path) -> None:
