@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import pickle
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from saccade.inference.drafting.skip_scores import SkipSet
 from saccade.inference.huggingface.sublayer_skip import skipped_sublayers
 from saccade.inference.request import Request
 from tests.support.models import prompts, tiny_model
+from tests.support.processes import TIME_LIMIT, environment
 
 NOTHING: dict[str, list[int]] = {"attention": [], "mlp": []}
 
@@ -234,6 +239,25 @@ def test_ranks_choose_from_the_prompts_of_all_of_them(monkeypatch: pytest.Monkey
     assert own.drafts
     assert (own.skip.attention, own.skip.mlp) == (other.skip.attention, other.skip.mlp)
     assert next(replies, None) is None
+
+
+def test_two_ranks_with_sharded_weights_choose_alike(tmp_path: Path) -> None:
+    module = "tests.inference.drafting.auto_skip_ranks"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, str(tmp_path), str(rank)],
+            env=environment(),
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=TIME_LIMIT)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["skip"] == second["skip"] != NOTHING
+    right = Autoregressive().generate(copying(), [list(range(1, 30))], max_new_tokens=8).tokens
+    assert first["texts"][1] == right
 
 
 def test_a_layer_with_a_replaced_forward_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
