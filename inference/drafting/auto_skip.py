@@ -18,7 +18,7 @@ from saccade.inference.drafting.skip_sets import SPREAD_SHARES, spread_skip_set
 from saccade.inference.huggingface.model_lock import ModelLock, evaluation_mode
 from saccade.inference.huggingface.models import base_model, device_of
 from saccade.inference.huggingface.sublayer_skip import SublayerSkip, decoder_layers
-from saccade.inference.huggingface.vision import kept_position_counter, special_token_ids
+from saccade.inference.huggingface.vision import kept_position_counter, visual_token_ids
 
 LEAST_PLACES, MOST_PLACES = 32, 128
 """Places of prompts at which a draft is compared with the full model: the fewest for a choice, and the most."""
@@ -77,9 +77,9 @@ class AutoSkip:
         with self._choosing:
             if self.decided:
                 return 0
-            special = special_token_ids(model)
+            visual = visual_token_ids(model)
             for prompt in prompts:
-                begin = next((at for at in range(len(prompt), 0, -1) if prompt[at - 1] in special), 0)
+                begin = next((at for at in range(len(prompt), 0, -1) if prompt[at - 1] in visual), 0)
                 self._text += prompt[begin:][-MOST_PLACES - 1 :]
             self._text = self._text[: MOST_PLACES + 1]
             places = max(len(self._text) - 1, 0)

@@ -201,6 +201,16 @@ def test_at_most_128_places_are_read_and_nothing_is_left_on_the_model() -> None:
     assert {name: sorted(vars(part)) for name, part in model.named_modules()} == before
 
 
+def test_marks_of_a_chat_template_do_not_cut_a_prompt_and_placeholders_of_images_do() -> None:
+    model = copying()
+    model.config.eos_token_id = model.generation_config.eos_token_id = 5
+    chat = [5, *range(6, 39), 5, 7]  # as templates that end every message with EOS
+    auto = AutoSkip(model, 4, 0.6)
+    assert auto.choose(model, [chat]) > 0
+    model.config.image_token_id = 5
+    assert AutoSkip(model, 4, 0.6).choose(model, [chat]) == 0, "one token stands behind the last image"
+
+
 def test_models_with_too_few_layers_draft_nothing() -> None:
     model, decoder = tiny_model(layers=2), SelfSpeculative()
     with pytest.warns(UserWarning, match="too few layers to skip some"):
