@@ -63,6 +63,19 @@ class SublayerSkip:
 
     def __init__(self, model: nn.Module, attention: Collection[int], mlp: Collection[int]) -> None:
         self.layers = decoder_layers(model)
+        self._lock = ModelLock(model)
+        self.fill(attention, mlp)
+
+    def fill(self, attention: Collection[int], mlp: Collection[int]) -> None:
+        """Sets the sub-layers. A skip may be made without any, handed to a session, and filled before its first use.
+
+        Args:
+            attention: Indices of the layers whose attention is skipped.
+            mlp: Indices of the layers whose MLP is skipped.
+
+        Raises:
+            ValueError: An index outside the model's layers.
+        """
         for name, indices in (("attention", attention), ("mlp", mlp)):
             wrong = sorted(index for index in set(indices) if not 0 <= index < len(self.layers))
             if wrong:
@@ -70,7 +83,6 @@ class SublayerSkip:
                     f"skip.{name} names layer {wrong[0]}, but the model's layers are 0 to {len(self.layers) - 1}: "
                     "search a skip set for this model."
                 )
-        self._lock = ModelLock(model)
         self.attention, self.mlp = frozenset(attention), frozenset(mlp)
         self._forwards = {
             index: self._forward(self.layers[index], index not in self.attention, index not in self.mlp)

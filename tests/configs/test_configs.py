@@ -135,7 +135,10 @@ def test_rankers_pick_their_data(name, inside):
 
 @pytest.mark.parametrize("name", of_kind("search"))
 def test_searches_search(name, inside, capsys):
-    quick = ("--trials=3", "--finalists=1", "--prompts=1", "--prompt_length=8", "--max_new_tokens=4", "--device=cpu")
+    quick = (
+        "--trials=3", "--finalists=1", "--rounds=1", "--max_prompts=1", "--prompt_length=8", "--max_new_tokens=4",
+        "--device=cpu",
+    )  # fmt: skip
     arguments = ["search-layers", "--config", name, "--model", "runs/demo-draft/latest/model"]
     assert main([*arguments, "--output", "searched/skip_layers.json", *quick]) == 0, capsys.readouterr().err
     assert (inside / "searched" / "skip_layers.json").is_file()

@@ -27,9 +27,12 @@ from saccade.inference.drafting.skip_sets import write_skip_file
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 from tests.support.trained import QUICK
 
-TINY_SEARCH = ("--trials=2", "--finalists=1", "--prompts=1", "--prompt_length=8", "--max_new_tokens=4", "--device=cpu")
+TINY_SEARCH = (
+    "--trials=2", "--finalists=1", "--rounds=1", "--max_prompts=1", "--prompt_length=8", "--max_new_tokens=4",
+    "--device=cpu",
+)  # fmt: skip
 TINY_CALLBACK = {
-    "LayerSkipSearch": ("trials=2", "finalists=1", "repeats=1", "max_prompts=1", "max_new_tokens=4"),
+    "LayerSkipSearch": ("trials=2", "finalists=1", "repeats=1", "rounds=1", "max_prompts=1", "max_new_tokens=4"),
     "decoder/": ("max_prompts=2", "prompt_length=8", "max_new_tokens=8"),
     "decoding/demo.yaml": ("max_prompts=2", "prompt_length=8", "max_new_tokens=8"),
     "trait/": ("budget=2", "candidates=10"),
