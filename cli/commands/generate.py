@@ -135,11 +135,13 @@ class _Answering:
         self.data, self.model, self.decoder, self.sampling = data, model, decoder, sampling
         self.max_new_tokens = max_new_tokens
         self.answers: list[list[str]] = [[] for _ in data.conversations]
+        ends: Any = model.generation_config.eos_token_id
+        self.ends = {ends} if isinstance(ends, int) else set(ends or ())
         self.ended = [False] * len(data.conversations)
         self.stats = DecodingStats()
 
     def rows(self, batch_size: int) -> list[dict[str, Any]]:
-        """Answer everything; return a line for each conversation for which the context has room."""
+        """Answer everything; return a line for each conversation that is answered."""
         conversations = self.data.conversations
         context = context_length(self.model)
         left_out: set[int] = set()
@@ -160,6 +162,9 @@ class _Answering:
                     batch = fitting[start : start + batch_size]
                     self._answer(batch)
                     bar.advance(len(batch))
+        empty = [item for item, answers in enumerate(self.answers) if item not in left_out and not all(answers)]
+        if empty:
+            print(f"saccade: {len(empty)} conversations are left out, because an answer is empty", file=sys.stderr)
         if left_out:
             names = ", ".join(conversations[item].id for item in sorted(left_out)[:5])
             print(
@@ -167,7 +172,7 @@ class _Answering:
                 f" context has no room for {self.max_new_tokens} more tokens: {names}",
                 file=sys.stderr,
             )
-        return [self._row(item) for item in range(len(conversations)) if item not in left_out]
+        return [self._row(item) for item in range(len(conversations)) if item not in left_out | set(empty)]
 
     def _answer(self, batch: Sequence[tuple[list[int], int]]) -> None:
         sampling = self.sampling
@@ -184,9 +189,9 @@ class _Answering:
         )
         self.stats += out.stats
         for (_, item), tokens in zip(batch, out.tokens, strict=True):
-            text = self.data.tokenizer.decode(tokens, skip_special_tokens=True)
-            self.answers[item].append(str(text).strip())
-            self.ended[item] = len(tokens) < self.max_new_tokens or tokens[-1] in _ends(self.model)
+            self.ended[item] = tokens[-1] in self.ends
+            written = tokens[:-1] if self.ended[item] else tokens
+            self.answers[item].append(str(self.data.tokenizer.decode(written, skip_special_tokens=True)).strip())
 
     def _row(self, item: int) -> dict[str, Any]:
         conversation, answers = self.data.conversations[item], self.answers[item]
@@ -196,12 +201,6 @@ class _Answering:
         else:
             row |= {"turns": [turn[0]["content"] for turn in conversation.turns], "answers": answers}
         return row | {"finish_reason": "stop" if self.ended[item] else "length"}
-
-
-def _ends(model: Any) -> list[int]:
-    """The tokens that end an answer."""
-    ends = model.generation_config.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def run(arguments: Sequence[str]) -> None:

@@ -43,11 +43,11 @@ def written(*arguments: str) -> list[dict]:
     return [json.loads(line) for line in Path("answers.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def own(messages: list[dict]) -> str:
+def own(messages: list[dict], new_tokens: int = 5) -> str:
     """What transformers' generate answers."""
     model, tokenizer = (kind.from_pretrained("model") for kind in (AutoModelForCausalLM, AutoTokenizer))
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    out = model.generate(**ids, max_new_tokens=5, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    out = model.generate(**ids, max_new_tokens=new_tokens, do_sample=False)[0, ids["input_ids"].shape[1] :]
     return tokenizer.decode(out, skip_special_tokens=True).strip()
 
 
@@ -74,23 +74,31 @@ def test_batches_and_decoders_do_not_change_the_answers(here, drawn):
     assert (rows == written("--dtype", "float64")) == (not drawn)
 
 
-def test_an_answer_that_the_model_ends(here):
-    """The end is the token that the model writes second."""
-    tokenizer = AutoTokenizer.from_pretrained("model")
-    model = AutoModelForCausalLM.from_pretrained("model")
+def ending_with(place: int) -> list[dict]:
+    """The lines of a model that ends its answers with a token that stands in its answer to the first prompt."""
+    model, tokenizer = (kind.from_pretrained("model") for kind in (AutoModelForCausalLM, AutoTokenizer))
     prompt = tokenizer("[user]hello fox<|end|>[assistant]", return_tensors="pt")
-    second = int(model.generate(**prompt, max_new_tokens=2, do_sample=False)[0, -1])
-    model.generation_config.eos_token_id = [second]
+    length = prompt["input_ids"].shape[1]
+    end = int(model.generate(**prompt, max_new_tokens=5, do_sample=False)[0, length + place])
+    model.generation_config.eos_token_id = [end]
     model.save_pretrained("ends")
     tokenizer.save_pretrained("ends")
-    (row,) = (row for row in _rows_of("ends") if row["id"] == "first")
-    assert row["finish_reason"] == "stop"
-    assert len(tokenizer(row["messages"][1]["content"])["input_ids"]) <= 2
-
-
-def _rows_of(model: str) -> list[dict]:
-    assert main(["generate", model, "--prompts", "p.jsonl", "--max_new_tokens", "5", "--device", "cpu"]) == 0
+    assert main(["generate", "ends", "--prompts", "p.jsonl", "--max_new_tokens", "5", "--device", "cpu"]) == 0
     return [json.loads(line) for line in Path("answers.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_an_answer_that_the_model_ends(here):
+    first = ending_with(1)[0]
+    assert (first["id"], first["finish_reason"]) == ("first", "stop")
+    # without the token that ends it
+    assert first["messages"][1]["content"] == own([{"role": "user", "content": "hello fox"}], new_tokens=1)
+
+
+def test_empty_answers_are_left_out(here, capsys):
+    """A file with an empty text could not be read."""
+    assert "first" not in [row["id"] for row in ending_with(0)]
+    assert "left out, because an answer is empty" in capsys.readouterr().err
+    assert read_conversations(["answers.jsonl"])
 
 
 def test_a_draft_is_trained_on_the_answers(here, capsys):
