@@ -31,7 +31,7 @@ def real_model(model: Path, settings: Sequence[str]) -> list[list[str]]:
     return [
         ["generate", f"{model}", "--prompts", prompts, "--output", f"{ANSWERS}", "--max_new_tokens", "64"],
         ["fit", "--config", "lm/draft.yaml", "--model.path", f"{model}", f"--data.files=[{ANSWERS}]", *settings],
-        ["compare", f"{model}", "--draft", "runs/draft/latest/model", "--max_new_tokens", "64", "--repeats", "2"],
+        ["compare", f"{model}", "--draft", "runs/draft/latest/model", "--max_new_tokens", "48", "--repeats", "2"],
     ]
 
 
