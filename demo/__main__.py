@@ -29,7 +29,18 @@ def real_model(model: Path, settings: Sequence[str]) -> list[list[str]]:
     """
     prompts = os.path.relpath(PROMPTS)
     return [
-        ["generate", f"{model}", "--prompts", prompts, "--output", f"{ANSWERS}", "--max_new_tokens", "64"],
+        [
+            "generate",
+            f"{model}",
+            "--prompts",
+            prompts,
+            "--output",
+            f"{ANSWERS}",
+            "--max_new_tokens",
+            "96",
+            "--batch_size",
+            "28",
+        ],
         ["fit", "--config", "lm/draft.yaml", "--model.path", f"{model}", f"--data.files=[{ANSWERS}]", *settings],
         ["compare", f"{model}", "--draft", "runs/draft/latest/model", "--max_new_tokens", "48", "--repeats", "2"],
     ]
