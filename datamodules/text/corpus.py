@@ -23,7 +23,12 @@ from saccade.datamodules.text.files import PARTS, CorpusFile, matching_files, se
 from saccade.datamodules.text.places import NamedSequences, shown_names
 from saccade.datamodules.text.preparation import Faults, examined, fill
 from saccade.datamodules.text.splitting import split
-from saccade.datamodules.text.tokenization import MIN_VOCAB_SIZE, load_tokenizer, tokenizer_digest
+from saccade.datamodules.text.tokenization import (
+    MIN_VOCAB_SIZE,
+    check_same_tokenizer,
+    load_tokenizer,
+    tokenizer_digest,
+)
 
 _LAYOUT = 3  # version of the cache folder; raise it when the stored files change
 _ABANDONED = 24 * 3600  # seconds
@@ -197,11 +202,7 @@ class TextCorpus(LightningDataModule):
         Raises:
             ValueError: The tokenizer of the checkpoint differs, so token numbers have another meaning.
         """
-        if state_dict["tokenizer"] != tokenizer_digest(self.tokenizer):
-            raise ValueError(
-                "tokenizer must be that of the checkpoint, got another one (other files, settings or Python version):"
-                " set it to the folder that the training run exported."
-            )
+        check_same_tokenizer(state_dict["tokenizer"], self.tokenizer)
 
     def _check_length(self, part: str) -> None:
         """Refuse a part without a whole sequence."""

@@ -46,7 +46,7 @@ def test_comment_says_what_it_is_for(name):
     assert CONFIGS[name].read_text(encoding="utf-8").startswith("# ")
 
 
-@pytest.mark.parametrize("name", of_kind("lm"))
+@pytest.mark.parametrize("name", [name for name in of_kind("lm") if name != "lm/draft.yaml"])
 def test_language_models_fit(name, inside):
     """The file as it is, but for sizes."""
     given = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8"))
@@ -58,6 +58,18 @@ def test_language_models_fit(name, inside):
     (inside / "small.yaml").write_text(yaml.safe_dump(small))
     assert main(["fit", "--config", name, "--config", "small.yaml", "--name", "small", *QUICK]) == 0
     assert (newest(inside, "small") / "model" / "config.json").is_file()
+
+
+def test_a_draft_of_a_trained_model_fits(inside):
+    """`lm/draft.yaml` as it is, but for sizes; the tiny model has no chat template."""
+    rows = [{"prompt": f"def f{number}(x):", "answer": "return x"} for number in range(6)]
+    (inside / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = ["--data.sequence_length=32", "--data.batch_size=2"]
+    short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"]
+    model = ["--model.path", "runs/demo-draft/latest/model"]
+    assert main(["fit", "--config", "lm/draft.yaml", *model, *small, *short, "--name", "draft", *QUICK]) == 0
+    config = json.loads((newest(inside, "draft") / "model" / "config.json").read_text())
+    assert config["num_hidden_layers"] == 2
 
 
 FEW_CLIPS = [
