@@ -28,21 +28,13 @@ def real_model(model: Path, settings: Sequence[str]) -> list[list[str]]:
         settings: Settings for `saccade fit`.
     """
     prompts = os.path.relpath(PROMPTS)
+    folder, draft = str(model), "runs/draft/latest/model"
+    many = ["--max_new_tokens", "96", "--batch_size", "28"]
+    short = ["--max_new_tokens", "48", "--repeats", "2"]
     return [
-        [
-            "generate",
-            f"{model}",
-            "--prompts",
-            prompts,
-            "--output",
-            f"{ANSWERS}",
-            "--max_new_tokens",
-            "96",
-            "--batch_size",
-            "28",
-        ],
-        ["fit", "--config", "lm/draft.yaml", "--model.path", f"{model}", f"--data.files=[{ANSWERS}]", *settings],
-        ["compare", f"{model}", "--draft", "runs/draft/latest/model", "--max_new_tokens", "48", "--repeats", "2"],
+        ["generate", folder, "--prompts", prompts, "--output", str(ANSWERS), *many],
+        ["fit", "--config", "lm/draft.yaml", "--model.path", folder, f"--data.files=[{ANSWERS}]", *settings],
+        ["compare", folder, "--draft", draft, *short],
     ]
 
 

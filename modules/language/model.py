@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from saccade.common.checks import check_share, check_switch
 from saccade.inference.huggingface.models import kept_logits, takes_logits_to_keep
+from saccade.modules.kept_layers import keep_layers as leave_out_other_layers
 from saccade.modules.language.base import GenerativeModule
 from saccade.modules.language.construction import (
     check_fit,
@@ -18,7 +19,6 @@ from saccade.modules.language.construction import (
     model_from_config,
     model_from_path,
 )
-from saccade.modules.language.kept_layers import keep_layers as leave_out_other_layers
 from saccade.modules.language.sublayer_dropout import SublayerDropout
 from saccade.modules.lora import LoraSettings
 from saccade.modules.optimization import Schedule

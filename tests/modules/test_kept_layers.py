@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from saccade.inference import AssistedDecoding, Autoregressive
 from saccade.modules import LanguageModel
-from saccade.modules.language.kept_layers import keep_layers
+from saccade.modules.kept_layers import keep_layers
 from tests.modules.language.tiny import CONFIG, corpus, trainer
 from tests.support.errors import one_line
 
