@@ -268,7 +268,7 @@ def main() -> None:
     chosen = parser.parse_args()
     model = loaded(chosen.model, chosen)
     if chosen.shape:
-        model = grow(model, SHAPES[chosen.shape], dtype=getattr(torch, dtype(chosen)), device=chosen.device)
+        model = grow(model.cpu(), SHAPES[chosen.shape], dtype=getattr(torch, dtype(chosen)), device=chosen.device)
     draft = loaded(chosen.draft, chosen) if chosen.draft else None
     prompts = prompts_by_kind(chosen.prompts, chosen.model, chosen.count, chosen.longest, chosen.kinds)
     decoders = contenders(draft, chosen.skip, chosen.lengths)

@@ -27,6 +27,8 @@ _PRIOR, _LEAST_GUESS = 2.0, 1.0
 not the last one."""
 _PROBE_SHARE = 0.005
 """Share of the time of plain rounds that probes may lose; it is saved up, from call to call."""
+_AT_START = 0.7
+"""What the probes of a new text may lose at once, in plain rounds: it need not be like the text before."""
 _MOST_PROBES_SAVED = 3.0
 """Probes for which is saved up at most: more in a row say no more about a text."""
 _CHEAPEST_PROBE = 0.08
@@ -49,8 +51,8 @@ class DraftControl:
     ``E(k) / C(k)``; rounds for which the drafter found nothing count on both sides. When the choice is zero, drafting
     is tried again as soon as half a percent of the time of the plain rounds has made up for what the trial is expected
     to lose, so that text that becomes easy is noticed: after some twenty rounds where a draft costs next to nothing,
-    after two hundred where it costs as much as a token. The costs stay with the decoder for its next call; what was
-    accepted counts there as a guess.
+    after two hundred where it costs as much as a token. A new text may try as much at once as 0.7 plain rounds make up
+    for. The costs stay with the decoder for its next call; what was accepted counts there as a guess.
 
     Args:
         longest: The most tokens that a draft may have, at least 1.
@@ -83,6 +85,7 @@ class DraftControl:
             if tried > _PRIOR:
                 self._tried[place], self._accepted[place] = _PRIOR, self._accepted[place] * _PRIOR / tried
         self._probing, self._behind = False, True
+        self._saved = max(self._saved, _AT_START * self._known.get(0, 0.0))
         self._choice = None
 
     def length(self) -> int:
