@@ -54,7 +54,10 @@ _TERMINATED = 143  # exit status of a process that SIGTERM ended
 _OF_ONE_CALL = ("ckpt_path", "verbose", "weights_only", "return_predictions", "config")
 
 # candidates for the suggestion after a misspelt option; settings after a dot have their own suggestions
-_OPTIONS = ("config", "print_config", "ckpt_path", "seed_everything", "name", "runs_folder", "model", "data", "trainer")
+_OPTIONS = (
+    "config", "print_config", "ckpt_path", "seed_everything", "name", "runs_folder", "save_every", "model", "data",
+    "trainer",
+)  # fmt: skip
 
 # errors that constructors raise for wrong arguments
 _REFUSALS = (

@@ -55,6 +55,7 @@ def make_parser(**kwargs: Any) -> RunParser:
         kwargs: Arguments of the parser.
     """
     kwargs.setdefault("dump_header", [f"lightning.pytorch=={lightning.pytorch.__version__}"])
+    kwargs.setdefault("allow_abbrev", False)  # a new option would change what a shortened one means
     parser = RunParser(**kwargs)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Path to a configuration file in YAML format.")
     return parser

@@ -21,6 +21,10 @@ _OTHERS = {
         "compare decoders on a model, in one table, without a file of settings",
         "saccade.cli.commands.compare",
     ),
+    "generate": (
+        "write a language model's answers to prompts, which fit can train on",
+        "saccade.cli.commands.generate",
+    ),
     "export": ("write the model folder of a checkpoint", "saccade.cli.commands.export"),
     "search-layers": ("search the sub-layers that a model's own draft skips", "saccade.cli.commands.search_layers"),
     "doctor": ("print versions, devices, and packages that are missing for a feature", "saccade.cli.commands.doctor"),

@@ -58,7 +58,7 @@ def run_callbacks(
         trainer_settings: The trainer's arguments; its switches for checkpoints, progress bar and logger are respected.
         given: The user's own callbacks; a progress bar or prediction table among them replaces ours, and so does a
             `ModelCheckpoint` that writes ``best.ckpt``.
-        model: The module; those of saccade attach `ExactResume` themselves.
+        model: The module; those of saccade attach `ExactResume` themselves. Its `best_metric` says what is best.
         save_every: Interval of the saves within an epoch; see `SaveInterval.parse`.
 
     Returns:
@@ -89,6 +89,6 @@ def run_callbacks(
         callbacks.append(ModelExport(MODEL))
         if trainer_settings.get("enable_checkpointing") is not False:
             if not any(callback.filename == "best" and callback.dirpath == checkpoints for callback in saving):
-                callbacks.append(BestCheckpoint(Path(checkpoints)))
+                callbacks.append(BestCheckpoint(Path(checkpoints), model))
             callbacks.append(LastCheckpoint(Path(checkpoints) / "last.ckpt", interval))
     return callbacks

@@ -130,6 +130,11 @@ def find_checkpoint(runs_folder: str, name: str, which: str) -> Path:
                 f"--ckpt_path {which} needs {which}.ckpt of the newest fit, {fits[0]}, which ended before it saved one:"
                 f" give the one of an older fit as --ckpt_path {checkpoint}, or remove the folder of the newest."
             )
+    if which == "best" and any((folder / CHECKPOINTS / "last.ckpt").exists() for folder in fits):
+        raise UsageError(
+            f"--ckpt_path best needs best.ckpt of a fit, got none in {Path(runs_folder) / name}: a validation saves it"
+            " if it logs the metric of the model, which is val_loss for most; validate in fit, or use --ckpt_path last."
+        )
     raise UsageError(
         f"--ckpt_path {which} needs a run with {which}.ckpt, got none in {Path(runs_folder) / name}: run `saccade fit`"
         " first, or name the run with --name."

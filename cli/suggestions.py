@@ -14,10 +14,13 @@ _PACKAGES = {
     "decoder": "saccade.inference",
 }
 _LIGHTNING = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers", "lightning.pytorch.strategies")
-_SHORT = {"lr": "learning_rate", "bs": "batch_size", "epochs": "max_epochs", "steps": "max_steps", "gpus": "devices"}
+_SHORT = {
+    "lr": "learning_rate", "bs": "batch_size", "epochs": "max_epochs", "steps": "max_steps", "gpus": "devices",
+    "seed": "seed_everything",
+}  # fmt: skip
 _SETTING = re.compile(r"(Option '(\w+)' is not accepted)")
 _SECTION = re.compile(r"(Subcommand '\w+' does not accept option '([\w.]+)')")
-_OPTION = re.compile(r"(unrecognized arguments: --([\w-]+)(?=[ .=]|$)[^;]*)")
+_OPTION = re.compile(r"(unrecognized arguments: --([\w.-]+)(?=[ =]|$)[^;]*)")
 _WORD = re.compile(r"(unrecognized arguments: ([^-;\s][^;\s]*)[^;]*)")
 _NO_MODEL = re.compile(r"the following arguments are required: \w+\.model$")
 _REQUIRED = re.compile(r'(Parser key "([\w.]+)": the following arguments are required: (\w+)[^;]*)')
@@ -45,9 +48,7 @@ def with_suggestions(text: str, options: Iterable[str] = ()) -> str:
         text,
     )
     text = _REQUIRED.sub(lambda found: f"{found[1]}: add --{found[2]}.{found[3]}=VALUE", text)
-    text = _OPTION.sub(
-        lambda found: found[1] + (_place(found[2], options, "--") or hint(found[2], options, "--")), text
-    )
+    text = _OPTION.sub(lambda found: found[1] + _of_an_option(found[2], options), text)
     text = _WORD.sub(lambda found: found[1] + _of_a_word(found[2]), text)
     text = _SECTION.sub(lambda found: found[1] + _of_a_section(found[2], options), text)
     text = _SETTING.sub(lambda found: found[1] + hint(found[2], {*_settings()} - {found[2]}), text)
@@ -61,6 +62,15 @@ def _of_a_class(name: str) -> str:
     return f"there is no class {name}" + (
         hint(name, known) or ": give the name of an existing class, with its module if it is not saccade's."
     )
+
+
+def _of_an_option(name: str, options: Iterable[str]) -> str:
+    from lightning.pytorch import Trainer
+
+    first, _, rest = name.partition(".")
+    if first == "trainer" and "trainer" in options:
+        return hint(rest, _arguments(Trainer), "--trainer.")
+    return _place(first, options, "--") or hint(first, options, "--")
 
 
 def _of_a_word(word: str) -> str:
@@ -103,8 +113,8 @@ def hint(word: str, known: Iterable[str], before: str = "") -> str:
     words = {name.lower(): name for name in sorted(set(known), reverse=True)}
     if _SHORT.get(word) in words:
         return f": did you mean {before}{_SHORT[word]}?"
-    near = difflib.get_close_matches(word.lower(), sorted(words), 1)
-    near = near or sorted((name for name in words if len(word) > 3 and name.startswith(word.lower())), key=len)
+    near = sorted((name for name in words if len(word) > 3 and name.startswith(word.lower())), key=len)
+    near = near or difflib.get_close_matches(word.lower(), sorted(words), 1)
     return f": did you mean {before}{words[near[0]]}?" if near else ""
 
 

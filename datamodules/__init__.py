@@ -16,12 +16,14 @@ from saccade.datamodules.multimodal.missing.protocols import (
 )
 from saccade.datamodules.multimodal.sentiment import MultimodalSentiment
 from saccade.datamodules.multimodal.synthetic import SyntheticSentiment
+from saccade.datamodules.prompts.chat_corpus import ChatCorpus
 from saccade.datamodules.prompts.prompts import Prompts
 from saccade.datamodules.retrieval.chunk_pool import ChunkPool
 from saccade.datamodules.text.corpus import TextCorpus
 from saccade.datamodules.video.captions import VideoCaptions
 
 __all__ = [
+    "ChatCorpus",
     "ChunkPool",
     "CiderMissing",
     "Condition",

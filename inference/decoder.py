@@ -210,36 +210,50 @@ class Decoder(ABC):
                 videos that do not match their placeholders, NaN logits, a setting of the generation config that cannot
                 be followed (beams, penalties, ...), or an unsupported model; the message names the value.
         """
-        inputs: dict[str, Any] = dict(visual)
         try:
-            run = self.start(
+            request = Request.read(
                 model,
                 input_ids,
                 attention_mask,
-                max_new_tokens=max_new_tokens,
-                max_length=max_length,
-                sampling=sampling,
+                max_new_tokens,
+                max_length,
+                eos_token_id,
+                pad_token_id,
+                visual,
                 do_sample=do_sample,
+                sampling=sampling,
                 generation_config=generation_config,
-                eos_token_id=eos_token_id,
-                pad_token_id=pad_token_id,
-                synced=synced,
-                **inputs,
             )
-            with run:
-                if streamer is not None:
-                    if len(run.request.prompts) != 1:
-                        raise ValueError(
-                            f"streamer must be used with a batch of 1, got {len(run.request.prompts)} rows: use "
-                            "stream() for batches."
-                        )
-                    streamer.put(torch.tensor(run.request.prompts))
-                for tokens in run:
-                    if streamer is not None and tokens[0]:
-                        streamer.put(torch.tensor(tokens[0]))
+            if streamer is not None and len(request.prompts) != 1:
+                raise ValueError(
+                    f"streamer must be used with a batch of 1, got {len(request.prompts)} rows: use stream() for"
+                    " batches."
+                )
+            return self.complete(model, request, streamer=streamer, synced=synced)
         finally:
             if streamer is not None:  # also after an error: a consumer of the streamer must not wait for ever
                 streamer.end()
+
+    def complete(
+        self, model: nn.Module, request: Request, *, streamer: Any = None, synced: bool = False
+    ) -> GenerationOutput:
+        """Runs a checked request to its end. Import and ``custom_generate`` both call this.
+
+        Args:
+            model: The target.
+            request: The checked prompts, limits and sampling.
+            streamer: As in :meth:`generate`.
+            synced: As in :meth:`generate`.
+
+        Returns:
+            The sequences and their statistics.
+        """
+        with self._run(model, request, None, synced) as run:
+            if streamer is not None:
+                streamer.put(torch.tensor(request.prompts))
+            for tokens in run:
+                if streamer is not None and tokens[0]:
+                    streamer.put(torch.tensor(tokens[0]))
         return run.output()
 
     def start(
@@ -299,7 +313,7 @@ class Decoder(ABC):
         return self._run(model, request, session, synced)
 
     def _run(self, model: nn.Module, request: Request, session: Session | None, synced: bool) -> GenerationRun:
-        """A run of a checked request; both doors pass here."""
+        """A run of a checked request."""
         check_model(model, request, self.pool.settings, synced)
         return GenerationRun(self, model, request, session=session, synced=synced)
 
@@ -382,10 +396,7 @@ class Decoder(ABC):
             model, input_ids, generation_config, logits_processor, stopping_criteria, visual | model_kwargs
         )
         # transformers keeps synced_gpus to itself when the decoding is custom
-        with self._run(model, request, None, synced_gpus or is_sharded(model)) as run:
-            for _ in run:
-                pass
-        out = run.output()
+        out = self.complete(model, request, synced=synced_gpus or is_sharded(model))
         return out if getattr(generation_config, "return_dict_in_generate", False) else out.sequences
 
     def join(self, model: nn.Module) -> None:

@@ -129,9 +129,10 @@ class GenerationRun:
         """
         if self._prefilled or self._closed:
             raise ValueError("the run has already read its prompts, or is closed: start another one.")
-        self._prefilled = True
         state, request = self.state, self.request
         self._tracker.start(state.session, self._drafter)
+        self._drafter.prepare(state)
+        self._prefilled = True
         if request.visual:
             state.visual = read_visual_prompts(self._model, request.prompts, request.visual)
         verdicts = self._verifier.begin(state.session.prefill(request.prompts, state.visual), state)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+
+from saccade.modules.random_states import RandomStates, set_random_states, storable
 
 _KEY = "saccade_position"
 
@@ -57,6 +56,7 @@ class ExactResume(Callback):
         self.first_step = 0
         self._epoch_start: Position | None = None
         self._step_start: Position | None = None
+        self._random = RandomStates()
         self._step_random: dict[str, Any] = {}
         self._validation_random: dict[str, Any] | None = None
         self._validated: tuple[int, int] | None = None
@@ -131,7 +131,7 @@ class ExactResume(Callback):
             self._note(trainer, Position(epochs.processed, batch_idx, trainer.global_step, batches.total.processed))
 
     def _note(self, trainer: Trainer, position: Position) -> None:
-        self._step_start, self._step_random = position, random_states(trainer)
+        self._step_start, self._step_random = position, self._read_random(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Note that the weights are about to change."""
@@ -147,7 +147,7 @@ class ExactResume(Callback):
         """Note the random states before a validation."""
         if not trainer.sanity_checking:
             self._restore_random(trainer)
-            self._validation_random = random_states(trainer)
+            self._validation_random = self._read_random(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the validation at this position is done."""
@@ -162,11 +162,12 @@ class ExactResume(Callback):
         position = self.position(trainer) if trainer.state.fn == TrainerFn.FITTING else None
         if position is None:
             return
-        states = random_states(trainer)
+        states = self._read_random(trainer)
         if position is self._step_start:
             states = self._step_random
         elif position.validation_due and trainer.validating:
             states = self._validation_random or states
+        states = storable(states)
         ranks = [states]
         if trainer.world_size > 1 and torch.distributed.is_initialized():
             ranks = [{} for _ in range(trainer.world_size)]
@@ -204,7 +205,7 @@ class ExactResume(Callback):
             trainer.fit_loop._combined_loader = None
             trainer.fit_loop.setup_data()
         if self._resumed is not None:  # an interruption before the first batch saves what was loaded
-            self._step_start, self._step_random = self._resumed, self._resumed_random or random_states(trainer)
+            self._step_start, self._step_random = self._resumed, self._resumed_random or self._read_random(trainer)
             self._begun = False
         self._resumed = None
 
@@ -212,7 +213,10 @@ class ExactResume(Callback):
         """Set the random states of the checkpoint, once: when the first work after it begins."""
         states, self._resumed_random = self._resumed_random, None
         if states:
-            set_random_states(trainer, states)
+            set_random_states(states, trainer.strategy.root_device)
+
+    def _read_random(self, trainer: Trainer) -> dict[str, Any]:
+        return self._random.read(trainer.strategy.root_device)
 
 
 def _counters(trainer: Trainer) -> tuple[Any, Any]:
@@ -255,39 +259,3 @@ def rewrite_counters(fit_loop: dict[str, Any], position: Position, epoch_start: 
     for state in fit_loop["state_dict"].get("combined_loader", []):
         if set(state) == {"epoch", "batches"}:
             state |= {"epoch": position.epoch, "batches": position.batches}
-
-
-def random_states(trainer: Trainer) -> dict[str, Any]:
-    """Read the states of the random generators of Python, NumPy and torch, on the CPU and on the trainer's GPU.
-
-    Args:
-        trainer: The trainer.
-
-    Returns:
-        The states, of types that `torch.load(weights_only=True)` accepts.
-    """
-    device = trainer.strategy.root_device
-    algorithm, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - the global generator is meant
-    return {
-        "python": random.getstate(),
-        "numpy": (algorithm, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-    }
-
-
-def set_random_states(trainer: Trainer, states: Mapping[str, Any]) -> None:
-    """Set what `random_states` read.
-
-    Args:
-        trainer: The trainer.
-        states: The result of `random_states`; the GPU's state is left out where there is none.
-    """
-    device = trainer.strategy.root_device
-    version, internal, gauss = states["python"]
-    random.setstate((version, tuple(internal), gauss))
-    algorithm, keys, *rest = states["numpy"]
-    np.random.set_state((algorithm, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    torch.set_rng_state(states["torch"].cpu())
-    if states["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"].cpu(), device)

@@ -88,6 +88,7 @@ SHAPES: dict[str, Shape] = {
     "7B": Shape(3584, 18944, 28, 28, 4, 128, 152064),  # Qwen2.5
     "14B": Shape(5120, 13824, 48, 40, 8, 128, 152064),  # Qwen2.5
     "32B": Shape(5120, 27648, 64, 40, 8, 128, 152064),  # Qwen2.5
+    "32B-48-heads": Shape(5120, 27648, 64, 48, 8, 128, 152064),  # for models with 6 query heads for each KV head
     "70B": Shape(8192, 28672, 80, 64, 8, 128, 128256),  # Llama 3
 }
 

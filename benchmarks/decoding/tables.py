@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from statistics import mean
 from typing import Any
 
 from benchmarks.rows import by_method, commits_of, each_case, equal_texts, read, runs_of, spread
@@ -161,22 +162,43 @@ def _coupling_case(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def control() -> str:
-    """Speed-ups with fixed lengths and with draft control, from :mod:`benchmarks.decoding.control`."""
-    rows = [row for row in read("control") if row["metric"] == "speedup"]
+def speculation() -> str:
+    """Speed-ups on real models and prompts by kind, from :mod:`benchmarks.decoding.speculation`."""
+    rows = [row for row in read("speculation") if row["metric"] == "speedup"]
     if not rows:
-        return "No rows yet: run `python -m benchmarks.decoding.control`."
-    kinds = {row["case"].split(", ")[-3]: None for row in rows}
-    lines = [f"| decoder | {' | '.join(kinds)} |", "| --- |" + " ---: |" * len(kinds)]
+        return "No rows yet: run `python -m benchmarks.decoding.speculation`."
+    heads = dict.fromkeys((row["case"].rsplit(", ", 3)[0], row["device"]) for row in rows)
+    return "\n\n".join(
+        _speculation_case([row for row in rows if (row["case"].rsplit(", ", 3)[0], row["device"]) == key])
+        for key in heads
+    )
+
+
+def _speculation_case(rows: list[dict[str, Any]]) -> str:
+    head, _, prompts, new = rows[0]["case"].rsplit(", ", 3)
+    kinds = dict.fromkeys(row["case"].rsplit(", ", 3)[1] for row in rows)
+    lines = [f"| decoder | {' | '.join(kinds)} | mean |", "| --- |" + " ---: |" * (len(kinds) + 1)]
     for name in dict.fromkeys(row["method"] for row in rows):
-        found = {row["case"].split(", ")[-3]: row for row in rows if row["method"] == name}
-        lines.append(f"| {name} | " + " | ".join(f"{found[kind]['value']:.2f}" for kind in kinds) + " |")
-    first = rows[0]
-    label, dtype, _, prompts, new = first["case"].rsplit(", ", 4)
+        found = {row["case"].rsplit(", ", 3)[1]: row for row in rows if row["method"] == name}
+        cells = [f"{found[kind]['value']:.2f}" if kind in found else "" for kind in kinds]
+        lines.append(f"| {name} | {' | '.join(cells)} | {mean(row['value'] for row in found.values()):.2f} |")
+    predicted = {row["method"] for row in rows if "predicted" in row}
+    for name in sorted(predicted):
+        found = {row["case"].rsplit(", ", 3)[1]: row["predicted"] for row in rows if row["method"] == name}
+        cells = [f"{found[kind]:.2f}" if kind in found else "" for kind in kinds]
+        lines.append(f"| {name}: E / (K c + v) | {' | '.join(cells)} | {mean(found.values()):.2f} |")
+    plain = [
+        row for row in read("speculation") if row["metric"] == "ms_per_token" and row["method"] == "Autoregressive"
+    ]
+    paces = [
+        row["value"] for row in plain if row["case"].startswith(f"{head}, ") and row["device"] == rows[0]["device"]
+    ]
     lines += [
         "",
-        f"{label}, {dtype}; {prompts} of each kind, {new} tokens, greedy, EOS honoured; {first['device']}; commit"
-        f" {commits_of(rows)}; median of {first['runs']} runs, with ranges in `benchmarks/results/control.jsonl`.",
+        f"{head}; {prompts} of each kind, {new} tokens, greedy, EOS honoured; `Autoregressive` takes {min(paces):.2f}"
+        f" to {max(paces):.2f} ms a token; {rows[0]['device']}, torch {rows[0]['versions']['torch']}, transformers"
+        f" {rows[0]['versions']['transformers']}; commit {commits_of(rows)}; {runs_of(rows[0])}, with ranges in"
+        " `benchmarks/results/speculation.jsonl`.",
     ]
     return "\n".join(lines)
 
@@ -243,7 +265,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "architectures": architectures,
     "classes": classes,
     "before_after": before_after,
-    "control": control,
+    "speculation": speculation,
     "coupling": coupling,
     "decode_cpu": lambda: decode_cpu(sampled=True),
     "decode_cpu_greedy": lambda: decode_cpu(sampled=False),

@@ -18,31 +18,36 @@ _STEPS_BETWEEN_CLOCKS = 50  # with several processes, which have to agree
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Save the weights with the lowest `val_loss` as ``checkpoints/best.ckpt``, if `val_loss` is logged.
+    """Save the weights that were best in a validation as ``checkpoints/best.ckpt``, if their metric is logged.
+
+    The metric is the module's class attribute `best_metric`: its name in the log, and whether the lowest value (`min`)
+    or the highest (`max`) is the best. Without this attribute it is the lowest `val_loss`.
 
     Args:
         dirpath: The folder.
+        model: The module.
     """
 
-    def __init__(self, dirpath: Path) -> None:
+    def __init__(self, dirpath: Path, model: LightningModule) -> None:
+        metric, mode = getattr(model, "best_metric", ("val_loss", "min"))
         super().__init__(
-            dirpath=dirpath, filename="best", monitor="val_loss", mode="min", save_top_k=1, enable_version_counter=False
+            dirpath=dirpath, filename="best", monitor=metric, mode=mode, save_top_k=1, enable_version_counter=False
         )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after a validation that logged the loss."""
-        if self._has_loss(trainer):
+        """Save after a validation that logged the metric."""
+        if self._is_logged(trainer):
             super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after an epoch whose validation logged the loss."""
-        if self._has_loss(trainer):
+        """Save after an epoch whose validation logged the metric."""
+        if self._is_logged(trainer):
             super().on_train_epoch_end(trainer, pl_module)
 
-    def _has_loss(self, trainer: Trainer) -> bool:
-        """Whether a finite loss was logged: infinity and NaN are never the best, even if there is no other loss."""
-        loss = trainer.callback_metrics.get(str(self.monitor))
-        return loss is not None and bool(loss.isfinite())
+    def _is_logged(self, trainer: Trainer) -> bool:
+        """Whether a finite value was logged: infinity and NaN are never the best, even if there is no other value."""
+        value = trainer.callback_metrics.get(str(self.monitor))
+        return value is not None and bool(value.isfinite())
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: a resumed run has its own folder, and its best checkpoint is the best of that folder."""

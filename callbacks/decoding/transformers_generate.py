@@ -49,49 +49,25 @@ class TransformersGenerate(Decoder):
         """
         raise NotImplementedError("transformers' generate is not driven step by step")
 
-    def generate(
-        self,
-        model: nn.Module,
-        input_ids: Tensor | Sequence[Sequence[int]],
-        attention_mask: Tensor | None = None,
-        *,
-        max_new_tokens: int | None = None,
-        max_length: int | None = None,
-        sampling: Sampling | None = None,
-        do_sample: bool | None = None,
-        generation_config: GenerationConfig | None = None,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
-        streamer: Any = None,
-        synced: bool = False,
-        **visual: Tensor,
+    def join(self, model: nn.Module) -> None:
+        """Join the forwards of the other ranks: ``generate`` goes on until all ranks are done."""
+        self.generate(model, [[1]], max_new_tokens=1, do_sample=False, synced=True)
+
+    def complete(
+        self, model: nn.Module, request: Request, *, streamer: Any = None, synced: bool = False
     ) -> GenerationOutput:
-        """Generate as :meth:`saccade.inference.Decoder.generate` does, with the same arguments but for a streamer.
+        """Generate with ``model.generate``.
+
+        Args:
+            model: The target.
+            request: The checked prompts, limits and sampling.
+            streamer: Not used.
+            synced: Whether the ranks go on until all of them are done.
 
         Returns:
             The sequences and their statistics. All rows of a batch end with the longest one, because ``generate`` does
             not say when each was done, and the memory of the cache is not known.
         """
-        request = Request.read(
-            model,
-            input_ids,
-            attention_mask,
-            max_new_tokens,
-            max_length,
-            eos_token_id,
-            pad_token_id,
-            visual,
-            do_sample=do_sample,
-            sampling=sampling,
-            generation_config=generation_config,
-        )
-        return self._generate(model, request, synced)
-
-    def join(self, model: nn.Module) -> None:
-        """Join the forwards of the other ranks: ``generate`` goes on until all ranks are done."""
-        self.generate(model, [[1]], max_new_tokens=1, do_sample=False, synced=True)
-
-    def _generate(self, model: nn.Module, request: Request, synced: bool) -> GenerationOutput:
         network: Any = model
         device = device_of(model)
         longest = max(len(prompt) for prompt in request.prompts)

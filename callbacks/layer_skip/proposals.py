@@ -10,7 +10,7 @@ from skopt.acquisition import gaussian_ei
 from skopt.learning.gaussian_process.kernels import ConstantKernel, Matern
 
 from saccade.callbacks.gaussian_process import fit_process, single_thread
-from saccade.inference.drafting.skip_sets import spread_skip_set
+from saccade.inference.drafting.skip_sets import SPREAD_SHARES, spread_skip_set
 
 Bits = tuple[int, ...]
 
@@ -59,11 +59,16 @@ def propose(trials: Sequence[tuple[Bits, float]], switches: int, seed: int) -> B
 
 
 def _first_sets(switches: int) -> list[Bits]:
-    """The first two sets: nothing skipped, and the even spread that is used without a search."""
+    """The first sets: nothing skipped, and the even spreads of which ``skip="auto"`` chooses one."""
     layers = switches // 2
-    spread = spread_skip_set(layers)
-    chosen = [int(layer in spread[kind]) for kind in ("attention", "mlp") for layer in range(layers)]
-    return [(0,) * switches, tuple(chosen)]
+    spreads = [spread_skip_set(layers, share) for share in SPREAD_SHARES]
+    return [
+        (0,) * switches,
+        *(
+            tuple(int(layer in spread[kind]) for kind in ("attention", "mlp") for layer in range(layers))
+            for spread in spreads
+        ),
+    ]
 
 
 def _random_sets(switches: int, count: int, rng: np.random.Generator) -> list[Bits]:

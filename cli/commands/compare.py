@@ -7,30 +7,28 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
-from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
-from transformers import AutoConfig
 
-import saccade.inference
 from saccade.cli import lightning_command
-from saccade.cli.errors import UsageError, one_line, raised_by_us
+from saccade.cli.commands.model_arguments import (
+    PRECISIONS,
+    VISION,
+    Dtype,
+    config_of_model,
+    decoder_classes,
+    decoder_settings,
+    hardware,
+    run_with,
+)
+from saccade.cli.errors import UsageError
 from saccade.cli.quiet import quieten
 from saccade.cli.suggestions import hint
-from saccade.common.checks import check_count, check_place
-from saccade.inference import Decoder
-from saccade.inference.draft_decoder import DraftModelDecoder
-from saccade.inference.huggingface.loading import load_error
+from saccade.common.checks import check_count
 
-_PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true", "float64": "64-true"}
 _TRANSFORMERS = "transformers"
-_VISION = ("qwen2_5_vl", "llava_onevision")
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]
 
 
 def compare(
@@ -91,19 +89,19 @@ def compare(
     Raises:
         UsageError: A setting is wrong, or the run fails because of one.
     """
-    kind = _model_type(model)
+    kind = config_of_model(model)
     names = _names(decoders, draft)
     for setting, value in (("max_new_tokens", max_new_tokens), ("repeats", repeats), ("batch_size", batch_size)):
         check_count(setting, value)
     if max_prompts is not None:
         check_count("max_prompts", max_prompts)
-    accelerator, devices, precision = _hardware(device, dtype, kind)
+    accelerator, gpu, weights = hardware(device, dtype, kind)
     settings: dict[str, Any] = {
         "seed_everything": seed,
         "name": name,
         "runs_folder": runs_folder,
         "model": {
-            "class_path": f"saccade.modules.{'VisionLanguageModel' if kind.model_type in _VISION else 'LanguageModel'}",
+            "class_path": f"saccade.modules.{'VisionLanguageModel' if kind.model_type in VISION else 'LanguageModel'}",
             "init_args": {"path": model},
         },
         "data": {
@@ -119,15 +117,17 @@ def compare(
         },
         "trainer": {
             "accelerator": accelerator,
-            "devices": devices,
-            "precision": precision,
+            "devices": 1 if gpu is None else [gpu],
+            "precision": PRECISIONS[weights],
             "logger": False,
             "enable_model_summary": False,
             "callbacks": [
                 {
                     "class_path": "saccade.callbacks.DecodingEvaluation",
                     "init_args": {
-                        "decoders": {each: _decoder(each, draft, skip) for each in names if each != _TRANSFORMERS},
+                        "decoders": {
+                            each: decoder_settings(each, draft, skip) for each in names if each != _TRANSFORMERS
+                        },
                         "max_new_tokens": max_new_tokens,
                         "max_prompts": None,
                         "batch_size": batch_size,
@@ -152,29 +152,6 @@ def compare(
     return command
 
 
-def _model_type(model: str) -> Any:
-    """Read the configuration of the model, which says early whether there is one."""
-    try:
-        check_place("MODEL", model)
-        return AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(
-            f"MODEL must be the folder or the hub id of a language model, got {model!r} ({load_error(error)}): check "
-            "the path."
-        ) from error
-
-
-def _classes() -> dict[str, type[Decoder]]:
-    """The decoders by the name of their file, as in decoder/prompt_lookup.yaml."""
-    found = {}
-    for name in saccade.inference.__all__:
-        kind = getattr(saccade.inference, name)
-        module = getattr(kind, "__module__", "")
-        if isinstance(kind, type) and issubclass(kind, Decoder) and module.startswith("saccade.inference.decoders."):
-            found[module.rpartition(".")[2]] = kind
-    return found
-
-
 def _names(decoders: Sequence[str] | None, draft: str | None) -> list[str]:
     """The names of the decoders to compare, each once; the baseline is measured in any case."""
     if decoders is None:
@@ -185,7 +162,7 @@ def _names(decoders: Sequence[str] | None, draft: str | None) -> list[str]:
             "self_speculative",
             *["assisted"] * (draft is not None),
         ]
-    known = [*_classes(), _TRANSFORMERS]
+    known = [*decoder_classes(), _TRANSFORMERS]
     names = [name for given in decoders for name in given.split(",") if name]
     for name in names:
         if name not in known:
@@ -195,34 +172,6 @@ def _names(decoders: Sequence[str] | None, draft: str | None) -> list[str]:
     if "assisted" in names and draft is None:
         raise UsageError("--draft must be given for the decoder assisted, got none: name a smaller model.")
     return list(dict.fromkeys(names))
-
-
-def _decoder(name: str, draft: str | None, skip: str) -> dict[str, Any]:
-    """The settings of a decoder: its own, with the draft model and the skipped sub-layers that were given."""
-    kind = _classes()[name]
-    given: dict[str, Any] = {}
-    if draft is not None and issubclass(kind, DraftModelDecoder):
-        given["draft_model"] = draft
-    if kind is saccade.inference.SelfSpeculative:
-        given["skip"] = skip
-    return {"class_path": f"saccade.inference.{kind.__name__}", "init_args": given}
-
-
-def _hardware(device: str, dtype: str, config: Any) -> tuple[str, Any, str]:
-    """Accelerator, devices and precision of the trainer."""
-    kind, _, index = device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
-        raise UsageError(f"--device must be auto, cpu, cuda or cuda:NUMBER, got {device}: choose one of these.")
-    gpu = kind == "cuda" or (kind == "auto" and torch.cuda.is_available())
-    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise UsageError(
-            f"--device must be a device of this machine, got {device} with {torch.cuda.device_count()} GPUs: use cpu,"
-            " or see `saccade doctor`."
-        )
-    if dtype == "auto":
-        stored = str(getattr(config, "dtype", None) or "bfloat16").removeprefix("torch.")
-        dtype = stored if gpu and stored in _PRECISIONS else "bfloat16" if gpu else "float32"
-    return "cuda" if gpu else "cpu", [int(index or 0)] if gpu else 1, _PRECISIONS[dtype]
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -235,35 +184,4 @@ def run(arguments: Sequence[str]) -> None:
         UsageError: An argument is wrong, or the model or the prompts cannot be used.
     """
     quieten()
-    if not arguments:
-        raise UsageError("MODEL must be given, got none: name the folder or the hub id of a language model.")
-    parser = ArgumentParser(
-        prog="saccade compare",
-        exit_on_error=False,
-        allow_abbrev=False,
-        description=(compare.__doc__ or "").split("Args:")[0],
-    )
-    several = {"prompts": "FILE", "decoders": "NAME"}
-    parser.add_function_arguments(compare, as_positional=True, skip=set(several))
-    for name, shown in several.items():
-        parser.add_argument(f"--{name}", nargs="+", metavar=shown, type=str, help=_help(name))
-    try:
-        settings = parser.parse_args(list(arguments)).as_dict()
-    except (ArgumentError, TypeError, ValueError) as error:
-        raise UsageError(one_line(error, _options())) from error
-    try:
-        compare(**settings)
-    except ValueError as error:
-        if raised_by_us(error):
-            raise UsageError(one_line(error)) from error
-        raise
-
-
-def _options() -> list[str]:
-    return [name for name, item in signature(compare).parameters.items() if item.default is not Parameter.empty]
-
-
-def _help(name: str) -> str:
-    """The text of an argument in the docstring of `compare`."""
-    text = " ".join((compare.__doc__ or "").split())
-    return text.split(f" {name}: ")[1].split(" Returns:")[0].split(" decoders: ")[0]
+    run_with(compare, "compare", {"prompts": "FILE", "decoders": "NAME"}, arguments)

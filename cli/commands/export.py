@@ -100,7 +100,10 @@ def run(arguments: Sequence[str]) -> None:
             "CKPT must be given, got none: name a checkpoint, for example runs/NAME/latest/checkpoints/best.ckpt."
         )
     parser = ArgumentParser(
-        prog="saccade export", exit_on_error=False, description=(export.__doc__ or "").split("Args:")[0]
+        prog="saccade export",
+        exit_on_error=False,
+        allow_abbrev=False,
+        description=(export.__doc__ or "").split("Args:")[0],
     )
     parser.add_function_arguments(export, as_positional=True)
     try:

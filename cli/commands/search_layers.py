@@ -24,10 +24,12 @@ def run(arguments: Sequence[str]) -> None:
     parser = ArgumentParser(
         prog="saccade search-layers",
         exit_on_error=False,
+        allow_abbrev=False,
         description=(search_layers_of.__doc__ or "").split("Args:")[0],
     )
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="YAML file with any of the settings below.")
-    parser.add_function_arguments(search_layers_of)
+    parser.add_function_arguments(search_layers_of, skip={"prompts"})
+    parser.add_argument("--prompts", nargs="+", metavar="FILE", type=str, help=_help_of_prompts())
     try:
         settings = parser.parse_args(resolve_config_arguments(arguments))
     except (ArgumentError, OSError, TypeError, ValueError) as error:
@@ -41,8 +43,15 @@ def run(arguments: Sequence[str]) -> None:
             raise UsageError(one_line(error)) from error
         raise
     print(f"the draft skips the attention of layers {list(result.skip.attention)}, the MLP of {list(result.skip.mlp)}")
+    print(result.verdict)
     print(
-        f"{result.speedup:.2f}x speed-up over autoregressive decoding "
-        f"({result.seconds_per_token * 1000:.2f} instead of {result.baseline_seconds_per_token * 1000:.2f} ms a token)"
+        f"{result.seconds_per_token * 1000:.2f} ms for a token after the first, and"
+        f" {result.baseline_seconds_per_token * 1000:.2f} ms in autoregressive decoding"
     )
     print(f"written to {settings.output}: use it with SelfSpeculative(skip='{settings.output}')")
+
+
+def _help_of_prompts() -> str:
+    """The text of `prompts` in the docstring of `search_layers_of`."""
+    text = " ".join((search_layers_of.__doc__ or "").split())
+    return text.split(" prompts: ")[1].split(" text: ")[0]

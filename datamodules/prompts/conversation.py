@@ -35,6 +35,7 @@ class Conversation:
         images: Paths of images, which come before the text of the first turn.
         video: Path of a video, which comes before that text too.
         place: File and line, for messages.
+        cut: Whether the last answer stops before its end (`finish_reason` is `length`).
     """
 
     id: str
@@ -44,6 +45,7 @@ class Conversation:
     images: tuple[Path, ...]
     video: Path | None
     place: str
+    cut: bool = False
 
     @property
     def key(self) -> int:
@@ -132,6 +134,7 @@ def _conversation(value: Any, file: Path, line: int) -> Conversation:
         tuple(_existing(image, "images", file, place) for image in images),
         None if video is None else _existing(video, "video", file, place),
         place,
+        value.get("finish_reason") == "length",
     )
 
 

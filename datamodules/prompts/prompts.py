@@ -207,7 +207,8 @@ class _FirstTurns(Dataset[dict[str, Tensor]]):
         length = len(ids)
         answers = self.prompts.conversations[item].answers[0]
         if answers:
-            ids = ids + list(self.prompts.tokenizer(answers[0], add_special_tokens=False)["input_ids"])
+            as_text = {"add_special_tokens": False, "split_special_tokens": True}  # whatever an answer spells
+            ids = ids + list(self.prompts.tokenizer(answers[0], **as_text)["input_ids"])
         return {
             "input_ids": torch.tensor([ids]),
             "prompt_length": torch.tensor([length]),

@@ -54,6 +54,33 @@ class ChatTemplate:
             return list(self.tokenizer("\n\n".join(message["content"] for message in messages))["input_ids"])
         return self._encoded(self._rendered(messages, place))
 
+    def encode_answer(self, messages: Sequence[Message], answer: str, place: str, ended: bool = True) -> list[int]:
+        """Encode the answer to a conversation, as the model would write it behind `encode`.
+
+        Args:
+            messages: The messages, the last one a question.
+            answer: The answer.
+            place: File and line, for messages.
+            ended: Whether the answer ends where its text does.
+
+        Returns:
+            Token ids of the text, and if it is ended the token that ends an answer: the special token that the template
+            writes behind it, else the end of sequence.
+
+        Raises:
+            ValueError: The template refuses the messages.
+        """
+        ids = self._encoded(answer)
+        if not ended:
+            return ids
+        end = self.tokenizer.eos_token_id
+        if self.template is not None:
+            whole = self._rendered([*messages, {"role": "assistant", "content": answer}], place, asks=False)
+            behind = self._encoded(whole.rpartition(answer.strip())[2].lstrip())
+            if behind and behind[0] in self.tokenizer.all_special_ids:
+                end = behind[0]
+        return [*ids, int(end)]
+
     def encode_visual(
         self, messages: Sequence[Message], media: Sequence[tuple[str, str]], counts: dict[int, int], place: str
     ) -> list[int]:
@@ -97,10 +124,10 @@ class ChatTemplate:
             " template of the model's processor."
         )
 
-    def _rendered(self, messages: Sequence[Any], place: str) -> str:
+    def _rendered(self, messages: Sequence[Any], place: str, asks: bool = True) -> str:
         try:
             text = self.tokenizer.apply_chat_template(
-                list(messages), chat_template=self.template, tokenize=False, add_generation_prompt=True
+                list(messages), chat_template=self.template, tokenize=False, add_generation_prompt=asks
             )
         except Exception as error:  # a template is a program, which may fail in any way
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -129,7 +156,7 @@ def read_template(template: str) -> str | None:
     if template in ("auto", "none"):
         return None
     try:
-        text = Path(template).expanduser().read_text(encoding="utf-8")
+        text = Path(template).expanduser().read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise ValueError(

@@ -19,12 +19,18 @@ from transformers import PreTrainedTokenizerFast
 from saccade.common.checks import check_count, check_fraction, check_share
 from saccade.common.files import replacing_folder
 from saccade.datamodules.loaders import BatchLoader, BatchSampler, PackedSequences
-from saccade.datamodules.text.files import PARTS, matching_files, select, standard_library_files
+from saccade.datamodules.text.files import PARTS, CorpusFile, matching_files, select, standard_library_files
+from saccade.datamodules.text.places import NamedSequences, shown_names
 from saccade.datamodules.text.preparation import Faults, examined, fill
 from saccade.datamodules.text.splitting import split
-from saccade.datamodules.text.tokenization import MIN_VOCAB_SIZE, load_tokenizer, tokenizer_digest
+from saccade.datamodules.text.tokenization import (
+    MIN_VOCAB_SIZE,
+    check_same_tokenizer,
+    load_tokenizer,
+    tokenizer_digest,
+)
 
-_LAYOUT = 2  # version of the cache folder; raise it when the stored files change
+_LAYOUT = 3  # version of the cache folder; raise it when the stored files change
 _ABANDONED = 24 * 3600  # seconds
 
 
@@ -42,7 +48,8 @@ class TextCorpus(LightningDataModule):
     of all files and the settings. The memory that preparing takes does not depend on the amount of text.
 
     Batches are dictionaries: `input_ids` LongTensor [batch, sequence_length]. After `setup`, `tokenizer` is the
-    tokenizer. `predict` reads the test part.
+    tokenizer. `predict` reads the test part; its batches also have `ids`, the file and the place of each sequence
+    (`NamedSequences`).
 
     Args:
         paths: Globs of text files (`**` matches any folders). None uses the sources of the Python standard
@@ -119,6 +126,7 @@ class TextCorpus(LightningDataModule):
         self._counts: dict[str, int] = {}
         self._key = ""
         self._folder: Path | None = None
+        self._files: list[CorpusFile] = []
 
     def prepare_data(self) -> None:
         """Train the tokenizer and tokenize the corpus, once on each machine, unless the cache has them."""
@@ -174,10 +182,12 @@ class TextCorpus(LightningDataModule):
         return self._loader("test")
 
     def predict_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """The same batches as `test_dataloader`."""
+        """The batches of `test_dataloader`, with the file and the place of each sequence as `ids`."""
         loader = self.test_dataloader()
+        documents = np.load(self._prepare() / "test_documents.npy")
+        named = NamedSequences(self._parts["test"], shown_names(self._files), documents)
         # for `predict` Lightning makes a new loader with the arguments of a plain DataLoader
-        return DataLoader(loader.dataset, batch_size=None, sampler=loader.sampler, num_workers=self.num_workers)
+        return DataLoader(named, batch_size=None, sampler=loader.sampler, num_workers=self.num_workers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the key of the corpus and the digest of the tokenizer, for the checkpoint."""
@@ -192,11 +202,7 @@ class TextCorpus(LightningDataModule):
         Raises:
             ValueError: The tokenizer of the checkpoint differs, so token numbers have another meaning.
         """
-        if state_dict["tokenizer"] != tokenizer_digest(self.tokenizer):
-            raise ValueError(
-                "tokenizer must be that of the checkpoint, got another one (other files, settings or Python version):"
-                " set it to the folder that the training run exported."
-            )
+        check_same_tokenizer(state_dict["tokenizer"], self.tokenizer)
 
     def _check_length(self, part: str) -> None:
         """Refuse a part without a whole sequence."""
@@ -264,7 +270,7 @@ class TextCorpus(LightningDataModule):
             with replacing_folder(folder, keep=True, advice=advice) as temporary:
                 faults = fill(temporary, sources, parts, given, self.vocab_size, self.trainer)
             self._report(faults, len(sources))
-        self._folder = folder
+        self._folder, self._files = folder, [source.file for source in sources]
         return folder
 
     def _shares(self) -> str:

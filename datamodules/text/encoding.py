@@ -75,12 +75,14 @@ class Piece:
         text: The text, with `context` tokens of other text before it.
         context: Number of tokens at the beginning that are not part of the piece.
         last: Whether the document ends here.
+        file: Number of the file that it is from.
     """
 
     part: str
     text: str
     context: int
     last: bool
+    file: int = 0
 
 
 class TextEncoder:
@@ -103,11 +105,12 @@ class TextEncoder:
         # a tokenizer may treat the beginning of a text in its own way: then pieces begin behind a line end
         self._contexts = [(text, self._ids(text)) for text in ("", "\n")]
 
-    def pieces(self, blocks: Iterable[Block]) -> Iterator[Piece]:
+    def pieces(self, blocks: Iterable[Block], file: int = 0) -> Iterator[Piece]:
         """Cut the text of one file into pieces.
 
         Args:
             blocks: The text.
+            file: Number of the file.
 
         Yields:
             The pieces, in their order.
@@ -118,11 +121,11 @@ class TextEncoder:
             start = 0
             while len(rest) - start >= 2 * PIECE:
                 place, (after, ids) = self._place(rest, start + PIECE)
-                yield Piece(block.part, context + rest[start:place], count, False)
+                yield Piece(block.part, context + rest[start:place], count, False, file)
                 start, context, count = place, after, len(ids)
             rest = rest[start:]
             if block.last:
-                yield Piece(block.part, context + rest, count, True)
+                yield Piece(block.part, context + rest, count, True, file)
                 rest, context, count = "", "", 0
 
     def encode(self, pieces: Sequence[Piece]) -> list[np.ndarray]:

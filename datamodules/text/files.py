@@ -87,8 +87,14 @@ def matching_files(patterns: Sequence[str]) -> list[CorpusFile]:
     return sorted(found.values(), key=lambda file: (file.name, str(file.path)))
 
 
-def _position(seed: int, purpose: str, name: str) -> float:
-    """A hash of a name as a number in [0, 1), independent for every purpose and seed."""
+def hashed_position(seed: int, purpose: str, name: str) -> float:
+    """Hash a name to a number in [0, 1), independent for every purpose and seed.
+
+    Args:
+        seed: The seed.
+        purpose: What the number is for.
+        name: The name.
+    """
     digest = hashlib.sha256(f"{seed}/{purpose}/{name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -110,7 +116,7 @@ def select(files: Sequence[CorpusFile], max_files: int | None, max_bytes: int | 
     """
     chosen: list[CorpusFile] = []
     total = 0
-    for file in sorted(files, key=lambda file: (_position(seed, "order", file.name), str(file.path))):
+    for file in sorted(files, key=lambda file: (hashed_position(seed, "order", file.name), str(file.path))):
         size = file.path.stat().st_size
         if size == 0 or (max_bytes is not None and total + size > max_bytes):
             continue
@@ -140,7 +146,7 @@ def part_of(name: str, validation_fraction: float, test_fraction: float, seed: i
     Returns:
         "train", "validation" or "test".
     """
-    position = _position(seed, "split", name)
+    position = hashed_position(seed, "split", name)
     if position < test_fraction:
         return "test"
     return "validation" if position < test_fraction + validation_fraction else "train"

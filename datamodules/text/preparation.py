@@ -49,11 +49,14 @@ class TokenFile:
 
     Args:
         path: The file to write.
+
+    Attributes:
+        count: Tokens written so far.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._count = 0
+        self.count = 0
 
     def __enter__(self) -> Self:
         self._file: BinaryIO = self._path.open("wb")
@@ -63,7 +66,7 @@ class TokenFile:
     def append(self, tokens: np.ndarray) -> None:
         """Add tokens, int32 [N], at the end."""
         self._file.write(tokens.astype(np.int32, copy=False).tobytes())
-        self._count += len(tokens)
+        self.count += len(tokens)
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         if kind is None:
@@ -73,7 +76,7 @@ class TokenFile:
 
     def _write_header(self) -> None:
         # numpy leaves room in the header for the length to grow, so its size does not depend on it
-        shape = {"descr": npy.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": (self._count,)}
+        shape = {"descr": npy.dtype_to_descr(np.dtype(np.int32)), "fortran_order": False, "shape": (self.count,)}
         npy.write_array_header_1_0(self._file, shape)
 
 
@@ -105,6 +108,8 @@ def fill(
 ) -> Faults:
     """Write `tokenizer/`, unless one is given, and `train.npy`, `validation.npy` and `test.npy` with tokens.
 
+    `test_documents.npy` says which files the test part is made of (see `NamedSequences`).
+
     Files are read block by block, and tokens are written as they come, so the memory needed does not depend on the size
     of the corpus. While one batch of pieces is encoded, the next is read and the one before is written.
 
@@ -135,11 +140,20 @@ def fill(
         files = {part: stack.enter_context(TokenFile(folder / f"{part}.npy")) for part in PARTS}
         pieces = (
             piece
-            for source, cuts in zip(sources, split.cuts, strict=True)
-            for piece in encoder.pieces(text_blocks(source, cuts, unreadable, advance))
+            for number, (source, cuts) in enumerate(zip(sources, split.cuts, strict=True))
+            for piece in encoder.pieces(text_blocks(source, cuts, unreadable, advance), number)
         )
-        for part, tokens in _encoded(encoder, pieces):
-            files[part].append(tokens)
+        documents: list[tuple[int, int, int]] = []  # of the test part
+        number, before = -1, 0  # a file, and its tokens in the other parts
+        for piece, tokens in _encoded(encoder, pieces):
+            if piece.file != number:
+                number, before = piece.file, 0
+            files[piece.part].append(tokens)
+            if piece.part != "test":
+                before += len(tokens) - piece.last  # the end-of-sequence token is not the file's
+            elif piece.last:
+                documents.append((number, before, files["test"].count))
+    np.save(folder / "test_documents.npy", np.array(documents, dtype=np.int64).reshape(-1, 3))
     return Faults(unreadable, encoder.other_cuts)
 
 
@@ -205,11 +219,11 @@ def _whole_lines(blocks: Iterable[Block]) -> Iterator[str]:
         yield rest
 
 
-def _encoded(encoder: TextEncoder, pieces: Iterable[Piece]) -> Iterator[tuple[str, np.ndarray]]:
+def _encoded(encoder: TextEncoder, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, np.ndarray]]:
     """Encodes pieces in another thread; reads the next ones and hands out those before meanwhile."""
 
-    def done(batch: list[Piece], tokens: Future[list[np.ndarray]]) -> Iterator[tuple[str, np.ndarray]]:
-        return zip((piece.part for piece in batch), tokens.result(), strict=True)
+    def done(batch: list[Piece], tokens: Future[list[np.ndarray]]) -> Iterator[tuple[Piece, np.ndarray]]:
+        return zip(batch, tokens.result(), strict=True)
 
     with ThreadPoolExecutor(1) as pool:
         before = None

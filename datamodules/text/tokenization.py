@@ -77,3 +77,20 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
     """SHA-256 of a tokenizer: of its vocabulary, merges and rules, and its end-of-sequence token."""
     core = tokenizer.backend_tokenizer.to_str()
     return hashlib.sha256(f"{core}/{tokenizer.eos_token}".encode()).hexdigest()
+
+
+def check_same_tokenizer(digest: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse a checkpoint whose model was trained with another tokenizer.
+
+    Args:
+        digest: `tokenizer_digest` of the checkpoint's tokenizer.
+        tokenizer: The tokenizer of the data.
+
+    Raises:
+        ValueError: The tokenizers differ, so token numbers have another meaning.
+    """
+    if digest != tokenizer_digest(tokenizer):
+        raise ValueError(
+            "tokenizer must be that of the checkpoint, got another one (other files, settings or Python version): set"
+            " it to the folder that the training run exported."
+        )

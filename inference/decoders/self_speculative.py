@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 from torch import nn
 
 from saccade.common.checks import check_count, check_place, check_share, check_switch
 from saccade.inference.decoder import EngineDecoder
-from saccade.inference.drafting.drafter import Drafter
+from saccade.inference.drafting.auto_skip import AutoSkip
+from saccade.inference.drafting.control import DraftControl
+from saccade.inference.drafting.drafter import Drafter, NoDraft
 from saccade.inference.drafting.layer_skip import LayerSkipDrafter, ThresholdController
-from saccade.inference.drafting.skip_sets import check_skip_set, read_skip_file, spread_skip_set
-from saccade.inference.huggingface.sublayer_skip import SublayerSkip, decoder_layers
+from saccade.inference.drafting.skip_sets import check_skip_set, read_skip_file
+from saccade.inference.engine.session import Session
+from saccade.inference.huggingface.sublayer_skip import SublayerSkip
 from saccade.inference.request import Request
+from saccade.inference.state import GenerationState
+from saccade.inference.verification.draft import Draft
 
 
 @dataclass
@@ -26,8 +33,11 @@ class SelfSpeculative(EngineDecoder):
 
     Args:
         skip: Path of a ``skip_layers.json`` written by the search; or ``{"attention": [...], "mlp": [...]}`` with layer
-            indices from 0; or ``"auto"``: 45 % of the sub-layers between the first and the last layer, evenly spread,
-            for models that were trained with sub-layer dropout.
+            indices from 0; or ``"auto"``: one of four evenly spread sets, or none, chosen on the first prompts of a
+            model. A choice takes at most five forwards of at most 128 tokens
+            (:class:`saccade.inference.drafting.auto_skip.AutoSkip`); until the prompts have 33 tokens together, and if
+            no set pays, nothing is drafted, and a warning says what to do. Models that were trained with sub-layer
+            dropout get a set. With rejection sampling, where a text depends on its drafts, ``"auto"`` drafts nothing.
         draft_length: Maximum number of drafted tokens in a round (K of the paper).
         gamma: Initial confidence threshold: drafting stops after a token whose probability is below it. 0 with
             ``adaptive=False`` always drafts K tokens.
@@ -73,7 +83,7 @@ class SelfSpeculative(EngineDecoder):
         return self.draft_length
 
     def skip_set(self, model: nn.Module) -> dict[str, list[int]]:
-        """The skipped layers of a model, ``{"attention": [...], "mlp": [...]}``.
+        """The skipped layers of a model, ``{"attention": [...], "mlp": [...]}``; empty while ``"auto"`` has none.
 
         Raises:
             ValueError: The skip file cannot be read or is of another model.
@@ -81,12 +91,21 @@ class SelfSpeculative(EngineDecoder):
         if isinstance(self.skip, dict):
             return {kind: list(self.skip.get(kind, [])) for kind in ("attention", "mlp")}
         if self.skip == "auto":
-            return spread_skip_set(len(decoder_layers(model)))
+            skip = self._auto(model).skip
+            return {"attention": sorted(skip.attention), "mlp": sorted(skip.mlp)}
         return read_skip_file(self.skip, model)
 
     def skipped(self, model: nn.Module) -> SublayerSkip:
         """The sub-layers of the target that are skipped while drafting."""
-        return SublayerSkip(model, **self.skip_set(model))
+        return self._auto(model).skip if self.skip == "auto" else SublayerSkip(model, **self.skip_set(model))
+
+    def _auto(self, model: nn.Module) -> AutoSkip:
+        """The choice for a model, which stays with the decoder; it holds the model's layers, but not the model."""
+        known = vars(self).setdefault("_chosen", weakref.WeakKeyDictionary())
+        if model not in known:
+            known[model] = AutoSkip(model, self.draft_length, self.gamma)
+        auto: AutoSkip = known[model]
+        return auto
 
     def check(self, model: nn.Module | None = None) -> None:
         """Checks the settings, and that the skip file exists.
@@ -107,6 +126,40 @@ class SelfSpeculative(EngineDecoder):
         copied.carry, copied._carried = False, []
         return copied
 
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy chooses for itself: its results must not depend on what this decoder has read
+        return {name: value for name, value in super().__getstate__().items() if name != "_chosen"}
+
+    def release(self) -> None:
+        """Frees graphs and buffers, and what was chosen with ``skip="auto"``."""
+        super().release()
+        vars(self).pop("_chosen", None)
+
+    def check_session(self, session: Session, model: nn.Module, capacity: int) -> None:
+        """Checks that a session can be used; with ``skip="auto"`` it has to be one of this decoder until it has chosen.
+
+        Raises:
+            ValueError: The session does not fit; the message says why.
+        """
+        super().check_session(session, model, capacity)
+        if self.skip == "auto" and not self._auto(model).decided and session.skip is not self.skipped(model):
+            raise ValueError(
+                "session must be one of this decoder while skip='auto' has not chosen, got another: open it with"
+                " decoder.session(model, capacity)."
+            )
+
+    def join(self, model: nn.Module) -> None:
+        """Joins the forwards of the other ranks, those included with which they choose what to skip."""
+        if self.skip == "auto":
+            self._auto(model).choose(model, [], synced=True)
+        super().join(model)
+
+    def draft_control(self, model: nn.Module, request: Request, *, synced: bool = False) -> DraftControl | None:
+        """The control of the drafts' lengths, as for every decoder; none if ``skip="auto"`` has found no set."""
+        if self.skip == "auto" and self._auto(model).decided and not self._auto(model).drafts:
+            return None
+        return super().draft_control(model, request, synced=synced)
+
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
         """Drafts with the target's session, with one threshold for each row."""
         # a draft's length decides how many random numbers it uses, and sampled text must not depend on earlier calls
@@ -115,6 +168,8 @@ class SelfSpeculative(EngineDecoder):
         controllers = [
             ThresholdController(gamma, self.alpha, self.beta1, self.beta2, self.epsilon) for _ in request.prompts
         ]
+        if self.skip == "auto":
+            return _ChoosingDrafter(self, controllers, carries, self._auto(model), request)
         return _CarryingDrafter(self, controllers, carries)
 
 
@@ -129,3 +184,40 @@ class _CarryingDrafter(LayerSkipDrafter):
         """Stores the mean threshold."""
         if self.adaptive and self._carries:
             self._decoder._carried[:] = [sum(c.gamma for c in self._all) / len(self._all)]
+
+
+class _ChoosingDrafter(_CarryingDrafter):
+    """Chooses what to skip before the prompts are read; drafts nothing while nothing is chosen."""
+
+    def __init__(
+        self,
+        decoder: SelfSpeculative,
+        controllers: list[ThresholdController],
+        carries: bool,
+        auto: AutoSkip,
+        request: Request,
+    ) -> None:
+        super().__init__(decoder, controllers, carries)
+        # texts of rejection sampling depend on their drafts, and must not depend on the prompts of earlier calls
+        self._may_draft = request.sampling is None or request.sampling.coupling != "rejection"
+        self._auto, self._drafts, self._made = auto, False, 0
+
+    def prepare(self, state: GenerationState) -> None:
+        """Chooses, together with the other ranks if these agree on their forwards."""
+        session = state.session
+        self._made = self._auto.choose(session.model, state.texts, synced=session.agreement is not None)
+        self._drafts = self._may_draft and self._auto.drafts  # stays, if another call chooses meanwhile
+
+    def draft(self, state: GenerationState, limits: Sequence[int]) -> Draft:
+        """Drafts as chosen, or nothing."""
+        return super().draft(state, limits) if self._drafts else NoDraft().draft(state, limits)
+
+    @property
+    def forwards(self) -> int:
+        """Number of forwards of the choice."""
+        return self._made
+
+    def close(self) -> None:
+        """Stores the mean threshold, if it was used."""
+        if self._drafts:
+            super().close()

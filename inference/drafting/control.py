@@ -13,20 +13,28 @@ ControlKind = Literal["auto", "fixed"]
 
 _KEPT = 16
 """Last times of a round that are kept for each number of drafted tokens; their median forgets captures and pauses."""
-_PLAIN_ROUNDS = 3
-"""Measured rounds without a draft with which an unknown model starts: one token each, as in plain decoding."""
-_DECAY = 0.97
+_TO_KNOW = 3
+"""Measured rounds after which the cost of a length is known: of an unknown model first that of a round without a draft,
+one token each, as in plain decoding."""
+_FIRST_DRAFT = 4
+"""Length of the drafts with which an unknown model starts: enough to tell what a token costs, and cheap to lose."""
+_DECAY = 0.93
 """Weight of the earlier rounds in the acceptance of a place, after each round that drafted it."""
 _DECAY_OF_PROBES = 0.7
 """The same in a probe: what was seen before the plain rounds is old."""
-_PRIOR = 2.0
-"""Weight of the first guess of an acceptance, in rounds."""
-_FIRST_PROBE, _LAST_PROBE = 8, 256
-"""Rounds without a draft before the first probe, and the most between two probes; the interval doubles in between."""
-_LONGEST_WAIT_AT_START = 64
-"""Most rounds without a draft before the first probe of a call."""
-_PLAIN_COSTS_EVERY = 8
-"""Plain rounds after which their median is computed again."""
+_PRIOR, _LEAST_GUESS = 2.0, 1.0
+"""Weight of the first guess of an acceptance, in rounds, and what stays of it: some hope, so that a rejected draft is
+not the last one."""
+_PROBE_SHARE = 0.005
+"""Share of the time of plain rounds that probes may lose; it is saved up, from call to call."""
+_AT_START = 0.7
+"""What the probes of a new text may lose at once, in plain rounds: it need not be like the text before."""
+_MOST_PROBES_SAVED = 3.0
+"""Probes for which is saved up at most: more in a row say no more about a text."""
+_CHEAPEST_PROBE = 0.08
+"""Least loss that a probe is expected to have, in plain rounds: estimates are not better than this."""
+_COSTS_EVERY = 8
+"""Rounds after which the cost of their length is computed again."""
 _ADVISED_AFTER, _ADVISED_SHARE = 100, 0.8
 """Rounds after which, and share of rounds without a draft from which on, a user is told that drafts do not pay."""
 _MARGIN = 1.03
@@ -40,8 +48,11 @@ class DraftControl:
     tokens, where ``p`` is the acceptance at each place of a draft, given that the places before were accepted. Both are
     measured while decoding: ``C`` as the median of the last rounds, with a straight line through what was measured for
     the ``k`` in between, and ``p`` as a mean that forgets old rounds. The choice is the ``k`` with the largest
-    ``E(k) / C(k)``. When it is zero, drafting is tried again after 8, 16, 32, ... rounds, so that text that becomes
-    easy is noticed. The costs stay with the decoder for its next call; what was accepted counts there as a guess.
+    ``E(k) / C(k)``; rounds for which the drafter found nothing count on both sides. When the choice is zero, drafting
+    is tried again as soon as half a percent of the time of the plain rounds has made up for what the trial is expected
+    to lose, so that text that becomes easy is noticed: after some twenty rounds where a draft costs next to nothing,
+    after two hundred where it costs as much as a token. A new text may try as much at once as 0.7 plain rounds make up
+    for. The costs stay with the decoder for its next call; what was accepted counts there as a guess.
 
     Args:
         longest: The most tokens that a draft may have, at least 1.
@@ -56,52 +67,80 @@ class DraftControl:
         self.rounds = self.plain_rounds = 0
         self._seconds: dict[int, deque[float]] = {}
         self._known: dict[int, float] = {}
+        self._costs: dict[int, float] = {}
         self._seen: set[int] = set()
         self._behind, self._advised = True, False
         self._accepted = [0.0] * longest
         self._tried = [0.0] * longest
-        self._interval = _FIRST_PROBE
-        self._waited = 0
-        self._probing = self._plain = False
+        self._guess = [_PRIOR] * longest
+        self._saved, self._found = 0.0, 1.0
+        self._probing = False
         self._choice: int | None = None
+        self._probe, self._price = longest, 0.0
         self._lengths = choices(longest)
 
     def begin(self) -> None:
-        """Starts a call: the acceptances of earlier texts count as a guess, and a wait is at most as long as a text."""
+        """Starts a call: the acceptances of earlier texts count as a guess."""
         for place, tried in enumerate(self._tried):
             if tried > _PRIOR:
                 self._tried[place], self._accepted[place] = _PRIOR, self._accepted[place] * _PRIOR / tried
-        self._interval, self._waited, self._probing = min(self._interval, _LONGEST_WAIT_AT_START), 0, False
-        self._behind = True
+        self._probing, self._behind = False, True
+        self._saved = max(self._saved, _AT_START * self._known.get(0, 0.0))
         self._choice = None
 
     def length(self) -> int:
         """The most tokens that the next round should draft."""
-        if self._plain and self._waited < self._interval:
-            return 0
-        if 0 not in self._known or len(self._seconds[0]) < _PLAIN_ROUNDS:
+        if 0 not in self._known or len(self._seconds[0]) < _TO_KNOW:
             return 0
         if len(self._known) == 1:
-            return self.longest
+            return min(self.longest, _FIRST_DRAFT)
         if self._choice is None:
             self._choice = self.best()
-        self._plain = self._choice == 0
-        if self._plain and (self._probing or self._waited >= self._interval):
+            if not self._choice:
+                self._probe = self._fastest()
+                self._price = max(self.loss(self._probe), _CHEAPEST_PROBE * self._known[0])
+        if self._choice:
+            return self._choice
+        if self._probing or self._saved >= self._price:
             self._probing = True
-            return max(self._lengths[1:], key=self.speed)
-        return self._choice
+            return self._probe
+        return 0
 
     def best(self) -> int:
         """The number of drafted tokens with the most tokens for the time; 0 if no draft promises a gain."""
-        return max(self._lengths, key=lambda count: self.speed(count) / (_MARGIN if count else 1.0))
+        found = self._fastest()
+        return found if self.speed(found) > _MARGIN * self.speed(0) else 0
+
+    def _fastest(self) -> int:
+        """The number of drafted tokens above zero with the most tokens for the time."""
+        expected, empty = self._expected(self.longest), 1.0 - self._found
+        plain = empty * self._cost(0)
+        fastest, most = 0, 0.0
+        for count in self._lengths[1:]:
+            speed = (empty + self._found * expected[count]) / (plain + self._found * self._cost(count))
+            if speed > most:
+                fastest, most = count, speed
+        return fastest
 
     def speed(self, count: int) -> float:
-        """Tokens a second of rounds that draft ``count`` tokens, by the present estimates.
+        """Tokens a second of rounds that may draft ``count`` tokens, by the present estimates.
 
         Args:
             count: Drafted tokens, 0 to ``longest``.
         """
-        return self.tokens(count) / self.cost(count)
+        if not count:
+            return 1.0 / self._cost(0)
+        # a drafter that finds nothing, as prompt lookup often does, leaves a plain round
+        empty = 1.0 - self._found
+        return (empty + self._found * self.tokens(count)) / (empty * self._cost(0) + self._found * self._cost(count))
+
+    def loss(self, count: int) -> float:
+        """Seconds that a round which drafts ``count`` tokens takes beyond the plain rounds for its tokens.
+
+        Args:
+            count: Drafted tokens, 0 to ``longest``.
+        """
+        return self._cost(count) - self.tokens(count) * self._cost(0)
 
     def tokens(self, count: int) -> float:
         """Expected tokens of a round that drafts ``count`` tokens: the accepted ones and one of the target.
@@ -109,13 +148,22 @@ class DraftControl:
         Args:
             count: Drafted tokens.
         """
-        expected = chance = 1.0
+        return self._expected(count)[count]
+
+    def _expected(self, longest: int) -> list[float]:
+        expected, chance = [1.0], 1.0
         share = 0.5  # the first guess of the first place; that of each later one is what the place before has shown
-        for place in range(count):
-            share = (self._accepted[place] + _PRIOR * share) / (self._tried[place] + _PRIOR)
+        for place in range(longest):
+            guess = self._guess[place]
+            share = (self._accepted[place] + guess * share) / (self._tried[place] + guess)
             chance *= share
-            expected += chance
+            expected.append(expected[-1] + chance)
         return expected
+
+    def _cost(self, count: int) -> float:
+        if count not in self._costs:
+            self._costs[count] = self.cost(count)
+        return self._costs[count]
 
     def cost(self, count: int) -> float:
         """Seconds of a round that drafts ``count`` tokens: measured, or on the line between measured neighbours.
@@ -155,25 +203,28 @@ class DraftControl:
         if count in self._seen and not (count and self._behind):
             times = self._seconds.setdefault(count, deque(maxlen=_KEPT))
             times.append(seconds)
-            if count or self.rounds % _PLAIN_COSTS_EVERY == 0 or len(times) <= _PLAIN_ROUNDS:
+            # of two lengths the line through them gives the others, and one slow round must not rule out a length
+            known = len(times) >= _TO_KNOW or len(self._known) < 2
+            if known and (self.rounds % _COSTS_EVERY == 0 or len(times) <= _TO_KNOW):
                 self._known[count] = median(times)
+                self._costs.clear()
         self._seen.add(count)
         self._behind = count == 0
         if allowed == 0:
             self.plain_rounds += 1
-            self._waited += 1
+            self._saved = min(self._saved + _PROBE_SHARE * self._known.get(0, 0.0), _MOST_PROBES_SAVED * self._price)
             return
+        self._found = _DECAY * self._found + (1.0 - _DECAY) * (count > 0)
         decay = _DECAY_OF_PROBES if self._probing else _DECAY
         for row, taken in zip(drafted, accepted, strict=True):
             for place in range(min(row, taken + 1, self.longest)):
+                self._guess[place] = max(_LEAST_GUESS, self._guess[place] * decay)
                 self._tried[place] = self._tried[place] * decay + 1
                 self._accepted[place] = self._accepted[place] * decay + (place < taken)
         self._choice = None
         if self._probing and count and list(drafted) != list(accepted):  # a probe that is accepted whole goes on
             self._probing = False
-            self._plain = self.best() == 0
-            self._interval = min(2 * self._interval, _LAST_PROBE) if self._plain else _FIRST_PROBE
-            self._waited = 0
+            self._saved -= self._price
 
     def advise(self, name: str) -> None:
         """Warns, once, if nearly all rounds were better without a draft.

@@ -16,6 +16,9 @@ class Drafter(ABC):
     :meth:`draft`.
     """
 
+    def prepare(self, state: GenerationState) -> None:  # noqa: B027
+        """Called once, before the target reads the prompts; its time is part of that until the first token."""
+
     @abstractmethod
     def draft(self, state: GenerationState, limits: Sequence[int]) -> Draft:
         """Proposes up to ``limits[b]`` tokens that continue the text of row ``b``.

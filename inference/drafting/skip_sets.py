@@ -1,4 +1,4 @@
-"""Sets of skipped sub-layers: the file that the layer search writes, and an evenly spread default."""
+"""Sets of skipped sub-layers: the file that the layer search writes, and evenly spread sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from saccade.common.files import write_json
 from saccade.inference.huggingface.sublayer_skip import decoder_layers
 
 FORMAT = "saccade.skip_layers/1"
-AUTO_SHARE = 0.45  # SWIFT's ratio (arXiv 2410.06916); which sub-layers are skipped is our choice
+SPREAD_SHARES = (0.15, 0.3, 0.45, 0.6)
+"""Shares of the sub-layers that ``skip="auto"`` and a search try first; 0.45 is that of SWIFT (arXiv 2410.06916)."""
 
 
 def model_fingerprint(model: nn.Module) -> str:
@@ -157,16 +158,17 @@ def read_skip_file(path: str | Path, model: nn.Module) -> dict[str, list[int]]:
     return {"attention": list(content["attention"]), "mlp": list(content["mlp"])}
 
 
-def spread_skip_set(layers: int) -> dict[str, list[int]]:
-    """Skips 45 % of the sub-layers, evenly spread over all layers except the first and the last (ours).
+def spread_skip_set(layers: int, share: float) -> dict[str, list[int]]:
+    """Skips a share of the sub-layers, evenly spread over all layers except the first and the last (ours).
 
     Args:
         layers: Number of decoder layers.
+        share: Share of the sub-layers between the first and the last layer, 0 to 1.
 
     Returns:
         ``{"attention": [...], "mlp": [...]}``.
     """
     inner = [(kind, layer) for layer in range(1, layers - 1) for kind in ("attention", "mlp")]
-    count = round(AUTO_SHARE * len(inner))
+    count = round(share * len(inner))
     chosen = {inner[int((index + 0.5) * len(inner) / count)] for index in range(count)} if count else set()
     return {kind: sorted(layer for k, layer in chosen if k == kind) for kind in ("attention", "mlp")}

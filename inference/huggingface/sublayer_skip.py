@@ -74,6 +74,22 @@ class SublayerSkip:
 
     def __init__(self, model: nn.Module, attention: Collection[int], mlp: Collection[int]) -> None:
         self.layers = decoder_layers(model)
+        self._lock = ModelLock(model)
+        self._name = type(model).__name__
+        settings = text_config(model) if hasattr(model, "config") else None
+        self._shared = getattr(settings, "num_kv_shared_layers", None) or 0
+        self.fill(attention, mlp)
+
+    def fill(self, attention: Collection[int], mlp: Collection[int]) -> None:
+        """Sets the sub-layers. A skip may be made without any, handed to a session, and filled before its first use.
+
+        Args:
+            attention: Indices of the layers whose attention is skipped.
+            mlp: Indices of the layers whose MLP is skipped.
+
+        Raises:
+            ValueError: An index outside the model's layers.
+        """
         for name, indices in (("attention", attention), ("mlp", mlp)):
             wrong = sorted(index for index in set(indices) if not 0 <= index < len(self.layers))
             if wrong:
@@ -81,13 +97,11 @@ class SublayerSkip:
                     f"skip.{name} names layer {wrong[0]}, but the model's layers are 0 to {len(self.layers) - 1}: "
                     "search a skip set for this model."
                 )
-        shared = getattr(text_config(model), "num_kv_shared_layers", None) if hasattr(model, "config") else None
-        if shared and attention:
+        if self._shared and attention:
             raise ValueError(
-                f"skip.attention must be empty for {type(model).__name__}, whose last {shared} layers read keys and "
-                f"values of others, got {sorted(attention)}: give skip.mlp alone."
+                f"skip.attention must be empty for {self._name}, whose last {self._shared} layers read keys and values "
+                f"of others, got {sorted(attention)}: give skip.mlp alone."
             )
-        self._lock = ModelLock(model)
         self.attention, self.mlp = frozenset(attention), frozenset(mlp)
         self._forwards: list[tuple[nn.Module, Callable[..., Any]]] = []
         for index in sorted(self.attention | self.mlp):

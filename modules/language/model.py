@@ -8,7 +8,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from saccade.common.checks import check_share
+from saccade.common.checks import check_share, check_switch
+from saccade.inference.huggingface.models import kept_logits, takes_logits_to_keep
+from saccade.modules.kept_layers import keep_layers as leave_out_other_layers
 from saccade.modules.language.base import GenerativeModule
 from saccade.modules.language.construction import (
     check_fit,
@@ -21,6 +23,7 @@ from saccade.modules.language.sublayer_dropout import SublayerDropout
 from saccade.modules.lora import LoraSettings
 from saccade.modules.optimization import Schedule
 
+_IGNORED = -100  # label of tokens that are not predicted
 _RAMP = 0.5  # fraction of the run over which sub-layer dropout rises to its full rate
 
 
@@ -53,6 +56,10 @@ class LanguageModel(GenerativeModule):
             `saccade.inference.SelfSpeculative`.
         gradient_checkpointing: Recompute activations in the backward pass to save memory.
         seed: Seed of new weights and of sub-layer dropout. None takes `seed_everything`, or 0.
+        keep_layers: Layers of the model at `path` to keep, by number from 0, negative ones from the end; the others are
+            left out. `[0, -1]` makes a small model of the first and the last layer, which training turns into a draft
+            model. None keeps all.
+        freeze_embeddings: Do not train the token embedding and the output head.
 
     Raises:
         ValueError: A setting is out of range; the message names it.
@@ -75,6 +82,8 @@ class LanguageModel(GenerativeModule):
         sublayer_dropout: float = 0.0,
         gradient_checkpointing: bool = False,
         seed: int | None = None,
+        keep_layers: list[int] | None = None,
+        freeze_embeddings: bool = False,
     ) -> None:
         super().__init__(
             path,
@@ -90,7 +99,17 @@ class LanguageModel(GenerativeModule):
             seed,
         )
         check_share("sublayer_dropout", sublayer_dropout)
+        check_switch("freeze_embeddings", freeze_embeddings)
+        if keep_layers is not None and path is None:
+            raise ValueError(
+                "keep_layers must be left out without path, got a model that is trained from scratch: set"
+                " config.num_hidden_layers instead."
+            )
+        if keep_layers is not None and not keep_layers:
+            raise ValueError("keep_layers must name layers, got an empty list: name some, for example [0, -1].")
         self.sublayer_dropout = sublayer_dropout
+        self.keep_layers = keep_layers
+        self.freeze_embeddings = freeze_embeddings
         self._ramp_steps = 0.0
 
     def build(self, tokenizer: PreTrainedTokenizerBase | None = None, sequence_length: int | None = None) -> None:
@@ -107,6 +126,8 @@ class LanguageModel(GenerativeModule):
             return
         if self.path is not None:
             model = model_from_path(self.path)
+            if self.keep_layers is not None:
+                leave_out_other_layers(model, self.keep_layers)
             check_fit(model.config, tokenizer, sequence_length)
         else:
             config = complete_config(self.config or {}, tokenizer)
@@ -130,35 +151,46 @@ class LanguageModel(GenerativeModule):
 
     def _adopt(self, model: PreTrainedModel) -> None:
         super()._adopt(model)
+        if self.freeze_embeddings:
+            for part in (model.get_input_embeddings(), model.get_output_embeddings()):
+                part.requires_grad_(False)
         self._dropout = SublayerDropout(model, self.sublayer_dropout) if self.sublayer_dropout > 0 else None
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, logits_to_keep: int = 0) -> Tensor:
         """Compute the logits.
 
         Args:
             input_ids: LongTensor [B, L].
             attention_mask: 1 for tokens, 0 for padding, [B, L]; None if nothing is padded.
+            logits_to_keep: Number of last positions for which logits are computed; 0 means all.
 
         Returns:
-            Logits [B, L, vocabulary].
+            Logits [B, L or logits_to_keep, vocabulary].
         """
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return cast(Tensor, output.logits)
+        kept = {"logits_to_keep": logits_to_keep} if takes_logits_to_keep(self.model) else {}
+        output = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kept)
+        return kept_logits(cast(Tensor, output.logits), logits_to_keep, input_ids.shape[1])
 
     def token_losses(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Compute the loss of every predicted token.
 
         Args:
-            batch: `input_ids` LongTensor [B, L], and `attention_mask` [B, L] if something is padded.
+            batch: `input_ids` LongTensor [B, L]; `attention_mask` [B, L] if something is padded; and `labels` [B, L] if
+                only some tokens are predicted, -100 at the others.
 
         Returns:
-            Losses in nats [B, L - 1], and weights of the same shape: 0 if the token to be predicted is padding.
+            Losses in nats [B, P] of the last P tokens: all but the first, or with `labels` those from the earliest
+            predicted token of the batch on; and weights of the same shape: 0 for tokens that are not predicted.
         """
-        input_ids, mask = batch["input_ids"], batch.get("attention_mask")
-        logits = self(input_ids, mask)[:, :-1].float()
-        losses = cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none")
-        losses = losses.view(input_ids.shape[0], -1)
-        return losses, torch.ones_like(losses) if mask is None else mask[:, 1:].to(losses.dtype)
+        input_ids, mask, labels = batch["input_ids"], batch.get("attention_mask"), batch.get("labels")
+        kept = input_ids.shape[1] - 1
+        if labels is not None:  # the head is the widest layer, and prompts are often longer than answers
+            kept = min(kept, input_ids.shape[1] - int((labels != _IGNORED).any(0).int().argmax()))
+        logits = self(input_ids, mask, kept + 1)[:, :-1].float()
+        targets = input_ids[:, -kept:]
+        losses = cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+        weights = torch.ones_like(losses) if mask is None else mask[:, -kept:].to(losses.dtype)
+        return losses, weights if labels is None else weights * (labels[:, -kept:] != _IGNORED)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Return the mean loss per token of a batch (see `token_losses`)."""

@@ -6,7 +6,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -54,6 +54,9 @@ class Ranker(pl.LightningModule, ABC):
     Raises:
         ValueError: A setting is out of range; the message names it.
     """
+
+    best_metric: ClassVar[tuple[str, Literal["min", "max"]]] = ("val_ndcg_10", "max")
+    """The metric by which ``best.ckpt`` is chosen. A loss depends on the negatives, which validation does not have."""
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ COUNTS = {
     "decoding.coupling": "--count",
     "decoding.decode": "--runs",
     "decoding.layer_skip": "--trials",
+    "decoding.speculation": "--count",
     "t2dr.study": "--epochs",
     "text.preparation": "--sizes",
     "trait.study": "--workers",
@@ -71,6 +72,7 @@ def test_decoding_that_cannot_be_measured(given, wanted, monkeypatch, capsys):
 PLACES = {
     "decoding.decode": ["--model"],
     "decoding.layer_skip": ["--model"],
+    "decoding.speculation": ["--model", "--draft", "--skip", "--prompts"],
     "text.preparation": ["--texts", "--datasets", "--work"],
     "trait.study": ["--folder"],
     "video.acceptance": ["--target", "--draft"],

@@ -1,9 +1,7 @@
 """Predictions become one table, the same from one process and from two."""
 
 import csv
-import os
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
@@ -11,12 +9,13 @@ import torch
 from torch.utils.data import DataLoader
 
 from saccade.callbacks.prediction_table import PredictionTable
+from saccade.datamodules import TextCorpus
 from saccade.modules import LanguageModel
 from tests.callbacks.prediction_script import COUNT, KEYS, Data, Model, predict
 from tests.callbacks.tiny import Rows, rows
-from tests.support.processes import TIME_LIMIT
+from tests.support.processes import run_ranks
 
-ROOT = Path(__file__).parents[2]
+SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def files(folder: Path) -> list[str]:
@@ -34,14 +33,7 @@ def test_one_row_for_each_sample_in_the_order_of_the_data(tmp_path):
 
 
 def test_two_processes_write_what_one_writes(tmp_path):
-    environment = {key: value for key, value in os.environ.items() if key not in {"LOCAL_RANK", "WORLD_SIZE"}}
-    subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.prediction_script", str(tmp_path)],
-        cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=TIME_LIMIT,
-    )
+    run_ranks("tests.callbacks.prediction_script", tmp_path)
     assert {"done0", "done1"} < set(files(tmp_path))
     table = predict(tmp_path / "alone")
     assert (tmp_path / "dealt" / "predictions.csv").read_text() == table
@@ -67,8 +59,7 @@ def test_equal_keys_of_one_process_are_all_kept(tmp_path):
 
 
 def test_language_model_and_no_datamodule(tmp_path):
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
-    module = LanguageModel(config={"model_type": "llama", "vocab_size": 31, "num_key_value_heads": 1, **sizes}, seed=0)
+    module = LanguageModel(config={"model_type": "llama", "vocab_size": 31, "num_key_value_heads": 1, **SIZES}, seed=0)
 
     class Plain(Data):
         sample_ids = None
@@ -80,6 +71,23 @@ def test_language_model_and_no_datamodule(tmp_path):
     assert header == ["id", "loss", "perplexity"]
     assert [line[0] for line in lines] == ["0", "1", "2", "3", "4"], "nothing names the sequences, so they are counted"
     assert all(float(line[1]) > 0 for line in lines)
+
+
+def test_rows_of_a_text_corpus_name_the_file_and_the_place(tmp_path):
+    (tmp_path / "texts").mkdir()
+    for number in range(3):
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"{number} words, and again\n" * 30)
+    corpus = TextCorpus(
+        [str(tmp_path / "texts" / "*.txt")], vocab_size=270, sequence_length=16, batch_size=3,
+        validation_fraction=0.2, test_fraction=0.4, cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    module = LanguageModel(config={"model_type": "llama", "num_key_value_heads": 1, **SIZES}, seed=0)
+    header, *lines = csv.reader(predict(tmp_path / "run", module, corpus).splitlines())
+    assert header == ["id", "loss", "perplexity"]
+    wanted = [name for batch in corpus.predict_dataloader() for name in batch["ids"]]
+    assert [line[0] for line in lines] == wanted
+    assert len(wanted) > 3
+    assert all(re.fullmatch(r"\d\.txt token \d+", name) for name in wanted)
 
 
 class Named(Data):

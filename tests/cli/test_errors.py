@@ -38,6 +38,16 @@ MISTAKES = {
     "misspelt class": (["--model", "LanguageModl"], "there is no class LanguageModl: did you mean LanguageModel?"),
     "unknown option": (["--no_such_option=1"], "no_such_option"),
     "misspelt option": (["--modl.width=3"], "unrecognized arguments: --modl.width=3: did you mean --model?"),
+    "shortened option": (["--runs=abc"], "unrecognized arguments: --runs=abc: did you mean --runs_folder?"),
+    "shortened setting of the trainer": (
+        ["--trainer.max_ep=1"],
+        "--trainer.max_ep=1: did you mean --trainer.max_epochs?",
+    ),
+    "misspelt setting of the trainer": (["--trainer.max_epohcs=1"], "did you mean --trainer.max_epochs?"),
+    "a seed without its whole name": (
+        ["--seed=1"],
+        "unrecognized arguments: --seed=1: did you mean --seed_everything?",
+    ),
     "missing file": (["--config", "nowhere.yaml"], "nowhere.yaml"),
     "misspelt packaged file": (["--config", "lm/tniy.yaml"], "did you mean lm/tiny.yaml"),
     "impossible trainer": (["--trainer.max_epochs=-7"], "max_epochs"),

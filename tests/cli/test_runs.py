@@ -155,6 +155,14 @@ def test_a_continued_fit_that_saved_nothing_is_continued_from_the_same_checkpoin
     assert find_checkpoint(str(tmp_path), "x", "best") == older / "checkpoints" / "best.ckpt"
 
 
+def test_a_fit_without_a_best_checkpoint_says_why_there_is_none(tmp_path):
+    made(tmp_path / "x", "20260101-000000", "last")
+    with pytest.raises(
+        UsageError, match=r"^--ckpt_path best needs best\.ckpt of a fit, [^\n]+ use --ckpt_path last\.$"
+    ):
+        find_checkpoint(str(tmp_path), "x", "best")
+
+
 def test_last_resumes_and_best_validates(saccade):
     first = saccade("fit", "--config", "toy.yaml")
     resumed = saccade("fit", "--config", "toy.yaml", "--ckpt_path", "last", "--trainer.max_epochs=3")

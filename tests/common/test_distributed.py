@@ -7,7 +7,7 @@ import pytest
 
 from tests.callbacks.decoding.scenarios import SCENARIOS, evaluation, prompts_evaluation, write_prompt_files
 from tests.callbacks.tiny import TinyModule, loader, trainer
-from tests.support.processes import run_script
+from tests.support.processes import run_ranks
 
 COUNTS = (
     "requests",
@@ -29,7 +29,7 @@ COUNTS = (
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("ddp")
     write_prompt_files(folder)
-    run_script("tests.callbacks.decoding.ddp_script", folder)
+    run_ranks("tests.callbacks.decoding.ddp_script", folder)
     return json.loads((folder / "results.json").read_text())
 
 

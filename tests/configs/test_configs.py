@@ -46,7 +46,10 @@ def test_comment_says_what_it_is_for(name):
     assert CONFIGS[name].read_text(encoding="utf-8").startswith("# ")
 
 
-@pytest.mark.parametrize("name", of_kind("lm"))
+OWN_ANSWERS = {"lm/draft.yaml": 2, "lm/sublayer_dropout.yaml": 4}  # with the layers of what they make of the tiny model
+
+
+@pytest.mark.parametrize("name", [name for name in of_kind("lm") if name not in OWN_ANSWERS])
 def test_language_models_fit(name, inside):
     """The file as it is, but for sizes."""
     given = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8"))
@@ -58,6 +61,19 @@ def test_language_models_fit(name, inside):
     (inside / "small.yaml").write_text(yaml.safe_dump(small))
     assert main(["fit", "--config", name, "--config", "small.yaml", "--name", "small", *QUICK]) == 0
     assert (newest(inside, "small") / "model" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", OWN_ANSWERS)
+def test_a_trained_model_fits_its_own_answers(name, inside):
+    """The file as it is, but for sizes; the tiny model has no chat template."""
+    rows = [{"prompt": f"def f{number}(x):", "answer": "return x"} for number in range(6)]
+    (inside / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = ["--data.sequence_length=32", "--data.batch_size=2"]
+    short = ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"]
+    model = ["--model.path", "runs/demo-draft/latest/model"]
+    assert main(["fit", "--config", name, *model, *small, *short, "--name", "own", *QUICK]) == 0
+    config = json.loads((newest(inside, "own") / "model" / "config.json").read_text())
+    assert config["num_hidden_layers"] == OWN_ANSWERS[name]
 
 
 FEW_CLIPS = [
@@ -135,7 +151,10 @@ def test_rankers_pick_their_data(name, inside):
 
 @pytest.mark.parametrize("name", of_kind("search"))
 def test_searches_search(name, inside, capsys):
-    quick = ("--trials=3", "--finalists=1", "--prompts=1", "--prompt_length=8", "--max_new_tokens=4", "--device=cpu")
+    quick = (
+        "--trials=3", "--finalists=1", "--rounds=1", "--max_prompts=1", "--prompt_length=8", "--max_new_tokens=4",
+        "--device=cpu",
+    )  # fmt: skip
     arguments = ["search-layers", "--config", name, "--model", "runs/demo-draft/latest/model"]
     assert main([*arguments, "--output", "searched/skip_layers.json", *quick]) == 0, capsys.readouterr().err
     assert (inside / "searched" / "skip_layers.json").is_file()

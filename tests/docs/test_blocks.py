@@ -21,15 +21,19 @@ import yaml
 from jsonargparse import ArgumentParser
 from transformers import AutoModelForCausalLM
 
+from demo.__main__ import MODEL as DEMO_MODEL
 from saccade.cli.main import main
 from saccade.inference import Decoder
 from saccade.inference.drafting.skip_sets import write_skip_file
 from tests.docs.pages import PAGES, ROOT, Block, blocks, name_of
 from tests.support.trained import QUICK
 
-TINY_SEARCH = ("--trials=2", "--finalists=1", "--prompts=1", "--prompt_length=8", "--max_new_tokens=4", "--device=cpu")
+TINY_SEARCH = (
+    "--trials=2", "--finalists=1", "--rounds=1", "--max_prompts=1", "--prompt_length=8", "--max_new_tokens=4",
+    "--device=cpu",
+)  # fmt: skip
 TINY_CALLBACK = {
-    "LayerSkipSearch": ("trials=2", "finalists=1", "repeats=1", "max_prompts=1", "max_new_tokens=4"),
+    "LayerSkipSearch": ("trials=2", "finalists=1", "repeats=1", "rounds=1", "max_prompts=1", "max_new_tokens=4"),
     "decoder/": ("max_prompts=2", "prompt_length=8", "max_new_tokens=8"),
     "decoding/demo.yaml": ("max_prompts=2", "prompt_length=8", "max_new_tokens=8"),
     "trait/": ("budget=2", "candidates=10"),
@@ -38,6 +42,9 @@ TINY_CALLBACK = {
 TINY_PAIRS = [
     "--data.sources=[asyncio,email]", "--data.target=logging", "--data.max_pairs_per_package=32", "--data.chunk_size=8",
     "--data.passes=1",
+]  # fmt: skip
+TINY_DRAFT = [
+    "--data.sequence_length=64", "--data.batch_size=1", "--trainer.max_steps=2", "--trainer.val_check_interval=1",
 ]  # fmt: skip
 TINY_CLIPS = [
     "--data.generator=SyntheticSentiment", "--data.generator.clips=[40,16,16]", "--data.batch_size=16",
@@ -58,11 +65,14 @@ def reader(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request
     if asked is not None and asked.params["page"].name.startswith("own_"):
         return tmp_path
     model = (place / "runs" / "demo-draft" / "latest" / "model").resolve()
-    for name in ("path/to/model", "path/to/draft", "runs/demo/20260101-000000/model"):
+    runs = [f"runs/{name}/20260101-000000/model" for name in ("demo", "draft")]
+    for name in ("path/to/model", "path/to/draft", str(DEMO_MODEL), *runs):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).symlink_to(model)
-    (tmp_path / "runs" / "demo" / "latest").symlink_to("20260101-000000")
+    for run in runs:
+        (tmp_path / run).parents[1].joinpath("latest").symlink_to("20260101-000000")
     shutil.copytree(place / "runs" / "demo-draft", tmp_path / "runs" / "demo-draft", symlinks=True)
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
     network = AutoModelForCausalLM.from_pretrained(model)
     write_skip_file(tmp_path / "runs/demo/latest/skip_layers.json", network, attention=[1], mlp=[2])
     return tmp_path
@@ -82,6 +92,8 @@ def saccade(arguments: list[str], run: bool) -> int:
         return command(arguments)
     if kind == "compare":  # quick enough to run on every page
         return command([*arguments, "--max_prompts=1", "--max_new_tokens=4", "--repeats=1", "--device=cpu"])
+    if kind == "generate":  # greedily, the tiny model writes blanks
+        return command([*arguments, "--max_prompts=8", "--max_new_tokens=8", "--device=cpu", "--temperature=2"])
     if kind == "export":  # of the run that is there
         return command([word.replace("tiny", "demo-draft") for word in arguments])
     if not run or any("strategy/" in argument for argument in arguments):
@@ -95,6 +107,8 @@ def saccade(arguments: list[str], run: bool) -> int:
     text = " ".join(arguments)
     if "t2dr/" in text:
         tiny += TINY_CLIPS
+    if "lm/draft.yaml" in text:
+        tiny += TINY_DRAFT
     if "trait/" in text:
         tiny += TINY_PAIRS
     if "video/" in text:

@@ -98,7 +98,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_named_files_exist(page: Path) -> None:
     """Files in backquotes; ``x`` is the placeholder of a new method's name."""
-    folders = "benchmarks|callbacks|cli|common|configs|datamodules|docs|inference|modules|retrieval|tests"
+    folders = "benchmarks|callbacks|cli|common|configs|datamodules|demo|docs|inference|modules|retrieval|tests"
     for name in re.findall(rf"`((?:{folders})/[\w./-]*)`", prose(page)):
         assert Path(name).stem in ("x", "test_x") or (ROOT / name).exists(), f"{name_of(page)} names {name}"
     for name in re.findall(

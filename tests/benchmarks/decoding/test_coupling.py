@@ -1,39 +1,9 @@
-"""The benchmark of couplings: prompts from files, equal texts with shared noise, rows and their table."""
-
-import json
-
-import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+"""The benchmark of couplings: equal texts with shared noise, rows and their table."""
 
 from benchmarks import rows as benchmark_rows
 from benchmarks.decoding import coupling, tables
 from saccade.inference import Sampling
 from tests.support.models import copy_layers, tiny_model
-
-WORDS = ["user", "a", "b", "c", "?", "<unk>"]
-
-
-@pytest.fixture
-def tokenizer():
-    core = Tokenizer(models.WordLevel({word: place for place, word in enumerate(WORDS)}, unk_token="<unk>"))  # noqa: S106
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=core)
-
-
-def test_prompts_of_every_form(tmp_path, tokenizer) -> None:
-    file = tmp_path / "prompts.jsonl"
-    lines = [{"prompt": "a b"}, {"turns": ["b c", "a"]}, {"messages": [{"role": "user", "content": "a ?"}]}]
-    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert coupling.questions(str(file), tokenizer, 3, 9) == [[1, 2], [2, 3], [1, 4]]
-    assert coupling.questions(str(file), tokenizer, 2, 1) == [[2], [3]]
-    tokenizer.chat_template = "{% for message in messages %}user {{ message.content }}{% endfor %} ?"
-    assert coupling.questions(str(file), tokenizer, 1, 9) == [[0, 1, 2, 4]]
-    file.write_text('{"text": "a"}\n')
-    with pytest.raises(
-        SystemExit, match=r"--prompts must have prompt, turns or messages in every line, got \['text'\]"
-    ):
-        coupling.questions(str(file), tokenizer, 1, 9)
 
 
 def test_rows_and_table(tmp_path, monkeypatch) -> None:

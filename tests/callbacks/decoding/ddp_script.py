@@ -1,7 +1,4 @@
-"""Runs validations on two gloo processes, as Lightning starts them, and writes every rank-0 row and every share.
-
-Called by test_distributed.py as ``python ddp_script.py <folder>``; Lightning starts the second process itself.
-"""
+"""Run by test_distributed.py on two ranks: validations; writes every rank-0 row and every share."""
 
 import json
 import sys

@@ -1,8 +1,4 @@
-"""Runs missing-data evaluations on two gloo processes, as Lightning starts them, and writes the rows of both ranks.
-
-Called by test_evaluation.py as ``python -m tests.callbacks.missing_data.ddp_script <folder>``; Lightning starts
-the second process itself.
-"""
+"""Run by test_evaluation.py on two ranks: missing-data evaluations; writes the rows of both ranks."""
 
 import json
 import os

@@ -33,7 +33,7 @@ from saccade.datamodules.multimodal.missing.protocols import (
 )
 from tests.callbacks.tiny import trainer
 from tests.callbacks.tiny_multimodal import SHARES, TinyMultimodal, TinyProtocol, condition, loader, samples
-from tests.support.processes import run_script
+from tests.support.processes import run_ranks
 
 FILES = ["missing.json", "missing.md", "missing_patterns.png", "missing_rates.png", "missing_weights.png"]
 
@@ -415,7 +415,7 @@ def test_tables_and_notes(tmp_path) -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict:
     folder = tmp_path_factory.mktemp("ddp")
-    run_script("tests.callbacks.missing_data.ddp_script", folder)
+    run_ranks("tests.callbacks.missing_data.ddp_script", folder)
     return json.loads((folder / "results.json").read_text())
 
 

@@ -1,7 +1,4 @@
-"""Searches on two gloo processes, as Lightning starts them, and writes what each of them knew at the end.
-
-Called by test_ddp.py as ``python -m tests.callbacks.trait.ddp_script <folder>``; Lightning starts the second process.
-"""
+"""Run by test_ddp.py on two ranks: searches; writes what each of them knew at the end."""
 
 from __future__ import annotations
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tests.callbacks.trait.ddp_script import search
-from tests.support.processes import run_script
+from tests.support.processes import run_ranks
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trait-ddp")
-    run_script("tests.callbacks.trait.ddp_script", folder)
+    run_ranks("tests.callbacks.trait.ddp_script", folder)
     return folder
 
 

@@ -174,6 +174,7 @@ MISTAKES = {
     "a file as folder": (["good.ckpt", "--to", "toy.yaml"], "--to must be a folder, got the file toy.yaml"),
     "a folder in a file": (["good.ckpt", "--to", "toy.yaml/out"], "--to must be in a folder that can be written to"),
     "a misspelt option": (["good.ckpt", "--too", "x"], "--too"),
+    "an abbreviated option": (["good.ckpt", "--runs", "x"], "--runs x: did you mean --runs_folder?"),
 }
 
 

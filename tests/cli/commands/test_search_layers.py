@@ -8,8 +8,8 @@ from saccade.cli.main import main
 
 MODEL = "runs/demo-draft/latest/model"
 QUICK = (
-    "--trials=4", "--finalists=2", "--repeats=1", "--prompts=2", "--prompt_length=16", "--max_new_tokens=8",
-    "--device=cpu",
+    "--trials=4", "--finalists=2", "--repeats=1", "--rounds=1", "--max_prompts=2", "--prompt_length=16",
+    "--max_new_tokens=8", "--device=cpu",
 )  # fmt: skip
 
 
@@ -34,6 +34,8 @@ def test_mistakes_are_one_line(inside, capsys):
         ([], "model"),
         (["--model", MODEL, "--trails=3"], "--trails=3: did you mean --trials?"),
         (["--model", MODEL, *QUICK, "--trials=0"], "trials must be at least 1"),
+        (["--model", MODEL, "--trial=3"], "--trial=3: did you mean --trials?"),  # no abbreviations
+        (["--model", MODEL, "--prompts", "4"], "prompts must be files of prompts, got 4: write max_prompts=4"),
     ):
         assert main(["search-layers", *arguments]) == 2
         err = capsys.readouterr().err

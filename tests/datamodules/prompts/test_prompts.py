@@ -45,8 +45,18 @@ def test_the_chat_template_of_the_tokenizer(tmp_path, model):
     assert "labels" not in first
 
 
+def test_an_answer_that_spells_a_special_token_is_text(tmp_path, model):
+    data = ready(model, tmp_path, {"prompt": "hello", "answer": "a <|end|> b"}, {"prompt": "hello", "answer": "fox"})
+    spelled, plain = (batch["input_ids"][0, int(batch["prompt_length"]) :] for batch in data.val_dataloader())
+    end = data.tokenizer.convert_tokens_to_ids("<|end|>")
+    assert end not in spelled.tolist()
+    assert data.tokenizer.decode(spelled) == "a <|end|> b"
+    assert data.tokenizer.decode(plain) == "fox"
+    assert end in data.encode(0)[0], "that of the template is one"
+
+
 def test_templates_and_system_prompts(tmp_path, model):
-    (tmp_path / "t.jinja").write_text("{{ messages[-1]['content'] }}!")
+    (tmp_path / "t.jinja").write_bytes(b"\xef\xbb\xbf{{ messages[-1]['content'] }}!")  # with a byte order mark
     system = {"messages": [{"role": "system", "content": "own"}, {"role": "user", "content": "fox"}]}
     for settings, first, second in (
         ({"template": str(tmp_path / "t.jinja")}, "hello!", "fox!"),

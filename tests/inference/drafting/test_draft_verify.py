@@ -204,7 +204,7 @@ def test_18_a_skip_file_is_read_for_its_model_only(tmp_path: Any) -> None:
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 8, 40])
 def test_18_the_even_spread_works_for_any_depth(layers: int) -> None:
-    spread = spread_skip_set(layers)
+    spread = spread_skip_set(layers, 0.45)
     assert len(spread["attention"]) + len(spread["mlp"]) == round(0.45 * 2 * max(layers - 2, 0))
     for kind in spread.values():
         assert kind == sorted(set(kind))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from saccade.cli.commands.compare import _model_type
+from saccade.cli.commands.model_arguments import config_of_model
 from saccade.cli.errors import UsageError
 from saccade.inference import AssistedDecoding
 from saccade.inference.huggingface.loading import load_model
@@ -73,7 +73,7 @@ def test_files_that_are_broken_or_not_there(mixture: Path) -> None:
     refused(mixture / "elsewhere", "elsewhere")
 
 
-def test_compare_says_the_same_of_its_model(mixture: Path) -> None:
+def test_commands_say_the_same_of_their_model(mixture: Path) -> None:
     settings_of(mixture, model_type="mixtral9")
     with pytest.raises(UsageError, match=r"^MODEL must be .*its model type mixtral9 is unknown"):
-        _model_type(str(mixture))
+        config_of_model(str(mixture))

@@ -1,4 +1,4 @@
-"""Run by test_ddp.py in two processes: train, validate, test, predict and export under DDP on the CPU."""
+"""Run by test_ddp.py on two ranks: train, validate, test, predict and export under DDP on the CPU."""
 
 import json
 import sys

@@ -1,9 +1,6 @@
 """Two processes: slot accuracy and losses as on one, every clip described once."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +8,7 @@ import pytest
 from tests.modules.language import ddp_vision_script
 from tests.modules.language.tiny import trainer
 from tests.modules.language.tiny_video import CONFIGS, TinyVideo, video_model
-from tests.support.processes import TIME_LIMIT
-
-ROOT = Path(__file__).parents[3]
+from tests.support.processes import run_ranks
 
 
 def test_two_processes_agree_with_one(tmp_path: Path) -> None:
@@ -22,13 +17,7 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
         trainer(tmp_path, max_epochs=4, limit_val_batches=0).fit(module, TinyVideo(family))
         module.save_pretrained(tmp_path / family)
     ddp_vision_script.run(tmp_path, devices=1)
-    subprocess.run(
-        [sys.executable, "-m", "tests.modules.language.ddp_vision_script", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=TIME_LIMIT,
-    )
+    run_ranks("tests.modules.language.ddp_vision_script", tmp_path)
     one, first, second = (json.loads((tmp_path / f"results{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
     for family in CONFIGS:
         whole, *parts = (result[family].pop("told") for result in (one, first, second))

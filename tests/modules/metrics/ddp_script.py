@@ -1,6 +1,7 @@
-"""Run by test_collection.py: every metric in two processes that have different shares of the data."""
+"""Run by test_collection.py: every metric on two ranks that have different shares of the data."""
 
 import json
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -35,7 +36,7 @@ def values(share: slice) -> dict[str, float]:
 
 
 def main(rank: int, folder: str) -> None:
-    """One process."""
+    """One rank."""
     dist.init_process_group(
         "gloo", f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=TIME_LIMIT)
     )
@@ -47,4 +48,4 @@ def main(rank: int, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(main, (sys.argv[1],), nprocs=2)
+    main(int(os.environ["LOCAL_RANK"]), sys.argv[1])

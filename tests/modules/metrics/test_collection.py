@@ -1,10 +1,6 @@
 """The metrics of a task: names, values, and sums over two processes."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,9 +9,7 @@ from sklearn.metrics import accuracy_score, f1_score
 
 from saccade.modules.metrics import metrics_for
 from tests.modules.metrics import ddp_script
-from tests.support.processes import TIME_LIMIT
-
-ROOT = Path(__file__).parents[3]
+from tests.support.processes import run_ranks
 
 
 def test_names():
@@ -66,13 +60,7 @@ def test_impossible_settings(arguments, word):
 
 def test_two_processes_agree_with_one(tmp_path):
     """Shares of 7 and 93 samples, and each rank without any."""
-    subprocess.run(
-        [sys.executable, "-m", "tests.modules.metrics.ddp_script", str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=TIME_LIMIT,
-    )
+    run_ranks("tests.modules.metrics.ddp_script", tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert set(first) == {str(share) for share in ddp_script.SHARES}

@@ -1,8 +1,6 @@
 """T2DR: every switch trains, nothing leaks, checkpoints and text encoders work."""
 
 import dataclasses
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,7 @@ from saccade.modules import (
 from saccade.modules.multimodal.base import DataFacts
 from saccade.modules.multimodal.layers.text_encoder import TextEncoderSettings
 from tests.modules.multimodal.tiny import built, first_batch, longer, shuffled, steps, tiny_data, with_missing
-from tests.support.processes import TIME_LIMIT, environment
+from tests.support.processes import run_ranks
 
 SMALL = {"width": 8, "heads": 2}
 ARMS = {
@@ -250,9 +248,6 @@ def test_facts_are_those_of_the_data(data):
 
 
 def test_two_processes_train_and_agree(tmp_path):
-    script = Path(__file__).with_name("ddp_script.py")
-    command = [sys.executable, str(script), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=TIME_LIMIT, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("tests.modules.multimodal.ddp_script", tmp_path)
     one, two = (float((tmp_path / f"mae{count}").read_text()) for count in (1, 2))
     assert two == pytest.approx(one, abs=1e-5)

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from saccade.modules.lora import LoraSettings
 from saccade.modules.retrieval.cross_features import NAMES, CrossFeatures, FeatureScorer
 from saccade.modules.retrieval.reranker import Reranker
+from tests.modules.retrieval.hugging_face_models import bert, t5
 
 TEXTS = [
     f"{a} {b} in the {c} town" for a in ("red", "green", "blue") for b in ("houses", "boats") for c in ("old", "new")
@@ -124,44 +124,10 @@ def test_wrong_settings_are_refused_in_one_line(settings, message):
     assert "\n" not in str(caught.value)
 
 
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "true", "false", "Query", "Document", "Relevant", ":"]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    words = WORDS + sorted({word for text in TEXTS for word in text.split()})
-    (tmp_path / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), do_lower_case=False).save_pretrained(tmp_path)
-    return tmp_path, len(words)
-
-
-def bert(folder):
-    path, size = folder
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
-    BertModel(config).save_pretrained(path)
-    return str(path)
-
-
-def t5(folder):
-    from transformers import T5Config, T5ForConditionalGeneration
-
-    path, size = folder
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=size, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0,
-        pad_token_id=0, eos_token_id=3,
-    )  # fmt: skip
-    T5ForConditionalGeneration(config).save_pretrained(path)
-    return str(path)
-
-
 @pytest.mark.parametrize(("style", "make"), [("logit", bert), ("seq2seq", t5)])
-def test_hugging_face_styles_learn_and_do_not_see_the_padding(folder, style, make):
+def test_hugging_face_styles_learn_and_do_not_see_the_padding(tmp_path, style, make):
     torch.manual_seed(0)
-    module = Reranker(make(folder), style, max_length=24, learning_rate=1e-2)
+    module = Reranker(make(tmp_path / "base", TEXTS), style, max_length=24, learning_rate=1e-2)
     texts = [TEXTS[0], " ".join(TEXTS[:3])]
     assert module.score("red houses", texts)[0] == pytest.approx(module.score("red houses", texts[:1])[0], abs=1e-5)
     optimizer = module.configure_optimizers()
@@ -175,8 +141,8 @@ def test_hugging_face_styles_learn_and_do_not_see_the_padding(folder, style, mak
     assert good > bad
 
 
-def test_a_long_document_is_cut_and_the_question_stays(folder):
-    module = Reranker(t5(folder), "seq2seq", max_length=16)
+def test_a_long_document_is_cut_and_the_question_stays(tmp_path):
+    module = Reranker(t5(tmp_path / "base", TEXTS), "seq2seq", max_length=16)
     prompt = module.scorer._prompt("red houses", " ".join(TEXTS))
     assert prompt.startswith("Query: red houses Document: red")
     assert prompt.endswith("Relevant:")
@@ -184,9 +150,9 @@ def test_a_long_document_is_cut_and_the_question_stays(folder):
 
 
 @pytest.mark.parametrize(("style", "make"), [("logit", bert), ("seq2seq", t5)])
-def test_lora_trains_adapters_and_a_new_head_only(folder, style, make):
+def test_lora_trains_adapters_and_a_new_head_only(tmp_path, style, make):
     names = ["query"] if style == "logit" else ["q"]
-    module = Reranker(make(folder), style, lora=LoraSettings(rank=2, target_modules=names))
+    module = Reranker(make(tmp_path / "base", TEXTS), style, lora=LoraSettings(rank=2, target_modules=names))
     module.loss(batch()).backward()
     learned = [name for name, weight in module.named_parameters() if weight.grad is not None]
     assert any("lora_" in name for name in learned)

@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    BertConfig,
-    BertModel,
-    BertTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-)
+from transformers import AutoModelForSeq2SeqLM, AutoModelForSequenceClassification
 
 from saccade.modules.lora import LoraSettings
 from saccade.modules.retrieval.reranker import Reranker
+from tests.modules.retrieval.hugging_face_models import bert, t5
 
 TEXTS = ["red houses in the old town", "green boats in the new town", "blue boats", "houses"]
-WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "true", "false", "Query", "Document", "Relevant", ":"]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    place = tmp_path / "base"
-    place.mkdir()
-    words = WORDS + sorted({word for text in TEXTS for word in text.split()})
-    (place / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab=str(place / "vocab.txt"), do_lower_case=False).save_pretrained(place)
-    return place, len(words)
 
 
 def changed(module):
@@ -54,13 +37,8 @@ def test_features(tmp_path):
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=2, target_modules=["query"])], ids=["whole", "lora"])
-def test_logit(folder, tmp_path, lora):
-    path, size = folder
-    config = BertConfig(
-        vocab_size=size, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
-    )
-    BertModel(config).save_pretrained(path)
-    module = changed(Reranker(str(path), max_length=16, lora=lora))
+def test_logit(tmp_path, lora):
+    module = changed(Reranker(bert(tmp_path / "base", TEXTS), max_length=16, lora=lora))
     module.save_pretrained(tmp_path / "out")
     again = Reranker.from_pretrained(tmp_path / "out")
     assert (again.style, again.max_length) == ("logit", 16)
@@ -72,15 +50,9 @@ def test_logit(folder, tmp_path, lora):
 
 @pytest.mark.parametrize("scaled", [True, False], ids=["T5", "T5 1.1"])
 @pytest.mark.parametrize("names", [None, ["lm_head", "q"]], ids=["whole", "lora on the head"])
-def test_seq2seq(folder, tmp_path, scaled, names):
+def test_seq2seq(tmp_path, scaled, names):
     """T5 shares its embeddings and scales the outputs; T5 1.1 and Flan-T5 have a head of their own and do not scale."""
-    path, size = folder
-    torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=size, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, decoder_start_token_id=0,
-        pad_token_id=0, eos_token_id=3,
-    )  # fmt: skip
-    T5ForConditionalGeneration(config).save_pretrained(path)
+    path = Path(t5(tmp_path / "base", TEXTS))
     if not scaled:
         settings = json.loads((path / "config.json").read_text())
         settings |= {"tie_word_embeddings": False, "scale_decoder_outputs": False}
