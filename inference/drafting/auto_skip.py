@@ -6,7 +6,6 @@ import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +16,7 @@ from saccade.inference.drafting.skip_scores import DraftRounds, ForwardCosts, Sk
 from saccade.inference.drafting.skip_sets import SPREAD_SHARES, spread_skip_set
 from saccade.inference.huggingface.model_lock import ModelLock, evaluation_mode
 from saccade.inference.huggingface.models import base_model, device_of
-from saccade.inference.huggingface.sublayer_skip import SublayerSkip, decoder_layers
+from saccade.inference.huggingface.sublayer_skip import SublayerSkip, decoder_layers, sublayers
 from saccade.inference.huggingface.vision import kept_position_counter, visual_token_ids
 
 LEAST_PLACES, MOST_PLACES = 32, 128
@@ -132,10 +131,11 @@ def counted_costs(model: nn.Module, draft_length: int) -> ForwardCosts:
         model: The model.
         draft_length: Largest number of draft tokens in a round.
     """
-    layers: list[Any] = list(decoder_layers(model))
+    layers = decoder_layers(model)
     head = base_model(model).get_output_embeddings()
-    attention = sum(_bytes(layer.self_attn) + _bytes(layer.input_layernorm) for layer in layers) / len(layers)
-    mlp = sum(_bytes(layer.mlp) + _bytes(layer.post_attention_layernorm) for layer in layers) / len(layers)
+    attention, mlp = (sum(_bytes(sublayers(layer)[kind]) for layer in layers) / len(layers) for kind in (0, 1))
+    norms = sum(_bytes(layer) for layer in layers) / len(layers) - attention - mlp
+    attention, mlp = attention + norms / 2, mlp + norms / 2
     rest = 0 if head is None else _bytes(head)
     full = rest + len(layers) * (attention + mlp)
     return ForwardCosts(attention, mlp, rest, len(layers), draft_length + 1, _WIDE * full)
