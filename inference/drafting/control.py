@@ -29,6 +29,8 @@ _PROBE_SHARE = 0.005
 """Share of the time of plain rounds that probes may lose; it is saved up, from call to call."""
 _AT_START = 0.7
 """What the probes of a new text may lose at once, in plain rounds: it need not be like the text before."""
+_LEAST_LEFT = 16.0
+"""Tokens that a text is taken to have left at least."""
 _MOST_PROBES_SAVED = 3.0
 """Probes for which is saved up at most: more in a row say no more about a text."""
 _CHEAPEST_PROBE = 0.08
@@ -52,7 +54,8 @@ class DraftControl:
     is tried again as soon as half a percent of the time of the plain rounds has made up for what the trial is expected
     to lose, so that text that becomes easy is noticed: after some twenty rounds where a draft costs next to nothing,
     after two hundred where it costs as much as a token. A new text may try as much at once as 0.7 plain rounds make up
-    for. The costs stay with the decoder for its next call; what was accepted counts there as a guess.
+    for. What the first draft of a text costs beyond later ones (a draft model reads the prompt) has to pay in a text as
+    long as the last ones. The costs stay with the decoder for its next call; what was accepted counts there as a guess.
 
     Args:
         longest: The most tokens that a draft may have, at least 1.
@@ -70,6 +73,9 @@ class DraftControl:
         self._costs: dict[int, float] = {}
         self._seen: set[int] = set()
         self._behind, self._advised = True, False
+        self._begun = False
+        self._entries: dict[bool, deque[float]] = {False: deque(maxlen=_KEPT), True: deque(maxlen=_KEPT)}
+        self._text, self._usual_text = 0.0, 0.0
         self._accepted = [0.0] * longest
         self._tried = [0.0] * longest
         self._guess = [_PRIOR] * longest
@@ -86,6 +92,8 @@ class DraftControl:
                 self._tried[place], self._accepted[place] = _PRIOR, self._accepted[place] * _PRIOR / tried
         self._probing, self._behind = False, True
         self._saved = max(self._saved, _AT_START * self._known.get(0, 0.0))
+        self._usual_text = 0.5 * (self._usual_text + self._text) if self._usual_text else self._text
+        self._text, self._begun = 0.0, False
         self._choice = None
 
     def length(self) -> int:
@@ -96,9 +104,11 @@ class DraftControl:
             return min(self.longest, _FIRST_DRAFT)
         if self._choice is None:
             self._choice = self.best()
+            if self._choice and self._behind and not self._pays_entry(self._choice):
+                self._choice = 0
             if not self._choice:
                 self._probe = self._fastest()
-                self._price = max(self.loss(self._probe), _CHEAPEST_PROBE * self._known[0])
+                self._price = max(self.loss(self._probe), _CHEAPEST_PROBE * self._known[0]) + self.entry()
         if self._choice:
             return self._choice
         if self._probing or self._saved >= self._price:
@@ -141,6 +151,16 @@ class DraftControl:
             count: Drafted tokens, 0 to ``longest``.
         """
         return self._cost(count) - self.tokens(count) * self._cost(0)
+
+    def entry(self) -> float:
+        """Seconds that a first draft takes beyond later ones: a draft model reads the text, or what it has missed."""
+        times = self._entries[self._begun]
+        return max(0.0, median(times)) if times else 0.0
+
+    def _pays_entry(self, count: int) -> bool:
+        """Whether the rest of a text as long as the last ones makes up for the first draft."""
+        left = max(self._usual_text - self._text, _LEAST_LEFT)
+        return left * (1.0 / self.speed(0) - 1.0 / self.speed(count)) > self.entry()
 
     def tokens(self, count: int) -> float:
         """Expected tokens of a round that drafts ``count`` tokens: the accepted ones and one of the target.
@@ -199,6 +219,7 @@ class DraftControl:
         """
         self.rounds += 1
         count = min(max(drafted, default=0), self.longest)
+        self._text += 1.0 + sum(accepted) / max(1, len(accepted))
         # the first round of a length captures graphs, and the first draft after plain rounds reads what it has missed
         if count in self._seen and not (count and self._behind):
             times = self._seconds.setdefault(count, deque(maxlen=_KEPT))
@@ -208,8 +229,12 @@ class DraftControl:
             if known and (self.rounds % _COSTS_EVERY == 0 or len(times) <= _TO_KNOW):
                 self._known[count] = median(times)
                 self._costs.clear()
+        if count and self._behind:
+            if count in self._known:
+                self._entries[self._begun].append(seconds - self._known[count])
+            self._begun = True
         self._seen.add(count)
-        self._behind = count == 0
+        self._behind = allowed == 0
         if allowed == 0:
             self.plain_rounds += 1
             self._saved = min(self._saved + _PROBE_SHARE * self._known.get(0, 0.0), _MOST_PROBES_SAVED * self._price)

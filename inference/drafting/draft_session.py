@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 from saccade.common.timing import clock
@@ -15,6 +16,7 @@ from saccade.inference.engine.session import Session
 from saccade.inference.huggingface.models import text_config
 from saccade.inference.reduction.draft_prompt import PrunedVideo
 from saccade.inference.state import GenerationState
+from saccade.inference.trees import MAX_NODES
 
 
 class DraftSession:
@@ -79,12 +81,26 @@ class DraftSession:
             known_tokens(self.model, text[length + pruned :])
             for text, length, pruned in zip(state.texts, session.lengths, self._pruned, strict=True)
         ]
-        longest = max(len(tokens) for tokens in pending)
+        return self.fitted(self._read(pending), state)
+
+    def _read(self, pending: Sequence[Sequence[int]]) -> Tensor:
+        """Reads further tokens of every row, and returns the logits after the last one of each."""
+        session, longest = self.session, max(len(tokens) for tokens in pending)
         padded = to_device([[*tokens, *[0] * (longest - len(tokens))] for tokens in pending], session.device)
-        logits = session.forward(padded)
-        session.commit([range(len(tokens)) for tokens in pending])
-        last = to_device([len(tokens) - 1 for tokens in pending], session.device)
-        return self.fitted(logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))[:, 0], state)
+        found: Tensor | None = None
+        # after many rounds without a draft there is more than fits in a step
+        for begin in range(0, longest, MAX_NODES):
+            part = padded[:, begin : begin + MAX_NODES]
+            logits = session.forward(part)
+            counts = [min(max(len(tokens) - begin, 0), part.shape[1]) for tokens in pending]
+            session.commit([range(count) for count in counts])
+            last = to_device([max(count - 1, 0) for count in counts], session.device)
+            here = logits.gather(1, last[:, None, None].expand(-1, 1, logits.shape[-1]))[:, 0]
+            if found is not None:
+                here = torch.where(to_device([[count > 0] for count in counts], session.device) > 0, here, found)
+            found = here
+        assert found is not None  # noqa: S101 -- every row has at least one token
+        return found
 
     def fitted(self, logits: Tensor, state: GenerationState) -> Tensor:
         """The draft model's logits in the width of the target's vocabulary."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from saccade.inference import AssistedDecoding, Autoregressive
+from saccade.inference.drafting.control import DraftControl
 from tests.support.models import copy_layers, prompts, tiny_model
 
 
@@ -48,3 +49,24 @@ def test_the_drafts_cache_is_counted() -> None:
     both = decoder.generate(model, **batch, max_new_tokens=10).stats.kv_cache_bytes
     slots = 6 + 10
     assert both == (3 + 1) * (alone // 3 // slots) * (slots + 4)
+
+
+@pytest.mark.draft_control
+@pytest.mark.parametrize("engine", ["eager", "graph"])
+def test_a_draft_after_many_plain_rounds_reads_them_in_pieces(engine, monkeypatch) -> None:
+    """A step has room for 64 tokens, and two rows need not have missed the same number."""
+
+    class Late(DraftControl):
+        def length(self) -> int:
+            return 3 if self.rounds == 1 or self.rounds >= 150 else 0
+
+    monkeypatch.setattr("saccade.inference.decoder.DraftControl", Late)
+    model = tiny_model()
+    draft = copy_layers(model, 3)  # the target itself: every draft is right if its cache is
+    decoder = AssistedDecoding(draft, draft_length=3, confidence_threshold=0.0, control="auto", engine=engine)
+    decoder.pool.uncaptured = True
+    batch = prompts(model, [6, 3])
+    out = decoder.generate(model, **batch, max_new_tokens=180, eos_token_id=())
+    assert out.tokens == Autoregressive().generate(model, **batch, max_new_tokens=180, eos_token_id=()).tokens
+    assert out.stats.drafted > 40
+    assert out.stats.draft_acceptance_rate == 1.0
