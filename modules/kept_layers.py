@@ -44,7 +44,7 @@ def keep_layers(model: PreTrainedModel, keep: Sequence[int]) -> None:
     for new, old in enumerate(kept):
         for part in layers[old].modules():
             if hasattr(part, "layer_idx"):  # where a layer finds its keys and values in the cache
-                part.layer_idx = new
+                setattr(part, "layer_idx", new)  # noqa: B010 -- modules declare no such attribute
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, nn.ModuleList(layers[old] for old in kept))
     for setting, value in vars(config).items():

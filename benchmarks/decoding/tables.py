@@ -259,7 +259,31 @@ def classes() -> str:
     return "\n".join(lines)
 
 
+def layer_skip_chat() -> str:
+    """Self-speculation on pretrained chat models, from :mod:`benchmarks.decoding.layer_skip` with ``--chat``."""
+    rows = [row for row in read("layer_skip_chat") if row["metric"] == "speedup"]
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.decoding.layer_skip --chat`."
+    lines = [
+        "| model | draft | speed-up (median, spread) | the search said | E/(Kc+v) | E | K | c | v | distinct 4-grams |",
+        "| --- |" + " --- |" * 9,
+    ]
+    for row in rows:
+        label = row["case"].split(", ", 1)[1].split(", batch")[0]
+        numbers = " | ".join(f"{row[key]:.2f}" if key in row else "" for key in ("predicted", *"EKcv"))
+        said = f"{row['search_speedup']:.2f}" if "over_search" in row else ""
+        lines.append(f"| {label} | {row['method']} | {spread(row)} | {said} | {numbers} | {row['distinct_4']:.2f} |")
+    first = rows[0]
+    lines += [
+        "",
+        f"bfloat16, greedy, EOS honoured, {first['case'].split('batch 1, ')[1]}; {first['device']}, torch"
+        f" {first['versions']['torch']}; commit {commits_of(rows)}; {runs_of(first)}.",
+    ]
+    return "\n".join(lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "layer_skip_chat": layer_skip_chat,
     "decode_gpu": decode_gpu,
     "layer_skip": layer_skip,
     "architectures": architectures,

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import GenerationConfig
 
 import saccade.inference
@@ -106,11 +105,10 @@ def generate(
     accelerator, gpu, weights = hardware(device, dtype, config)
     data = Prompts(None if prompts is None else list(prompts), model, template, max_prompts=max_prompts)
     data.setup()
+    network: Any = model_from_path(model)
     answering = _Answering(
         data,
-        model_from_path(model)
-        .to(accelerator if gpu is None else f"{accelerator}:{gpu}", getattr(torch, weights))
-        .eval(),
+        network.to(accelerator if gpu is None else f"{accelerator}:{gpu}", getattr(torch, weights)).eval(),
         kind(**chosen["init_args"]),
         max_new_tokens,
         Sampling(temperature, top_k, top_p, seed) if temperature else None,
@@ -130,7 +128,7 @@ class _Answering:
     """The answers to all conversations, turn by turn, those of one turn in batches of similar length."""
 
     def __init__(
-        self, data: Prompts, model: nn.Module, decoder: Decoder, max_new_tokens: int, sampling: Sampling | None
+        self, data: Prompts, model: Any, decoder: Decoder, max_new_tokens: int, sampling: Sampling | None
     ) -> None:
         self.data, self.model, self.decoder, self.sampling = data, model, decoder, sampling
         self.max_new_tokens = max_new_tokens
