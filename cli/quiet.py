@@ -69,8 +69,21 @@ def _names_used_weights(record: logging.LogRecord) -> bool:
     )
 
 
+_format = warnings.formatwarning
+
+
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Our own warnings in one line, as all that the commands say; of others also the place in the code."""
+    if str(message).startswith("saccade: "):
+        return f"{message}\n"
+    return _format(message, category, filename, lineno, line)
+
+
 def quieten() -> None:
     """Leave out the messages for the rest of the process; calling this again has no effect."""
+    warnings.formatwarning = _format_warning
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     for name in _LOGGERS:

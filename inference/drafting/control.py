@@ -39,6 +39,11 @@ _COSTS_EVERY = 8
 """Rounds after which the cost of their length is computed again."""
 _ADVISED_AFTER, _ADVISED_SHARE = 100, 0.8
 """Rounds after which, and share of rounds without a draft from which on, a user is told that drafts do not pay."""
+_ADVICE = {
+    "PromptLookup": "use it for answers that repeat parts of their prompt",
+    "SelfSpeculative": "search its sub-layers with `saccade search-layers`, or train with sub-layer dropout",
+}
+_ADVICE_OF_OTHERS = "give a draft model that is nearer to the model, or smaller"
 _MARGIN = 1.03
 """Drafting must promise this factor over plain rounds: below it, its gain is within the error of the estimates."""
 
@@ -262,8 +267,7 @@ class DraftControl:
         self._advised = True
         warnings.warn(
             f"saccade: drafts of {name} do not pay on this model and text, so {self.plain_rounds} of {self.rounds}"
-            " rounds had none: give a draft model that is nearer or smaller, search sub-layers with `saccade"
-            " search-layers`, or use another decoder.",
+            f" rounds had none: {_ADVICE.get(name, _ADVICE_OF_OTHERS)}, or use another decoder.",
             stacklevel=2,
         )
 

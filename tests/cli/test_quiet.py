@@ -130,3 +130,16 @@ def test_the_end_of_a_fit_is_told_as_ours_and_other_messages_as_they_are(quiet):
     ):
         record = logger.makeRecord(logger.name, logging.INFO, __file__, 1, text, None, None)
         assert (record.getMessage() if logger.filter(record) else None) == expected
+
+
+def test_own_warnings_are_one_line():
+    """A user reads the sentence, and not the place in the package at which it is written."""
+    code = (
+        "import warnings; from saccade.cli.quiet import quieten; quieten(); warnings.warn('saccade: drafts do not pay')"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", f"{code}; warnings.warn('of a library')"],
+        capture_output=True, text=True, env=environment(), timeout=TIME_LIMIT,
+    ).stderr  # fmt: skip
+    assert told.splitlines()[0] == "saccade: drafts do not pay"
+    assert "UserWarning: of a library" in told

@@ -44,7 +44,7 @@ def test_the_clock_decides_and_a_user_is_told():
     for _ in range(200):  # a wide step that costs far more than a token
         allowed = control.length()
         control.observe([allowed], [0], allowed, 1.0 + 3.0 * allowed)
-    with pytest.warns(UserWarning, match="drafts of PromptLookup do not pay .*saccade search-layers"):
+    with pytest.warns(UserWarning, match="drafts of PromptLookup do not pay .*answers that repeat"):
         control.advise("PromptLookup")
     out = decoder.generate(model, text, max_new_tokens=30, eos_token_id=())
     assert out.stats.drafted < 30 * 4, "what the decoder has measured counts in its next call"
