@@ -30,7 +30,7 @@ def real_model(model: Path, settings: Sequence[str]) -> list[list[str]]:
     prompts = os.path.relpath(PROMPTS)
     folder, draft = str(model), "runs/draft/latest/model"
     many = ["--max_new_tokens", "96", "--batch_size", "28"]
-    short = ["--max_new_tokens", "48", "--repeats", "2"]
+    short = ["--max_prompts", "8", "--max_new_tokens", "48", "--repeats", "2"]
     return [
         ["generate", folder, "--prompts", prompts, "--output", str(ANSWERS), *many],
         ["fit", "--config", "lm/draft.yaml", "--model.path", folder, f"--data.files=[{ANSWERS}]", *settings],
