@@ -140,6 +140,8 @@ def check_bash(block: Block) -> None:
                     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE), line
                 case ["python", "-m", module, *arguments]:
                     source = (ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")
+                    for other in re.findall(r"^from (benchmarks[\w.]+) import", source, flags=re.MULTILINE):
+                        source += (ROOT / f"{other.replace('.', '/')}.py").read_text(encoding="utf-8")
                     assert all(f'"{word}"' in source for word in arguments if word.startswith("--")), line
                 case ["pip", "install", "-c", constraints, "." | ".[retrieval]"]:
                     assert (ROOT / constraints).is_file()

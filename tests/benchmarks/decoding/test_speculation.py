@@ -44,8 +44,8 @@ def test_rows_and_table(tmp_path, monkeypatch) -> None:
     draft = copy_layers(model, 2)
     prompts = {"chat": [[3, 1, 4], [1, 5]], "code": [[9, 2, 6, 5]]}
     decoders = speculation.contenders(draft, None, [2, 4])
-    written = {name: speculation.ours(decoder, model, 24) for name, decoder in decoders.items()}
-    written |= speculation.peers(model, draft, 24, 8)
+    written = {name: speculation.ours(decoder, model, 12) for name, decoder in decoders.items()}
+    written |= speculation.peers(model, draft, 12, 8)
 
     def broken(ids):
         raise RuntimeError("it is not supported")
@@ -53,10 +53,10 @@ def test_rows_and_table(tmp_path, monkeypatch) -> None:
     found = speculation.measure({**written, "transformers broken": broken}, prompts, 2)
     assert {name for name, _ in found} == set(written), "the broken one is left out"
     made = speculation.rows_of(
-        lambda kind: f"tiny, float32, {kind}, 2 prompts, up to 24 new", found, prompts, model, draft, False
+        lambda kind: f"tiny, float32, {kind}, 2 prompts, up to 12 new", found, prompts, model, draft, False
     )
     assert all(row["identical_rows"] == row["rows"] for row in made)
-    assert {row["new_tokens"] for row in made} == {24, 48}
+    assert {row["new_tokens"] for row in made} == {12, 24}
     assisted = next(row for row in made if row["method"] == "AssistedDecoding, 4")
     assert assisted["K"] == pytest.approx(4, abs=0.5)
     assert assisted["predicted"] == pytest.approx(assisted["E"] / (assisted["K"] * assisted["c"] + assisted["v"]))
@@ -67,7 +67,7 @@ def test_rows_and_table(tmp_path, monkeypatch) -> None:
     assert table[0] == "| decoder | chat | code | mean |"
     assert table[2].startswith("| Autoregressive | 1.00 | 1.00 | 1.00 |")
     assert any(line.startswith("| AssistedDecoding, 4: E / (K c + v) | ") for line in table)
-    assert "of each kind, up to 24 new tokens, greedy" in table[-1]
+    assert "of each kind, up to 12 new tokens, greedy" in table[-1]
 
 
 def test_a_peers_first_token_is_left_out() -> None:

@@ -111,6 +111,8 @@ def main() -> None:
                 wanted = [tile for tile in wanted if tile[-1] == 1]
             if dtype == "fp16":  # as large as bf16
                 wanted = wanted[:1]
+            elif dtype == "fp32" or not flag:  # the largest: last are those of 64 rows
+                wanted = wanted[-1:]
             for rows, outputs, depth, warps, stages, splits in wanted:
                 product = shared | {"ROWS": rows, "OUTPUTS": outputs, "DEPTH": depth, "SPLITS": splits}
                 gated = flag and splits == 1
