@@ -23,16 +23,13 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from benchmarks.decoding.decode import distinct_4
-from benchmarks.decoding.real_prompts import add_arguments, label, loaded, prompts_by_kind
+from benchmarks.decoding.real_prompts import add_arguments, fixed_decoders, label, loaded, prompts_by_kind
 from benchmarks.rows import by_method, equal_texts, positive, replace, row, spread
 from saccade.inference import (
-    AssistedDecoding,
     Autoregressive,
     Decoder,
     DecodingStats,
-    PromptLookup,
     Sampling,
-    SelfSpeculative,
 )
 from saccade.inference.sampling import Coupling
 from saccade.inference.verification.near_ties import first_difference
@@ -50,22 +47,6 @@ class Measured:
     texts: list[list[int]] = field(default_factory=list)
     identical: int | None = None
     near_ties: int | None = None
-
-
-def decoders(draft: PreTrainedModel | None, skip: str | None, lengths: Sequence[int]) -> dict[str, Decoder]:
-    """The decoders that draft, by name, with every draft length."""
-    found: dict[str, Decoder] = {}
-    for length in lengths:
-        found[f"PromptLookup {length}"] = PromptLookup(draft_length=length, control="fixed")
-        if draft is not None:
-            found[f"AssistedDecoding {length}"] = AssistedDecoding(
-                draft, length, confidence_threshold=0.0, control="fixed"
-            )
-        if skip is not None:
-            found[f"SelfSpeculative {length}"] = SelfSpeculative(
-                skip, length, gamma=0.0, adaptive=False, control="fixed"
-            )
-    return found
 
 
 def decoded(
@@ -155,7 +136,7 @@ def main() -> None:
     found = prompts_by_kind(chosen.prompts, chosen.model, chosen.count, chosen.longest, chosen.kinds)
     prompts = [ids for texts in found.values() for ids in texts]
     kinds = ", ".join(found)
-    contenders = decoders(draft, chosen.skip, chosen.lengths)
+    contenders = fixed_decoders(draft, chosen.skip, chosen.lengths)
     console = Console(width=140)
     for sampling in settings:
         warped = f"temperature {sampling.temperature:g}"

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.rows import existing, model_place, positive
 from saccade.datamodules import Prompts
+from saccade.inference import AssistedDecoding, Decoder, PromptLookup, SelfSpeculative
 
 MULTI_TURN = ("writing", "roleplay", "reasoning", "math", "coding", "extraction", "stem", "humanities")
 """Categories of MT-bench, which Spec-Bench takes as one of its six groups."""
@@ -55,6 +56,28 @@ def loaded(place: str, chosen: argparse.Namespace) -> PreTrainedModel:
         config.do_sample, config.repetition_penalty = False, 1.0
         config.temperature = config.top_p = config.top_k = None
     return model.eval().to(chosen.device)
+
+
+def fixed_decoders(draft: PreTrainedModel | None, skip: str | None, lengths: Sequence[int]) -> dict[str, Decoder]:
+    """The decoders that draft, by name, with every draft length.
+
+    Args:
+        draft: For assisted decoding; ``None`` leaves it out.
+        skip: A skip file of the target, for self-speculation; ``None`` leaves it out.
+        lengths: The lengths.
+    """
+    found: dict[str, Decoder] = {}
+    for length in lengths:
+        found[f"PromptLookup {length}"] = PromptLookup(draft_length=length, control="fixed")
+        if draft is not None:
+            found[f"AssistedDecoding {length}"] = AssistedDecoding(
+                draft, length, confidence_threshold=0.0, control="fixed"
+            )
+        if skip is not None:
+            found[f"SelfSpeculative {length}"] = SelfSpeculative(
+                skip, length, gamma=0.0, adaptive=False, control="fixed"
+            )
+    return found
 
 
 def prompts_by_kind(

@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, StaticCache, StoppingCriteria, Stoppin
 
 from benchmarks.decoding.decode import distinct_4
 from benchmarks.decoding.grow import SHAPES, grow
-from benchmarks.decoding.real_prompts import add_arguments, dtype, label, loaded, prompts_by_kind
+from benchmarks.decoding.real_prompts import add_arguments, dtype, fixed_decoders, label, loaded, prompts_by_kind
 from benchmarks.rows import positive, replace, row
 from saccade.common.timing import clock, medians_in_turn
 from saccade.inference import (
@@ -79,16 +79,7 @@ class Measured:
 def contenders(draft: PreTrainedModel | None, skip: str | None, lengths: Sequence[int]) -> dict[str, Decoder]:
     """Autoregressive decoding, and every decoder that drafts with each fixed length and with control."""
     found: dict[str, Decoder] = {PLAIN: Autoregressive()}
-    for length in lengths:
-        found[f"PromptLookup, {length}"] = PromptLookup(draft_length=length, control="fixed")
-        if draft is not None:
-            found[f"AssistedDecoding, {length}"] = AssistedDecoding(
-                draft, length, confidence_threshold=0.0, control="fixed"
-            )
-        if skip is not None:
-            found[f"SelfSpeculative, {length}"] = SelfSpeculative(
-                skip, length, gamma=0.0, adaptive=False, control="fixed"
-            )
+    found |= {name.replace(" ", ", "): one for name, one in fixed_decoders(draft, skip, lengths).items()}
     found["PromptLookup, control"] = PromptLookup(draft_length=max(lengths))
     found["SelfSpeculative, control"] = SelfSpeculative(skip or "auto")
     if draft is not None:

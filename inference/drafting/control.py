@@ -128,14 +128,13 @@ class DraftControl:
 
     def _fastest(self) -> int:
         """The number of drafted tokens above zero with the most tokens for the time."""
-        expected, empty = self._expected(self.longest), 1.0 - self._found
-        plain = empty * self._cost(0)
-        fastest, most = 0, 0.0
-        for count in self._lengths[1:]:
-            speed = (empty + self._found * expected[count]) / (plain + self._found * self._cost(count))
-            if speed > most:
-                fastest, most = count, speed
-        return fastest
+        expected = self._expected(self.longest)
+        return max(self._lengths[1:], key=lambda count: self._pace(expected[count], count))
+
+    def _pace(self, tokens: float, count: int) -> float:
+        # a drafter that finds nothing, as prompt lookup often does, leaves a plain round
+        empty = 1.0 - self._found
+        return (empty + self._found * tokens) / (empty * self._cost(0) + self._found * self._cost(count))
 
     def speed(self, count: int) -> float:
         """Tokens a second of rounds that may draft ``count`` tokens, by the present estimates.
@@ -143,11 +142,7 @@ class DraftControl:
         Args:
             count: Drafted tokens, 0 to ``longest``.
         """
-        if not count:
-            return 1.0 / self._cost(0)
-        # a drafter that finds nothing, as prompt lookup often does, leaves a plain round
-        empty = 1.0 - self._found
-        return (empty + self._found * self.tokens(count)) / (empty * self._cost(0) + self._found * self._cost(count))
+        return self._pace(self.tokens(count), count)
 
     def loss(self, count: int) -> float:
         """Seconds that a round which drafts ``count`` tokens takes beyond the plain rounds for its tokens.

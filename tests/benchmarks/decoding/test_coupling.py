@@ -1,7 +1,7 @@
 """The benchmark of couplings: equal texts with shared noise, rows and their table."""
 
 from benchmarks import rows as benchmark_rows
-from benchmarks.decoding import coupling, tables
+from benchmarks.decoding import coupling, real_prompts, tables
 from saccade.inference import Sampling
 from tests.support.models import copy_layers, tiny_model
 
@@ -9,7 +9,7 @@ from tests.support.models import copy_layers, tiny_model
 def test_rows_and_table(tmp_path, monkeypatch) -> None:
     model = tiny_model(residual=0.3)
     prompts = [[3, 1, 4], [1, 5], [9, 2, 6, 5]]
-    contenders = coupling.decoders(copy_layers(model, 2), None, [2, 4])
+    contenders = real_prompts.fixed_decoders(copy_layers(model, 2), None, [2, 4])
     found = coupling.measure(model, contenders, prompts, 2, 24, Sampling(0.9, top_p=0.95), 2)
     assert len(found) == 8
     for name, made in found.items():
