@@ -137,6 +137,29 @@ class BatchLoader(DataLoader[Any]):
         self._resume = dict(state)
 
 
+def with_a_batch(loader: BatchLoader, batch_size: int, what: str, more: str) -> BatchLoader:
+    """A loader of training batches, refused where it has none.
+
+    Args:
+        loader: The loader.
+        batch_size: The setting, for the message.
+        what: How many there are of what, where, for the message.
+        more: What there should be more of, for the message.
+
+    Returns:
+        The same loader.
+
+    Raises:
+        ValueError: It has no batch for every device.
+    """
+    if not len(loader):
+        raise ValueError(
+            f"batch_size must leave one batch for every device, got {batch_size} for the {what}: lower it, or give more"
+            f" {more}."
+        )
+    return loader
+
+
 def _end_with_the_training(worker: int) -> None:
     """Let a loader process end when the process that made it is killed.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from saccade.common.checks import check_choice, check_count
-from saccade.datamodules.loaders import BatchLoader, BatchSampler
+from saccade.datamodules.loaders import BatchLoader, BatchSampler, with_a_batch
 from saccade.datamodules.multimodal.batch import MODALITIES, Modality, MultimodalBatch
 from saccade.datamodules.multimodal.feature_files import FeatureFile, check_features, read_features
 from saccade.datamodules.multimodal.feature_part import FeatureSplit
@@ -205,13 +205,8 @@ class MultimodalSentiment(LightningDataModule):
         Raises:
             ValueError: The training split is too small for one batch on every device.
         """
-        loader = self._loader("train")
-        if not len(loader):
-            raise ValueError(
-                f"batch_size must leave one batch for every device, got {self.batch_size} for the"
-                f" {len(self._samples['train'])} samples of the training split: lower it, or give more data."
-            )
-        return loader
+        what = f"{len(self._samples['train'])} samples of the training split"
+        return with_a_batch(self._loader("train"), self.batch_size, what, "data")
 
     def val_dataloader(self) -> BatchLoader:
         """Every validation sample once, in order, on any number of devices."""

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from saccade.common.checks import check_count, check_fraction
-from saccade.datamodules.loaders import BatchLoader, BatchSampler
+from saccade.datamodules.loaders import BatchLoader, BatchSampler, with_a_batch
 from saccade.datamodules.prompts.conversation import Conversation, read_conversations
 from saccade.datamodules.prompts.templates import ChatTemplate, read_template
 from saccade.datamodules.text.files import hashed_position
@@ -160,13 +160,8 @@ class ChatCorpus(LightningDataModule):
         Raises:
             ValueError: The training part is too small for one batch on every device.
         """
-        loader = self._loader("train")
-        if not len(loader):
-            raise ValueError(
-                f"batch_size must leave one batch for every device, got {self.batch_size} for the"
-                f" {len(self._parts['train'])} answers of the training part: lower it, or give more answers."
-            )
-        return loader
+        what = f"{len(self._parts['train'])} answers of the training part"
+        return with_a_batch(self._loader("train"), self.batch_size, what, "answers")
 
     def val_dataloader(self) -> BatchLoader:
         """Every answer of the validation part once, in order, on any number of devices."""

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from saccade.common.checks import check_count, check_fraction, check_share
 from saccade.common.files import replacing_folder
-from saccade.datamodules.loaders import BatchLoader, BatchSampler, PackedSequences
+from saccade.datamodules.loaders import BatchLoader, BatchSampler, PackedSequences, with_a_batch
 from saccade.datamodules.text.files import PARTS, CorpusFile, matching_files, select, standard_library_files
 from saccade.datamodules.text.places import NamedSequences, shown_names
 from saccade.datamodules.text.preparation import Faults, examined, fill
@@ -158,13 +158,8 @@ class TextCorpus(LightningDataModule):
         Raises:
             ValueError: The training part is too small for one batch on every device.
         """
-        loader = self._loader("train")
-        if not len(loader):
-            raise ValueError(
-                f"batch_size must leave one batch for every device, got {self.batch_size} for the"
-                f" {len(self._parts['train'])} sequences of the training part: lower it, or give more text."
-            )
-        return loader
+        what = f"{len(self._parts['train'])} sequences of the training part"
+        return with_a_batch(self._loader("train"), self.batch_size, what, "text")
 
     def val_dataloader(self) -> BatchLoader:
         """Every validation sequence once, in order, on any number of devices."""

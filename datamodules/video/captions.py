@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from saccade.common.checks import check_choice, check_count, check_share
-from saccade.datamodules.loaders import BatchLoader, BatchSampler
+from saccade.datamodules.loaders import BatchLoader, BatchSampler, with_a_batch
 from saccade.datamodules.text.files import PARTS
 from saccade.datamodules.text.tokenization import tokenizer_digest
 from saccade.datamodules.video.clip_checks import check_clips
@@ -234,13 +234,8 @@ class VideoCaptions(LightningDataModule):
         Raises:
             ValueError: The training part is too small for one batch on every device.
         """
-        loader = self._loader("train")
-        if not len(loader):
-            raise ValueError(
-                f"batch_size must leave one batch for every device, got {self.batch_size} for the"
-                f" {len(self._parts['train'])} clips of the training part: lower it, or give more clips."
-            )
-        return loader
+        what = f"{len(self._parts['train'])} clips of the training part"
+        return with_a_batch(self._loader("train"), self.batch_size, what, "clips")
 
     def val_dataloader(self) -> BatchLoader:
         """Every validation clip once, in order, on any number of devices.
