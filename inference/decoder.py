@@ -44,6 +44,9 @@ class Decoder(ABC):
     lossless: ClassVar[bool] = True
     """Whether the text is the target's own: greedy, or the one that a seed draws from the target's distribution."""
 
+    advice: ClassVar[str] = "give a draft model that is nearer to the model, or smaller"
+    """What to do where drafts do not pay, for the warning of :class:`DraftControl`."""
+
     engine: EngineConfig | EngineKind = "auto"
     """How forwards run, the chunk size of the prefill and the capacity of the cache."""
 

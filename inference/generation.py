@@ -85,7 +85,7 @@ class GenerationRun:
         synced: bool = False,
     ) -> None:
         self.request = request
-        self._model, self._decoder_name = model, type(decoder).__name__
+        self._model, self._decoder_name, self._advice = model, type(decoder).__name__, decoder.advice
         self._tracker = RowTracker(request)
         self._rows = list(range(len(request.prompts)))
         self._open = ExitStack()
@@ -103,6 +103,7 @@ class GenerationRun:
             undo.enter_context(session.used())
             self._open = undo.pop_all()
         self.state = GenerationState.of(session, request)
+        self.state.controlled = self._control is not None
 
     def __enter__(self) -> GenerationRun:
         return self
@@ -195,7 +196,7 @@ class GenerationRun:
         try:
             session, texts = self.state.session, self.state.texts
             if self._control is not None:
-                self._control.advise(self._decoder_name)
+                self._control.advise(self._decoder_name, self._advice)
             if self._prefilled and session.lengths:
                 self._tracker.finish()
                 # a draft that an error broke off has left its own keys behind the text, that of the last token included

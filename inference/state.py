@@ -25,6 +25,7 @@ class GenerationState:
         keys: The key of every row's noise; empty where tokens are not drawn with noise.
         streams: The random number generator of every row; empty where tokens are not drawn by rejection sampling.
         visual: The prompts with their images or videos; ``None`` for text.
+        controlled: Whether a :class:`~saccade.inference.drafting.control.DraftControl` chooses how much is drafted.
     """
 
     session: Session
@@ -34,6 +35,7 @@ class GenerationState:
     keys: list[int] = field(default_factory=list)
     streams: list[random.Random] = field(default_factory=list)
     visual: list[VisualPrompt] | None = None
+    controlled: bool = False
 
     @classmethod
     def of(cls, session: Session, request: Request) -> GenerationState:

@@ -39,7 +39,6 @@ def search_layers_of(
     repeats: int = 3,
     rounds: int = 5,
     draft_length: int = 12,
-    gamma: float = 0.6,
     seed: int = 0,
     log: str | None = None,
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
@@ -67,7 +66,6 @@ def search_layers_of(
         repeats: Timings of each of those; the median is used.
         rounds: Timings of the fastest one and of autoregressive decoding from which the reported speed-up is made.
         draft_length: Largest number of draft tokens in a round.
-        gamma: Confidence below which drafting stops, 0 to 1.
         seed: Seed of the proposals.
         log: The journal of the search. None is `layer_search.jsonl` in the folder of the output.
         dtype: Precision of the weights; `auto` is float32 on a processor, and on a GPU that of the model's files.
@@ -126,7 +124,6 @@ def search_layers_of(
         rounds=rounds,
         max_new_tokens=max_new_tokens,
         draft_length=draft_length,
-        gamma=gamma,
         seed=seed,
     )
 

@@ -91,7 +91,6 @@ def search_layers(
     rounds: int = 5,
     max_new_tokens: int = 128,
     draft_length: int = 12,
-    gamma: float = 0.6,
     seed: int = 0,
     costs: ForwardCosts | None = None,
     trainer: Trainer | None = None,
@@ -103,8 +102,8 @@ def search_layers(
     is first estimated: one parallel pass of the draft over text that the model generated gives the tokens that would
     have been accepted, and the measured costs of sub-layers give the time. Bayesian optimisation proposes the sets. Of
     the sets that could gain if all their drafts were accepted, the ``finalists`` with the best estimates are decoded
-    with and timed, with fixed draft lengths, and the fastest is written. Its speed-up is then measured anew, as users
-    get it: with draft control, in turn with autoregressive decoding. All times are those of tokens after the first.
+    with and timed, and the fastest is written. Its speed-up is then measured anew, in turn with autoregressive
+    decoding. Both are done with draft control, as users decode. All times are those of tokens after the first.
 
     Args:
         model: A Llama-, Qwen2- or Qwen3-shaped causal language model on its device, not sharded.
@@ -119,7 +118,6 @@ def search_layers(
         rounds: Timings of the fastest one and of autoregressive decoding from which the reported speed-up is made.
         max_new_tokens: Number of tokens generated for each prompt; at least 2.
         draft_length: Largest number of draft tokens in a round.
-        gamma: Confidence below which drafting stops; it adapts while sets are timed.
         seed: Seed of the proposals. With the same ``costs``, the same seed proposes the same sets.
         costs: Costs of forwards; ``None`` measures them and keeps them in the journal.
         trainer: A trainer whose progress bar is on screen.
@@ -151,12 +149,11 @@ def search_layers(
         "prompts": _digest(prompts),
         "max_new_tokens": max_new_tokens,
         "draft_length": draft_length,
-        "gamma": gamma,
         "seed": seed,
         "device": weight.device.type,
         "dtype": str(weight.dtype),
     }
-    decoder = SelfSpeculative(draft_length=draft_length, gamma=gamma, carry=False, control="fixed")
+    decoder = SelfSpeculative(draft_length=draft_length)
     path = Path(output).parent / "layer_search.jsonl" if log is None else log
     journal = Journal(path, settings, preliminary=("costs",))
     timer = DecoderTimer(model, prompts, max_new_tokens)
@@ -176,7 +173,7 @@ def search_layers(
         winner = best[seconds.index(min(seconds))]
         skip = _skip(winner)
         bar.describe("timing the fastest once more")
-        used = SelfSpeculative(skip=_sets(skip), draft_length=draft_length, gamma=gamma)
+        used = replace(decoder, skip=_sets(skip))
         baseline, own = timer.paces([Autoregressive(), used], rounds, bar)
     gains = [plain / pace for plain, pace in zip(baseline, own, strict=True)]
     journal.append("speedup", {**_sets(skip), "seconds_per_token": own, "baseline": baseline, "speedup": gains})
@@ -235,7 +232,7 @@ def _estimate(
             break
         bits = propose(observed, 2 * layers, seed)
         skip = SkipSet.from_bits(bits)
-        estimate = score(draft_trace(model, texts, skip), costs, skip, decoder.draft_length, decoder.gamma)
+        estimate = score(draft_trace(model, texts, skip), costs, skip, decoder.draft_length)
         journal.append("trial", {**_sets(skip), **asdict(estimate)})
         known.append(journal.entries[-1])
         observed.append((bits, estimate.seconds_per_token))
@@ -279,7 +276,6 @@ class LayerSkipSearch(PromptCollector):
         max_new_tokens: Number of tokens generated for each prompt; at least 2.
         max_prompts: Number of prompts.
         draft_length: Largest number of draft tokens in a round.
-        gamma: Confidence below which drafting stops.
         seed: Seed of the proposals.
 
     Raises:
@@ -298,7 +294,6 @@ class LayerSkipSearch(PromptCollector):
         max_new_tokens: int = 64,
         max_prompts: int = 8,
         draft_length: int = 12,
-        gamma: float = 0.6,
         seed: int = 0,
     ) -> None:
         super().__init__(prompt_length, max_prompts)
@@ -315,7 +310,6 @@ class LayerSkipSearch(PromptCollector):
             "rounds": rounds,
             "max_new_tokens": max_new_tokens,
             "draft_length": draft_length,
-            "gamma": gamma,
             "seed": seed,
         }
         self.result: LayerSkipResult | None = None

@@ -23,7 +23,8 @@ class AssistedDecoding(DraftModelDecoder):
         draft_model: The draft model: a path or hub id, loaded at first use in the target's precision and on its device,
             or a loaded model.
         draft_length: Maximum number of drafted tokens in a round.
-        confidence_threshold: Drafting stops after a token whose probability is below this; 0 never stops early.
+        confidence_threshold: Without a draft control, drafting stops after a token whose probability is below this; 0
+            never stops early. With ``control="auto"`` the control chooses the length.
         control: ``auto`` drafts as many tokens as pay, up to the decoder's limit and down to none; ``fixed`` always the
             limit (:class:`saccade.inference.drafting.control.DraftControl`).
         engine: How forwards of both models run: the name of a kind, or all settings

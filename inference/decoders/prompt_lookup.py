@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -29,6 +30,8 @@ class PromptLookup(EngineDecoder):
     Raises:
         ValueError: A setting below 1.
     """
+
+    advice: ClassVar[str] = "use it for answers that repeat parts of their prompt"
 
     max_ngram: int = 3
     draft_length: int = 8

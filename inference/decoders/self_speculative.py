@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import nn
 
@@ -39,8 +39,10 @@ class SelfSpeculative(EngineDecoder):
             no set pays, nothing is drafted, and a warning says what to do. Models that were trained with sub-layer
             dropout get a set. With rejection sampling, where a text depends on its drafts, ``"auto"`` drafts nothing.
         draft_length: Maximum number of drafted tokens in a round (K of the paper).
-        gamma: Initial confidence threshold: drafting stops after a token whose probability is below it. 0 with
-            ``adaptive=False`` always drafts K tokens.
+        gamma: Initial confidence threshold of the paper: drafting stops after a token whose probability is below it. 0
+            with ``adaptive=False`` always drafts K tokens. Like the six settings below it, it counts only where no
+            draft control chooses the length: with ``control="fixed"``, with rejection sampling, and where ranks agree
+            on their forwards.
         adaptive: Adapt the threshold to the acceptance rate, with the four settings below.
         alpha: Target acceptance rate.
         beta1: Weight of the old acceptance rate in its running mean.
@@ -55,6 +57,8 @@ class SelfSpeculative(EngineDecoder):
     Raises:
         ValueError: A setting outside its range, a skip file of another model, or layers that the model lacks.
     """
+
+    advice: ClassVar[str] = "search its sub-layers with `saccade search-layers`, or train with sub-layer dropout"
 
     skip: str | dict[str, list[int]] = "auto"
     draft_length: int = 12
@@ -103,7 +107,7 @@ class SelfSpeculative(EngineDecoder):
         """The choice for a model, which stays with the decoder; it holds the model's layers, but not the model."""
         known = vars(self).setdefault("_chosen", weakref.WeakKeyDictionary())
         if model not in known:
-            known[model] = AutoSkip(model, self.draft_length, self.gamma)
+            known[model] = AutoSkip(model, self.draft_length)
         auto: AutoSkip = known[model]
         return auto
 

@@ -42,7 +42,6 @@ class AutoSkip:
     Args:
         model: A Llama-, Qwen2- or Qwen3-shaped causal language model.
         draft_length: Maximum number of drafted tokens in a round.
-        gamma: Confidence below which drafting stops.
 
     Attributes:
         skip: What is skipped; empty before the choice, and after it if no set pays. Sessions may be opened with it
@@ -50,10 +49,10 @@ class AutoSkip:
         decided: Whether the choice has been made.
     """
 
-    def __init__(self, model: nn.Module, draft_length: int, gamma: float) -> None:
+    def __init__(self, model: nn.Module, draft_length: int) -> None:
         self.skip = SublayerSkip(model, (), ())
         self.decided = False
-        self._draft_length, self._gamma = draft_length, gamma
+        self._draft_length = draft_length
         self._text: list[int] = []
         self._choosing = threading.Lock()
 
@@ -110,7 +109,7 @@ class AutoSkip:
             trace = draft_trace(model, [(text, wanted)], skip)
             forwards += 1
             lengths = choices(self._draft_length)[1:]
-            counts = [trace.rounds(length, self._gamma) for length in lengths]
+            counts = [trace.rounds(length) for length in lengths]
             flat = [number for item in counts for number in (item.rounds, item.drafted, item.tokens)]
             right = int(trace.matches[0].sum())
             seen, matched, *flat = _summed([places, right, *flat] if places else [0] * (len(flat) + 2), model, synced)

@@ -32,8 +32,9 @@ def confidence(logits: Tensor, tokens: Tensor) -> Tensor:
 class ChainDrafter(Drafter):
     """Drafts chains with a forward that continues every text by one token; a subclass defines that forward.
 
-    A row stops drafting after a token whose probability (softmax of the raw logits at temperature 1) is below the
-    row's threshold; that token is still proposed.
+    Without a draft control, a row stops drafting after a token whose probability (softmax of the raw logits at
+    temperature 1) is below the row's threshold; that token is still proposed. Under a control there is no threshold:
+    the control chooses the length, and a threshold makes the host wait for every drafted token.
 
     Args:
         length: Maximum number of drafted tokens in a round, at least 1.
@@ -60,7 +61,7 @@ class ChainDrafter(Drafter):
     def draft(self, state: GenerationState, limits: Sequence[int]) -> Draft:
         """Drafts until every row is below its threshold, at its limit, or at ``length`` tokens."""
         limits = [min(limit, self.length) for limit in limits]
-        thresholds = self.thresholds(state)
+        thresholds = [0.0] * len(state.texts) if state.controlled else self.thresholds(state)
         counts = [0] * len(limits)
         open_rows = {row for row, limit in enumerate(limits) if limit > 0}
         columns: list[Tensor] = []

@@ -39,11 +39,6 @@ _COSTS_EVERY = 8
 """Rounds after which the cost of their length is computed again."""
 _ADVISED_AFTER, _ADVISED_SHARE = 100, 0.8
 """Rounds after which, and share of rounds without a draft from which on, a user is told that drafts do not pay."""
-_ADVICE = {
-    "PromptLookup": "use it for answers that repeat parts of their prompt",
-    "SelfSpeculative": "search its sub-layers with `saccade search-layers`, or train with sub-layer dropout",
-}
-_ADVICE_OF_OTHERS = "give a draft model that is nearer to the model, or smaller"
 _MARGIN = 1.03
 """Drafting must promise this factor over plain rounds: below it, its gain is within the error of the estimates."""
 
@@ -251,18 +246,19 @@ class DraftControl:
             self._probing = False
             self._saved -= self._price
 
-    def advise(self, name: str) -> None:
+    def advise(self, name: str, advice: str) -> None:
         """Warns, once, if nearly all rounds were better without a draft.
 
         Args:
             name: The decoder, for the message.
+            advice: What its user can do.
         """
         if self._advised or self.rounds < _ADVISED_AFTER or self.plain_rounds < _ADVISED_SHARE * self.rounds:
             return
         self._advised = True
         warnings.warn(
             f"saccade: drafts of {name} do not pay on this model and text, so {self.plain_rounds} of {self.rounds}"
-            f" rounds had none: {_ADVICE.get(name, _ADVICE_OF_OTHERS)}, or use another decoder.",
+            f" rounds had none: {advice}, or use another decoder.",
             stacklevel=2,
         )
 

@@ -92,8 +92,8 @@ class LayerSkipDrafter(ChainDrafter):
         return [controller.gamma for controller in self.controllers]
 
     def observe(self, state: GenerationState, draft: Draft, verdicts: Sequence[Verdict]) -> None:
-        """Updates the threshold of every row."""
-        if self.adaptive:
+        """Updates the threshold of every row, unless a draft control chooses the length."""
+        if self.adaptive and not state.controlled:
             for controller, verdict, drafted in zip(self.controllers, verdicts, draft.counts, strict=True):
                 controller.update(len(verdict.path) - 1, drafted, self.length)
 

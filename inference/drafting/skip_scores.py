@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saccade.inference.drafting.control import choices
 from saccade.inference.huggingface.models import device_of
 from saccade.inference.huggingface.sublayer_skip import skipped_sublayers
 
@@ -122,37 +123,29 @@ class DraftTrace:
 
     Args:
         matches: For each text, ``[places]`` booleans: whether the draft's best token is that of the full model.
-        confidences: For each text, ``[places]`` probabilities of the draft's best token.
     """
 
     matches: list[np.ndarray]
-    confidences: list[np.ndarray]
 
     @property
     def match_rate(self) -> float:
         """Share of the full model's tokens that the draft predicts correctly."""
         return float(np.concatenate(self.matches).mean())
 
-    def rounds(self, draft_length: int, gamma: float) -> DraftRounds:
+    def rounds(self, draft_length: int) -> DraftRounds:
         """Simulate drafting and verification along the texts.
 
         Args:
-            draft_length: Largest number of draft tokens in a round.
-            gamma: Confidence below which drafting stops.
+            draft_length: Number of draft tokens in a round.
 
         Returns:
             The rounds. One at the end of a text drafts only the tokens that are left.
         """
         tokens = rounds = drafted_sum = 0
-        for matched, confident in zip(self.matches, self.confidences, strict=True):
+        for matched in self.matches:
             place = 1  # the first token comes from the prefill
             while place < len(matched):
-                drafted = 0
-                while drafted < min(draft_length, len(matched) - place - 1):
-                    drafted += 1
-                    if confident[place + drafted - 1] < gamma:
-                        break
-                accepted = 0
+                drafted, accepted = min(draft_length, len(matched) - place - 1), 0
                 while accepted < drafted and matched[place + accepted]:
                     accepted += 1
                 place += accepted + 1
@@ -191,27 +184,25 @@ def draft_trace(model: nn.Module, texts: Sequence[tuple[Tensor, Tensor]], skip: 
         skip: The skip set.
 
     Returns:
-        Matches and confidences of each text.
+        The matches of each text.
     """
     device = device_of(model)
     matches: list[np.ndarray] = [np.empty(0)] * len(texts)
-    confidences: list[np.ndarray] = [np.empty(0)] * len(texts)
     with torch.no_grad(), skipped_sublayers(model, skip.attention, skip.mlp):
         for (_, places), members in _same_shape(texts):
             ids = torch.stack([texts[index][0] for index in members]).to(device)
             out = model(input_ids=ids, use_cache=False, logits_to_keep=places + 1).logits[:, :-1]
-            probability, best = out.float().softmax(-1).max(-1)
             wanted = torch.stack([texts[index][1] for index in members]).to(device)
-            said = (best == wanted).cpu().numpy()
+            said = (out.argmax(-1) == wanted).cpu().numpy()
             for row, index in enumerate(members):
-                matches[index], confidences[index] = said[row], probability[row].cpu().numpy()
-    return DraftTrace(matches, confidences)
+                matches[index] = said[row]
+    return DraftTrace(matches)
 
 
 def _same_shape(texts: Sequence[tuple[Tensor, Tensor]]) -> Iterable[tuple[tuple[int, int], list[int]]]:
     shapes: dict[tuple[int, int], list[int]] = {}
-    for index, (ids, choices) in enumerate(texts):
-        shapes.setdefault((len(ids), len(choices)), []).append(index)
+    for index, (ids, places) in enumerate(texts):
+        shapes.setdefault((len(ids), len(places)), []).append(index)
     return shapes.items()
 
 
@@ -232,19 +223,18 @@ class SkipScore:
     drafted_per_round: float
 
 
-def score(trace: DraftTrace, costs: ForwardCosts, skip: SkipSet, draft_length: int, gamma: float) -> SkipScore:
+def score(trace: DraftTrace, costs: ForwardCosts, skip: SkipSet, draft_length: int) -> SkipScore:
     """Simulate drafting and verification on the traces and add up the costs of the forwards.
 
     This estimates the same as ``E / (K c + 1)`` of the method without assuming that tokens are accepted independently:
-    the traces tell which tokens match, drafting stops after a token below the threshold, and a wider verification costs
-    more.
+    the traces tell which tokens match, and a wider verification costs more. The number of drafted tokens is the best
+    one of those between which draft control chooses.
 
     Args:
         trace: Trace of the skip set.
         costs: Costs of the model's forwards, in seconds.
         skip: The skip set.
         draft_length: Largest number of draft tokens in a round.
-        gamma: Confidence below which drafting stops.
 
     Returns:
         The estimate.
@@ -252,7 +242,8 @@ def score(trace: DraftTrace, costs: ForwardCosts, skip: SkipSet, draft_length: i
     Raises:
         ValueError: No text has two generated tokens, so that nothing could be drafted.
     """
-    found = trace.rounds(draft_length, gamma)
+    by_length = [trace.rounds(length) for length in choices(draft_length)[1:]]
+    found = min(by_length, key=lambda rounds: costs.of(rounds, skip) / max(1, rounds.tokens))
     if found.tokens == 0:
         raise ValueError(
             "no text has two generated tokens: raise max_new_tokens, or give prompts that the model continues."

@@ -193,7 +193,7 @@ def test_at_most_128_places_are_read_and_nothing_is_left_on_the_model() -> None:
     model = copying(context=512).train()
     before = {name: sorted(vars(part)) for name, part in model.named_modules()}
     widths = count_forwards(model)
-    auto = AutoSkip(model, 12, 0.6)
+    auto = AutoSkip(model, 12)
     assert auto.choose(model, [list(range(1, 40)) * 10] * 3) == len(widths) == MOST_FORWARDS
     assert set(widths) == {MOST_PLACES + 1}
     assert auto.choose(model, [[1, 2, 3]]) == 0
@@ -205,10 +205,10 @@ def test_marks_of_a_chat_template_do_not_cut_a_prompt_and_placeholders_of_images
     model = copying()
     model.config.eos_token_id = model.generation_config.eos_token_id = 5
     chat = [5, *range(6, 39), 5, 7]  # as templates that end every message with EOS
-    auto = AutoSkip(model, 4, 0.6)
+    auto = AutoSkip(model, 4)
     assert auto.choose(model, [chat]) > 0
     model.config.image_token_id = 5
-    assert AutoSkip(model, 4, 0.6).choose(model, [chat]) == 0, "one token stands behind the last image"
+    assert AutoSkip(model, 4).choose(model, [chat]) == 0, "one token stands behind the last image"
 
 
 def test_models_with_too_few_layers_draft_nothing() -> None:
@@ -235,7 +235,7 @@ def test_ranks_choose_from_the_prompts_of_all_of_them(monkeypatch: pytest.Monkey
         sums.append(total.tolist())
 
     monkeypatch.setattr(auto_skip.dist, "all_reduce", recorded)
-    own = AutoSkip(model, 12, 0.6)
+    own = AutoSkip(model, 12)
     made = own.choose(model, [list(range(1, 40))], synced=True)
     replies = iter(list(sums))
 
@@ -244,7 +244,7 @@ def test_ranks_choose_from_the_prompts_of_all_of_them(monkeypatch: pytest.Monkey
         total.copy_(torch.tensor(next(replies)))
 
     monkeypatch.setattr(auto_skip.dist, "all_reduce", answered)
-    other = AutoSkip(model, 12, 0.6)
+    other = AutoSkip(model, 12)
     assert other.choose(model, [], synced=True) == made == MOST_FORWARDS
     assert own.drafts
     assert (own.skip.attention, own.skip.mlp) == (other.skip.attention, other.skip.mlp)

@@ -7,7 +7,9 @@ import random
 import pytest
 import torch
 
-from saccade.inference import Autoregressive, PromptLookup, Sampling
+from saccade.inference import AssistedDecoding, Autoregressive, PromptLookup, Sampling, SelfSpeculative
+from saccade.inference.drafting import chain
+from saccade.inference.drafting.chain import confidence
 from saccade.inference.drafting.control import DraftControl
 from tests.support.decoders import LOSSLESS
 from tests.support.models import tiny_model
@@ -45,7 +47,7 @@ def test_the_clock_decides_and_a_user_is_told():
         allowed = control.length()
         control.observe([allowed], [0], allowed, 1.0 + 3.0 * allowed)
     with pytest.warns(UserWarning, match="drafts of PromptLookup do not pay .*answers that repeat"):
-        control.advise("PromptLookup")
+        control.advise("PromptLookup", PromptLookup.advice)
     out = decoder.generate(model, text, max_new_tokens=30, eos_token_id=())
     assert out.stats.drafted < 30 * 4, "what the decoder has measured counts in its next call"
     fixed = PromptLookup(draft_length=8, control="fixed").generate(model, text, max_new_tokens=30, eos_token_id=())
@@ -69,3 +71,23 @@ def test_where_the_text_would_depend_on_the_clock_there_is_no_control():
 def test_another_control_is_refused():
     with pytest.raises(ValueError, match="control must be"):
         PromptLookup(control="sometimes")
+
+
+@pytest.mark.draft_control
+@pytest.mark.parametrize("name", ["self_speculative", "assisted"])
+def test_the_host_reads_no_confidences_where_the_control_chooses_the_length(name, monkeypatch):
+    model = tiny_model("llama", residual=0.3, seed=3)
+    made = {
+        control: {
+            "self_speculative": lambda control=control: SelfSpeculative(skip={"mlp": [1]}, control=control),
+            "assisted": lambda control=control: AssistedDecoding(tiny_model("llama", seed=3), control=control),
+        }[name]()
+        for control in ("auto", "fixed")
+    }
+    monkeypatch.setattr(DraftControl, "length", lambda control: 3)
+    read = []
+    monkeypatch.setattr(chain, "confidence", lambda logits, tokens: read.append(1) or confidence(logits, tokens))
+    assert made["auto"].generate(model, PROMPTS, max_new_tokens=12, eos_token_id=()).stats.drafted
+    assert not read
+    assert made["fixed"].generate(model, PROMPTS, max_new_tokens=12, eos_token_id=()).stats.drafted
+    assert read
