@@ -51,38 +51,66 @@ class LoraSettings:
             )
 
 
-def attach_lora(model: PreTrainedModel, settings: LoraSettings, task: str | None = "CAUSAL_LM") -> None:
+def attach_lora(
+    model: PreTrainedModel, settings: LoraSettings, task: str | None = "CAUSAL_LM", within: str | None = None
+) -> None:
     """Add adapters to a model in place and freeze all other weights. The class of the model does not change.
 
     Args:
         model: The Hugging Face model.
         settings: Settings of the adapters.
         task: PEFT's name of the model's task; None for a plain encoder.
+        within: Path of the part of the model that gets adapters; the rest is not touched and keeps what it trains. None
+            for the whole model.
 
     Raises:
         ValueError: A name in `target_modules` matches no linear layer.
     """
-    config = LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank and takes floats
-        lora_dropout=settings.dropout,
-        target_modules=settings.target_modules or "all-linear",
-        task_type=task,
-    )
     # PEFT ignores names that match nothing if another name matches
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    part = model if within is None else model.get_submodule(within)
+    linear = [name for name, module in part.named_modules() if isinstance(module, nn.Linear | Conv1D)]
     names = settings.target_modules or []
-    missing = [name for name in names if not any(found == name or found.endswith(f".{name}") for found in linear)]
+    missing = [name for name in names if not any(_is_named(found, name) for found in linear)]
     if missing:
         raise ValueError(
             f"lora.target_modules must name linear layers of {type(model).__name__}, got {missing[0]!r}: choose among"
             f" {', '.join(sorted({name.rpartition('.')[2] for name in linear}))}."
         )
+    targets: list[str] | str = names or "all-linear"
+    if within is not None:
+        chosen = [found for found in linear if not names or any(_is_named(found, name) for name in names)]
+        targets = [f"{within}.{found}" for found in chosen]
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT divides it by the rank and takes floats
+        lora_dropout=settings.dropout,
+        target_modules=targets,
+        task_type=task,
+    )
+    outside = {} if within is None else _trained_outside(model, within)
     with warnings.catch_warnings():
         # the export unties a head that was tied, and a layer of GPT-2 needs no setting of its own
         warnings.filterwarnings("ignore", message="Model (with|has) `tie_word_embeddings=True`")
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         model.add_adapter(config)
+    for parameter in outside.values():  # PEFT freezes the whole model
+        parameter.requires_grad_(True)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:  # PEFT takes the type of the layer, in which small steps would be lost
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.get_default_dtype()))
+
+
+def _is_named(found: str, name: str) -> bool:
+    return found == name or found.endswith(f".{name}")
+
+
+def _trained_outside(model: nn.Module, within: str) -> dict[str, nn.Parameter]:
+    """The parameters outside a part that are trained."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not name.startswith(f"{within}.")
+    }
 
 
 def merged_parameters(layer: Any) -> dict[str, Tensor]:

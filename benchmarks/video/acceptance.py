@@ -156,23 +156,23 @@ class Study:
             "video_tokens": self.data.video_tokens,
         }
         mean = float(np.mean(outcome.accepted))
-        self.made.append(
-            row("video_acceptance", self.case, method, "accepted", [mean], "drafts a round", seed=SEED, extra=extra)
-        )
+        made = row("video_acceptance", self.case, method, "accepted", [mean], "drafts a round", seed=SEED, extra=extra)
+        self.made.append(made)
+        replace([made])  # a study that is stopped keeps what it has measured
 
     def selectors(self, names: Sequence[str], ratios: Sequence[float]) -> None:
         """SpecVLM without pruning, and with every selector at every ratio."""
-        whole = self.measured(SpecVLM(self.draft, selector="none"))
+        whole = self.measured(SpecVLM(self.draft, selector="none", control="fixed"))
         self.note("SpecVLM, none", whole, whole, prune_ratio=0.0)
         grid = "video_grid_thw" in self.batches[0].inputs
         settings = [(share, name) for share in ratios for name in names if grid or name in GRIDLESS]
         for share, name in track(settings, description="pruning"):
-            outcome = self.measured(SpecVLM(self.draft, prune_ratio=share, selector=name))
+            outcome = self.measured(SpecVLM(self.draft, prune_ratio=share, selector=name, control="fixed"))
             self.note(f"SpecVLM, {name}, {share:g}", outcome, whole, prune_ratio=share)
 
     def relaxed(self, rule: RelaxedRule) -> LVSpec:
         """A decoder of chains under a rule."""
-        return LVSpec(self.draft, rule=rule, draft_length=self.length)
+        return LVSpec(self.draft, rule=rule, draft_length=self.length, control="fixed")
 
     def rules(self, names: Sequence[str]) -> None:
         """Strict acceptance of chains, relaxed rules, and rules that are tuned to accept as much as one of these."""
@@ -234,7 +234,6 @@ def main() -> None:
         study.selectors(chosen.selectors, chosen.ratios)
     if chosen.rules:
         study.rules(chosen.rules)
-    replace(study.made)
     report(study.made, study.case)
 
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.video.speed --target RUN/model --draft RUN/model --target-shape 32B --draft-shape 7B
 
-Both models are grown first (:mod:`benchmarks.decoding.grow`): the same text at the cost of larger models. All methods
-answer the same held-out prompts within one process, in turn. The first round warms up, each further round is a run.
+Both models are grown first (:mod:`benchmarks.decoding.grow`): the same text at the cost of larger models; without shapes
+they stay as they are. All methods answer the same held-out prompts within one process, in turn. The first round warms
+up, each further round is a run.
 Times are those of whole calls and, as in the paper, of decoding alone: after the prefill of both models, with the first
 draft.
 
@@ -13,6 +14,7 @@ cost model predicts that decoding is (T + 1) / R times as fast when T drafts of 
 printed beside the measured speed-up.
 
 ``--clips`` names frames and size: 128x112 has 4,096 tokens, with 14 pixels to a token and two frames to a step.
+``--selectors`` and ``--ratios`` measure SpecVLM with every selector at every share of removed tokens.
 """
 
 from __future__ import annotations
@@ -42,11 +44,12 @@ from saccade.common.provenance import device_names
 from saccade.common.timing import clock
 from saccade.inference import Autoregressive, Decoder, LVSpec, SpecVLM
 from saccade.inference.huggingface.generation_config import end_of_text_ids
-from saccade.inference.huggingface.models import cache_bytes, text_config
+from saccade.inference.huggingface.models import cache_bytes, language_part, text_config
+from saccade.inference.reduction.selectors import SELECTORS
 from saccade.inference.statistics import DecodingStats
 
 SEED = 0
-BASE, NAIVE, PRUNED, RELAXED = "Autoregressive", "naive speculation", "SpecVLM 0.9", "LVSpec 0.7"
+BASE, NAIVE, RELAXED = "Autoregressive", "naive speculation", "LVSpec 0.7"
 UNIT = f"times {BASE}"
 PEERS = ("transformers generate", "transformers assistant_model")
 
@@ -95,13 +98,30 @@ Method = Callable[[dict[str, Any]], Result]
 """What is measured: a function from the inputs of one prompt to a result."""
 
 
-def decoders(draft: PreTrainedModel, engine: Any) -> dict[str, Decoder]:
-    """The measured decoders: the reference, and three that draft with the smaller model."""
+def decoders(
+    draft: PreTrainedModel, engine: Any, selectors: Sequence[str] = ("two_stage",), ratios: Sequence[float] = (0.9,)
+) -> dict[str, Decoder]:
+    """The measured decoders: the reference, and those that draft with the smaller model, always as much as they can.
+
+    Args:
+        draft: The smaller model.
+        engine: How forwards run.
+        selectors: Selectors of SpecVLM; the method's own is not in the names of the decoders.
+        ratios: Shares of the video tokens that it removes.
+    """
+    fixed: dict[str, Any] = {"engine": engine, "control": "fixed"}
+    pruned: dict[str, Decoder] = {
+        f"SpecVLM {share:g}{'' if name == 'two_stage' else f', {name}'}": SpecVLM(
+            draft, prune_ratio=share, selector=name, **fixed
+        )
+        for name in selectors
+        for share in ratios
+    }
     return {
         BASE: Autoregressive(engine=engine),
-        NAIVE: SpecVLM(draft, selector="none", prune_ratio=0.0, engine=engine),
-        PRUNED: SpecVLM(draft, prune_ratio=0.9, engine=engine),
-        RELAXED: LVSpec(draft, engine=engine),
+        NAIVE: SpecVLM(draft, selector="none", prune_ratio=0.0, **fixed),
+        **pruned,
+        RELAXED: LVSpec(draft, **fixed),
     }
 
 
@@ -176,6 +196,7 @@ class Report:
         data: Where the prompts are from.
         costs: The cost of a round of every decoder.
         bounds: ``bytes_per_second`` of the device and ``bound``, the ms of an autoregressive token at that speed.
+        grown: Whether the models were grown.
     """
 
     def __init__(
@@ -185,7 +206,9 @@ class Report:
         data: HeldOut,
         costs: dict[str, RoundCost],
         bounds: dict[str, float],
+        grown: bool,
     ) -> None:
+        self.grown = grown
         self.case, self.found, self.data, self.costs, self.bounds = case, found, data, costs, bounds
         self.one = median(pace(run) for run in found[BASE])
 
@@ -221,7 +244,16 @@ class Report:
     ) -> dict[str, Any]:
         """One row."""
         return rows.row(
-            "video_speed", self.case, name, metric, values, unit, bound=bound, grown=True, seed=SEED, extra=dict(extra)
+            "video_speed",
+            self.case,
+            name,
+            metric,
+            values,
+            unit,
+            bound=bound,
+            grown=self.grown,
+            seed=SEED,
+            extra=dict(extra),
         )
 
     def facts(self, name: str, results: Sequence[Result]) -> dict[str, Any]:
@@ -297,10 +329,21 @@ def clip(text: str) -> tuple[int, int]:
     return frames, size
 
 
-def grown(path: str, name: str, vocabulary: int | None, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """A trained model, grown to a named shape; a draft gets the target's vocabulary, which speculation needs."""
+def grown(path: str, name: str | None, vocabulary: int | None, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """A trained model, grown to a named shape; a draft gets the target's vocabulary, which speculation needs.
+
+    Without a name the model stays as it is.
+    """
+    if name is None:
+        return load(path, dtype, device)
     shape = SHAPES[name] if vocabulary is None else replace(SHAPES[name], vocab_size=vocabulary)
     return grow(load(path, torch.float32), shape, dtype=dtype, device=device)
+
+
+def size_of(model: PreTrainedModel) -> str:
+    """Weights of the language part without the head, as a model's name has them: ``1.5B``."""
+    count = sum(weight.numel() for weight in language_part(model).parameters())
+    return f"{count / 1e9:.1f}B" if count >= 5e7 else f"{count / 1e6:.1f}M"
 
 
 def main() -> None:
@@ -310,10 +353,12 @@ def main() -> None:
         "--target", type=rows.model_place, required=True, help="folder of the trained target, with its tokenizer"
     )
     parser.add_argument("--draft", type=rows.model_place, required=True, help="folder of the trained draft")
-    parser.add_argument("--target-shape", choices=sorted(SHAPES), required=True)
-    parser.add_argument("--draft-shape", choices=sorted(SHAPES), required=True)
+    parser.add_argument("--target-shape", choices=sorted(SHAPES), help="what both are grown to; default: no growth")
+    parser.add_argument("--draft-shape", choices=sorted(SHAPES))
     parser.add_argument("--config", nargs="+", help="YAML files of the data; the target's run has one")
     parser.add_argument("--clips", nargs="+", type=clip, default=[(128, 112), (512, 112)], metavar="FRAMESxSIZE")
+    parser.add_argument("--selectors", nargs="+", choices=sorted(SELECTORS), default=["two_stage"], help="of SpecVLM")
+    parser.add_argument("--ratios", nargs="+", type=float, default=[0.9], help="of tokens that SpecVLM removes")
     parser.add_argument("--prompts", type=rows.positive, default=4)
     parser.add_argument("--new-tokens", type=rows.positive, default=128, help="most new tokens; answers may be shorter")
     parser.add_argument("--runs", type=rows.positive, default=3)
@@ -323,6 +368,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, else float32")
     chosen = parser.parse_args()
+    if (chosen.target_shape is None) != (chosen.draft_shape is None):
+        parser.error("--target-shape and --draft-shape must be given together, got one of them: add the other")
     torch.manual_seed(SEED)
     on_gpu = torch.device(chosen.device).type == "cuda"
     dtype = getattr(torch, chosen.dtype or ("bfloat16" if on_gpu else "float32"))
@@ -334,7 +381,8 @@ def main() -> None:
         data = HeldOut(chosen.config or default_config(chosen.target), chosen.target, chosen.prompts, frames, size)
         prompts = [batch.inputs for batch in data.prepare(target, 1)]
         case = (
-            f"{target.config.model_type} {chosen.target_shape} with draft {chosen.draft_shape}, grown, "
+            f"{target.config.model_type} {chosen.target_shape or size_of(target)} with draft "
+            f"{chosen.draft_shape or size_of(draft)}, {'grown' if chosen.target_shape else 'as trained'}, "
             f"{str(dtype).removeprefix('torch.')}, batch 1, greedy, {data.video_tokens} video tokens "
             f"({frames} frames of {size} pixels), up to {chosen.new_tokens} new tokens, "
             f"{chosen.prompts} held-out prompts"
@@ -367,7 +415,7 @@ def measured(
         allow(model, longest + new)
         if not end_of_text_ids(model):
             raise SystemExit("--target and --draft must name an end-of-text token, got none: take exported models.")
-    kept = decoders(draft, chosen.engine)
+    kept = decoders(draft, chosen.engine, chosen.selectors, chosen.ratios)
     methods = {name: ours(decoder, target, new) for name, decoder in kept.items()}
     found = measure(methods, prompts, chosen.runs)
     costs = {}
@@ -379,7 +427,7 @@ def measured(
         decoder.pool.clear()  # the next length needs the memory
     needed = weight_bytes(target) + cache_bytes(target, 1, longest + new // 2)
     bounds = {"bytes_per_second": bandwidth, "bound": 1e3 * needed / bandwidth}
-    return Report(case, found, data, costs, bounds)
+    return Report(case, found, data, costs, bounds, chosen.target_shape is not None)
 
 
 def report(made: Sequence[dict[str, Any]], case: str) -> None:

@@ -87,6 +87,9 @@ def _speed_case(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+_BRIEF = ("naive speculation", "SpecVLM 0.9", "LVSpec 0.7", "transformers generate", "transformers assistant_model")
+
+
 def video_brief() -> str:
     """The speed-ups at the shapes of :mod:`benchmarks.video.speed`, a line for each shape, the fastest first.
 
@@ -98,7 +101,7 @@ def video_brief() -> str:
     whole = {(row["case"], row["method"]): row["value"] for row in found if row["metric"] == "whole_speedup"}
     last: dict[str, dict[str, dict[str, Any]]] = {}
     for row in sorted(found, key=lambda row: row["date"]):
-        if row["metric"] == "decode_speedup" and row["method"] != "Autoregressive":
+        if row["metric"] == "decode_speedup" and row["method"] in _BRIEF:
             models = re.search(r"(\S+) with draft ([^,]+),.* (\d+) video", row["case"]).groups()  # type: ignore[union-attr]
             last.setdefault("{} with a {} draft, {}".format(*models), {})[row["method"]] = row
     names = dict.fromkeys(name for methods in last.values() for name in methods)

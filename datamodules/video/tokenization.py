@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from saccade.common.checks import check_count
 from saccade.datamodules.text.tokenization import MIN_VOCAB_SIZE, PAD, load_tokenizer, train_tokenizer
@@ -21,9 +21,10 @@ SPECIAL_TOKENS: dict[str, tuple[str, ...]] = {
     "llava_onevision": (START, END, "<image>", "<video>"),
 }  # fmt: skip
 """Special tokens of each family, with the names of the published models."""
-VIDEO_TOKENS = {"qwen2_5_vl": "<|video_pad|>", "llava_onevision": "<video>"}
-_IMAGE_TOKENS = {"qwen2_5_vl": "<|image_pad|>", "llava_onevision": "<image>"}
-_PLACES = {"qwen2_5_vl": "<|vision_start|><|video_pad|><|vision_end|>", "llava_onevision": "<video>\n"}
+_QWEN_PADS = ("<|image_pad|>", "<|video_pad|>")
+_VISUAL_TOKENS = {"qwen2_5_vl": (_QWEN_PADS,), "llava_onevision": (("<image>", "<video>"), _QWEN_PADS)}
+"""Names of the image and the video token, the published ones first. Text models of Qwen2.5 have the others unused."""
+_PLACES = {"qwen2_5_vl": "<|vision_start|>VIDEO<|vision_end|>", "llava_onevision": "VIDEO\n"}
 """The video in a prompt; its video token is repeated once for each token of the video."""
 
 # for messages whose content is a text or a list of video and text parts, as for the processors of transformers
@@ -58,13 +59,37 @@ def train_video_tokenizer(texts: Iterable[str], vocab_size: int, family: Family)
         tokenizer_object=core,
         eos_token=END,
         pad_token="<|endoftext|>" if family == "qwen2_5_vl" else PAD,
-        chat_template=_CHAT_TEMPLATE.replace("PLACE", _PLACES[family]),
+        chat_template=_template(family, _VISUAL_TOKENS[family][0][1]),
         clean_up_tokenization_spaces=False,
     )
 
 
+def _template(family: Family, video_token: str) -> str:
+    return _CHAT_TEMPLATE.replace("PLACE", _place(family, video_token))
+
+
+def _place(family: Family, video_token: str) -> str:
+    return _PLACES[family].replace("VIDEO", video_token)
+
+
+def visual_tokens(tokenizer: PreTrainedTokenizerBase, family: Family) -> tuple[str, str]:
+    """Return the names of the image and the video token of a tokenizer; those of the published models if it has none.
+
+    Args:
+        tokenizer: The tokenizer.
+        family: Model family.
+    """
+    vocabulary = tokenizer.get_vocab()
+    pairs = _VISUAL_TOKENS[family]
+    return next((pair for pair in pairs if all(token in vocabulary for token in pair)), pairs[0])
+
+
 def load_video_tokenizer(source: str, family: Family) -> PreTrainedTokenizerFast:
     """Load a tokenizer and check that it has the special tokens of a family.
+
+    A language model for chats becomes a LLaVA-OneVision with its own tokenizer, if that has tokens of Qwen2.5 for
+    pictures, which are unused there. Where it has none, they are added behind all others, and the model needs unused
+    rows in its embedding. Either way it gets the chat template of the family.
 
     Args:
         source: Folder or Hugging Face hub id of a tokenizer, a processor or a model.
@@ -78,7 +103,14 @@ def load_video_tokenizer(source: str, family: Family) -> PreTrainedTokenizerFast
     """
     tokenizer = load_tokenizer(source)
     vocabulary = tokenizer.get_vocab()
+    own = _VISUAL_TOKENS[family][0]
+    if family == "llava_onevision" and {START, END} <= vocabulary.keys() and not vocabulary.keys() & set(own):
+        if not vocabulary.keys() >= set(_QWEN_PADS):
+            tokenizer.add_special_tokens({"additional_special_tokens": list(own)}, replace_extra_special_tokens=False)
+            vocabulary = tokenizer.get_vocab()
+        tokenizer.chat_template = _template(family, visual_tokens(tokenizer, family)[1])
     needed = [token for token in SPECIAL_TOKENS[family] if token != "<|endoftext|>"]  # noqa: S105 - no password
+    needed = [*(token for token in needed if token not in own), *visual_tokens(tokenizer, family)]
     if missing := [token for token in needed if token not in vocabulary]:
         raise ValueError(
             f"tokenizer must have the token {missing[0]!r} for family={family}, got {source!r} without: choose the"
@@ -137,6 +169,7 @@ def visual_format(
         raise ValueError(f"max_pixels {rule}, got {max_pixels}: change it.")
 
     vocabulary = tokenizer.get_vocab()
+    image_token, video_token = visual_tokens(tokenizer, family)
     return VisualFormat(
         family=family,
         patch_size=patch_size,
@@ -145,9 +178,9 @@ def visual_format(
         height=height,
         width=width,
         max_pixels=max_pixels,
-        video_token=VIDEO_TOKENS[family],
-        video_token_id=vocabulary[VIDEO_TOKENS[family]],
-        image_token_id=vocabulary[_IMAGE_TOKENS[family]],
+        video_token=video_token,
+        video_token_id=vocabulary[video_token],
+        image_token_id=vocabulary[image_token],
         vision_start_token_id=None if llava else vocabulary["<|vision_start|>"],
         vision_end_token_id=None if llava else vocabulary["<|vision_end|>"],
         mean=mean or CLIP_MEAN,
@@ -171,7 +204,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, prompt:
         ValueError: The question contains a special token.
     """
     refuse_special_tokens(prompt, "prompt", tokenizer)
-    text = f"{START}user\n{_PLACES[visual.family]}{prompt}{END}\n{START}assistant\n"
+    text = f"{START}user\n{_place(visual.family, visual.video_token)}{prompt}{END}\n{START}assistant\n"
     ids = tokenizer.encode(text, add_special_tokens=False)
     place = ids.index(visual.video_token_id)
     # one video token is encoded and then repeated, because encoding thousands of them is slow

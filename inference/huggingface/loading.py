@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -12,12 +12,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 _LONGEST_REASON = 200  # transformers lists all its classes in some
 
 
-def load_model(path: str, dtype: torch.dtype, auto_class: Any = AutoModelForCausalLM) -> PreTrainedModel:
+def load_model(
+    path: str, dtype: torch.dtype | Literal["auto"], auto_class: Any = AutoModelForCausalLM
+) -> PreTrainedModel:
     """Loads a model whose class is one of transformers' and whose weights are all there.
 
     Args:
         path: Folder or hub id.
-        dtype: Precision of the weights.
+        dtype: Precision of the weights; "auto" for that of their files.
         auto_class: The auto class of transformers that chooses the model's class.
 
     Raises:

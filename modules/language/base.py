@@ -20,6 +20,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -171,12 +172,17 @@ class GenerativeModule(LightningModule, ABC):
         """Whether `model` exists."""
         return "model" in self._modules
 
+    @property
+    def _adapted_part(self) -> str | None:
+        """Path of the part of the model that gets adapters; None for the whole model."""
+        return None
+
     def _adopt(self, model: PreTrainedModel) -> None:
         """Set `model`: add adapters, enable gradient checkpointing, and switch to training mode."""
         if self.lora is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                attach_lora(model, self.lora)
+                attach_lora(model, self.lora, within=self._adapted_part)
         if self.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model = model.train()
@@ -306,10 +312,14 @@ class GenerativeModule(LightningModule, ABC):
             known = json.loads(stored["tokenizer"].get("tokenizer_config.json", "{}"))
             for name in {"is_local", "local_files_only"} - known.keys():
                 self.tokenizer.init_kwargs.pop(name, None)
-        model = model_from_config(config, self.seed, self.auto_class)
+        model = self._rebuilt(config, stored)
         if "generation" in stored:  # a model that was trained before has its own
             model.generation_config = GenerationConfig.from_dict(json.loads(stored["generation"]))
         self._adopt(model)
+
+    def _rebuilt(self, config: PretrainedConfig, stored: dict[str, Any]) -> PreTrainedModel:
+        """Build the model of a checkpoint from its configuration; its weights are loaded afterwards."""
+        return model_from_config(config, self.seed, self.auto_class)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Export model and tokenizer to a folder that plain transformers loads. LoRA is merged in the exported copy.

@@ -196,7 +196,11 @@ def _in_short(error: Exception) -> str:
 
 
 def model_from_path(
-    path: str, auto_class: Any = AutoModelForCausalLM, kind: str = "causal language model"
+    path: str,
+    auto_class: Any = AutoModelForCausalLM,
+    kind: str = "causal language model",
+    name: str = "path",
+    keeps_type: bool = False,
 ) -> PreTrainedModel:
     """Load a model from a folder or the Hugging Face hub.
 
@@ -204,17 +208,19 @@ def model_from_path(
         path: Folder or hub id.
         auto_class: Auto class of transformers that chooses the model's class.
         kind: Type of model that is expected, for the message.
+        name: Setting that has the path, for the message.
+        keeps_type: Load the weights in the type of their file, for a model that is not trained.
 
     Returns:
-        The model on the CPU, in torch's default type, which the trainer's precision sets.
+        The model on the CPU, without `keeps_type` in torch's default type, which the trainer's precision sets.
 
     Raises:
         ValueError: The model cannot be loaded.
     """
-    check_place("path", path)
+    check_place(name, path)
     try:
         with torch.device("cpu"):
-            model = load_model(path, torch.get_default_dtype(), auto_class)
+            model = load_model(path, "auto" if keeps_type else torch.get_default_dtype(), auto_class)
     except ValueError as error:
-        raise ValueError(f"path must be a {kind}, got {path!r} ({error}): give a folder or hub id.") from error
+        raise ValueError(f"{name} must be a {kind}, got {path!r} ({error}): give a folder or hub id.") from error
     return model

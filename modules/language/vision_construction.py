@@ -1,6 +1,6 @@
 """Complete the configuration of a vision-language model from the data, and check that a model fits the data."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +8,9 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from saccade.datamodules.video.preprocessing import Family as FamilyName
 from saccade.datamodules.video.preprocessing import VisualFormat
+from saccade.datamodules.video.tokenization import visual_tokens
 from saccade.modules.language.construction import check_names
 
 _QWEN, _LLAVA = "qwen2_5_vl", "llava_onevision"
@@ -43,14 +45,19 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 """The supported families by `model_type`."""
+LANGUAGE_PATH = "model.language_model"
+"""Path of the language part inside the model of either family; its head is beside it."""
 
 
-def check_family(model_type: Any, setting: str = "config.model_type") -> str:
+def check_family(
+    model_type: Any, setting: str = "config.model_type", families: Collection[str] = tuple(FAMILIES)
+) -> str:
     """Check that a model type is one of the two families.
 
     Args:
         model_type: The model type.
         setting: Name of the setting, for the message.
+        families: The families that are possible.
 
     Returns:
         The model type.
@@ -58,8 +65,8 @@ def check_family(model_type: Any, setting: str = "config.model_type") -> str:
     Raises:
         ValueError: The model type is missing or not supported.
     """
-    if model_type not in FAMILIES:
-        raise ValueError(f"{setting} must be {' or '.join(FAMILIES)}, got {model_type!r}: use a model of one of them.")
+    if model_type not in families:
+        raise ValueError(f"{setting} must be {' or '.join(families)}, got {model_type!r}: use a model of one of them.")
     return str(model_type)
 
 
@@ -111,7 +118,7 @@ def complete_vision_config(
         text.setdefault("vocab_size", len(tokenizer))
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             text.setdefault(name, getattr(tokenizer, name))
-        for name, token in FAMILIES[family].tokens.items():
+        for name, token in tokens_of(tokenizer, family).items():
             settings.setdefault(name, token_id(tokenizer, token, family))
     elif "vocab_size" not in text:
         raise ValueError(
@@ -178,6 +185,17 @@ def _complete_qwen(text: dict[str, Any], vision: dict[str, Any], visual: VisualF
         )
 
 
+def tokens_of(tokenizer: PreTrainedTokenizerBase, family: FamilyName) -> dict[str, str]:
+    """Return the special tokens of a family by the setting that contains their id, with the names that a tokenizer has.
+
+    Args:
+        tokenizer: Tokenizer of the data.
+        family: Family of the model.
+    """
+    image, video = visual_tokens(tokenizer, family)
+    return {**FAMILIES[family].tokens, "image_token_id": image, "video_token_id": video}
+
+
 def token_id(tokenizer: PreTrainedTokenizerBase, token: str, family: str) -> int:
     """Return the token id of a special token.
 
@@ -232,7 +250,7 @@ def check_vision_fit(
     """
     family = config.model_type
     if tokenizer is not None:
-        for name, token in FAMILIES[family].tokens.items():
+        for name, token in tokens_of(tokenizer, family).items():
             given, own = token_id(tokenizer, token, family), getattr(config, name)
             if given != own:
                 raise ValueError(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torchmetrics import Metric
-from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from saccade.common.checks import check_count, check_share
+from saccade.common.checks import check_count, check_share, check_switch
 from saccade.datamodules.video.preprocessing import VisualFormat
 from saccade.inference.huggingface.vision_windows import joined_windows
 from saccade.modules.language.base import GenerativeModule
@@ -19,9 +19,11 @@ from saccade.modules.language.construction import (
     model_from_config,
     model_from_path,
 )
+from saccade.modules.language.pretrained_parts import check_parts, model_from_parts
 from saccade.modules.language.video_dropout import VideoTokenDropout
 from saccade.modules.language.video_positions import shared_positions
 from saccade.modules.language.vision_construction import (
+    LANGUAGE_PATH,
     check_family,
     check_vision_fit,
     complete_vision_config,
@@ -80,7 +82,15 @@ class VisionLanguageModel(GenerativeModule):
         config: Settings of a new model, not used if `path` is given: `model_type` (qwen2_5_vl or llava_onevision),
             `text_config`, `vision_config`. Vocabulary, special tokens, patch size and image size default to those of
             the data module.
-        lora: Train low-rank adapters only. None trains all weights.
+        language_model: Folder or Hugging Face hub id of a causal language model, such as Qwen2.5, that becomes the
+            language part of a new LLaVA-OneVision; not used if `path` is given. The command uses its tokenizer for the
+            data too, unless the data names another. Its head is not trained unless all of it is.
+        vision_tower: Folder or hub id of a trained LLaVA-OneVision whose vision tower the new model starts with; not
+            used if `path` is given.
+        lora: Train low-rank adapters instead of the weights: with `language_model` those of the language part, while
+            the vision tower and the projector are trained whole, otherwise adapters of all parts and nothing else.
+            None trains all weights.
+        freeze_language: Do not train the language part and its head.
         video_dropout: Largest fraction, 0 to 1, of a clip's video tokens that are hidden from the language part in a
             training step; the fraction is drawn for each sequence. Use it to train the draft model of a decoder that
             prunes videos (see `VideoTokenDropout`).
@@ -111,7 +121,10 @@ class VisionLanguageModel(GenerativeModule):
         self,
         path: str | None = None,
         config: dict[str, Any] | None = None,
+        language_model: str | None = None,
+        vision_tower: str | None = None,
         lora: LoraSettings | None = None,
+        freeze_language: bool = False,
         freeze_vision: bool = False,
         video_dropout: float = 0.0,
         learning_rate: float = 1e-3,
@@ -140,9 +153,19 @@ class VisionLanguageModel(GenerativeModule):
         )
         if path is None and config is not None:
             check_family(config.get("model_type"))
+            check_parts(config, language_model, vision_tower)
+        check_switch("freeze_language", freeze_language)
+        if freeze_language and lora is not None:
+            raise ValueError(
+                "freeze_language must be false with lora, whose adapters train the language part, got both: leave one"
+                " out."
+            )
         check_count("slot_scenes", slot_scenes, 0)
         check_count("max_answer_tokens", max_answer_tokens)
         check_share("video_dropout", video_dropout)
+        self.language_model = language_model if path is None else None
+        self.vision_tower = vision_tower if path is None else None
+        self.freeze_language = freeze_language
         self.freeze_vision = freeze_vision
         self.video_dropout = video_dropout
         self.slot_scenes = slot_scenes
@@ -173,6 +196,17 @@ class VisionLanguageModel(GenerativeModule):
             check_family(model.config.model_type, "model_type of the model in path")
             check_vision_fit(model.config, tokenizer, visual)
             check_fit(model.config, tokenizer, max_tokens, "max_tokens")
+        elif self.language_model is not None or self.vision_tower is not None:
+            model = model_from_parts(
+                self.config or {},
+                self.language_model,
+                self.vision_tower,
+                self._keeps_language_type,
+                tokenizer,
+                visual,
+                max_tokens,
+                self.seed,
+            )
         else:
             config = complete_vision_config(self.config or {}, tokenizer, visual)
             check_vision_fit(config, tokenizer, visual)
@@ -194,7 +228,19 @@ class VisionLanguageModel(GenerativeModule):
         """
         self.build(*(getattr(datamodule, name, None) for name in ("tokenizer", "visual", "max_tokens")))
 
+    @property
+    def _keeps_language_type(self) -> bool:
+        """Whether a given language part keeps the type of its file, because none of its weights is trained."""
+        return self.language_model is not None and (self.freeze_language or self.lora is not None)
+
+    @property
+    def _adapted_part(self) -> str | None:
+        return LANGUAGE_PATH if self.language_model is not None else None
+
     def _adopt(self, model: PreTrainedModel) -> None:
+        if self.freeze_language or self._keeps_language_type:
+            for part in (model.get_submodule(LANGUAGE_PATH), model.get_output_embeddings()):
+                part.requires_grad_(False)
         super()._adopt(model)
         if self.tokenizer is not None:
             # `generate` and the export read them here, but a new configuration has them in its text part only
@@ -283,6 +329,21 @@ class VisionLanguageModel(GenerativeModule):
         with joined_windows(self.model):
             tokens = greedy_answers(self.model, inputs, self.max_answer_tokens, synced=self._shares_weights)
         return list(self.tokenizer.batch_decode(tokens, skip_special_tokens=True))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Store what a language model stores, and the type of a language part that keeps its own."""
+        super().on_save_checkpoint(checkpoint)
+        if self._keeps_language_type:
+            head: Any = self.model.get_output_embeddings()
+            checkpoint[self.checkpoint_key]["language_type"] = str(head.weight.dtype).removeprefix("torch.")
+
+    def _rebuilt(self, config: PretrainedConfig, stored: dict[str, Any]) -> PreTrainedModel:
+        model = super()._rebuilt(config, stored)
+        if "language_type" in stored:
+            for part in (model.get_submodule(LANGUAGE_PATH), model.get_output_embeddings()):
+                for parameter in part.parameters():  # not the frequencies of positions, which are never rounded
+                    parameter.data = parameter.data.to(getattr(torch, stored["language_type"]))
+        return model
 
     @property
     def _shares_weights(self) -> bool:
