@@ -2,9 +2,10 @@
 
     python -m benchmarks.video.speed --target RUN/model --draft RUN/model --target-shape 32B --draft-shape 7B
 
-Both models are grown first (:mod:`benchmarks.decoding.grow`): the same text at the cost of larger models; without shapes
-they stay as they are. All methods answer the same held-out prompts within one process, in turn. The first round warms
-up, each further round is a run.
+Both models are grown first (:mod:`benchmarks.decoding.grow`): the same text at the cost of larger models. Without
+shapes they stay as they are. All methods answer the same held-out prompts within one process, in turn. The first round
+warms up, each further round is a run.
+
 Times are those of whole calls and, as in the paper, of decoding alone: after the prefill of both models, with the first
 draft.
 

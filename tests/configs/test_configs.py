@@ -16,6 +16,7 @@ from saccade.cli.config_lookup import packaged_configs
 from saccade.cli.main import main
 from saccade.datamodules import SyntheticSentiment
 from saccade.inference.drafting.skip_sets import write_skip_file
+from tests.support.chat_models import chat_qwen
 from tests.support.processes import TIME_LIMIT
 from tests.support.trained import QUICK
 
@@ -180,10 +181,8 @@ FEW_VIDEOS = {
 def smaller_video(name: str, folder: Path) -> str:
     """A file beside the shipped one that makes its model and data small."""
     config = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8"))["model"]["init_args"]["config"]
-    config = config | {
-        "text_config": config["text_config"] | TEXT,
-        "vision_config": config["vision_config"] | VISION[config["model_type"]],
-    }
+    small = {"text_config": TEXT, "vision_config": VISION[config["model_type"]]}
+    config = config | {part: config[part] | values for part, values in small.items() if part in config}
     small = {
         "model": {"init_args": {"config": config, "slot_scenes": 1, "max_answer_tokens": 8}},
         "data": {"init_args": FEW_VIDEOS},
@@ -199,6 +198,10 @@ def test_video_models_fit(name, inside):
     """The file as it is, but for sizes; what goes on from another run does so."""
     first = "video/qwen.yaml" if name == "video/long.yaml" else name
     arguments = ["fit", "--config", first, "--config", smaller_video(first, inside), "--name", "video", *QUICK]
+    if name in ("video/pretrained.yaml", "video/pretrained-draft.yaml"):
+        tower = "video/pretrained-tower.yaml"
+        assert main(["fit", "--config", tower, "--config", smaller_video(tower, inside), *QUICK]) == 0
+        arguments += ["--model.language_model", chat_qwen(inside / "qwen")]
     assert main(arguments) == 0
     assert (newest(inside, "video") / "model" / "config.json").is_file()
     if name != first:

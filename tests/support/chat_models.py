@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from saccade.datamodules.text.tokenization import train_tokenizer
-from saccade.datamodules.video.tokenization import train_video_tokenizer
+from saccade.datamodules.video.tokenization import END, START, train_video_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<|end|>{% endfor %}"
@@ -33,6 +40,27 @@ def chat_model(folder: Path, template: str | None = TEMPLATE, context: int = 256
         torch.manual_seed(layers)
         model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+QWEN_PADS = ("<|image_pad|>", "<|video_pad|>")
+QWEN_SHAPE: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 1024, "initializer_range": 0.2,
+}  # fmt: skip
+
+
+def chat_qwen(folder: Path, tokens: tuple[str, ...] = (START, END, *QWEN_PADS), spare: int = 3, **settings: Any) -> str:
+    """A folder with a tiny Qwen2 in bfloat16, its tokenizer with the given special tokens, and unused rows."""
+    tokenizer = train_tokenizer(["Describe this video.", "a plain backdrop, one digit"], 280)
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": list(tokens), "eos_token": END if END in tokens else "<|end|>"}
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer) + spare, **QWEN_SHAPE | settings))
+    model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

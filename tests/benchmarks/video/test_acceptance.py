@@ -53,3 +53,17 @@ def test_a_part_of_the_study(video_run, rows, monkeypatch):
     run(monkeypatch, "--target", folder, "--draft", folder, *COMMON, "--selectors", "--rules", "strict")
     assert [row["method"] for row in rows] == ["strict"]
     assert "smaller draft" in rows[0]["case"]
+
+
+def test_drafts_have_their_whole_length(video_run, rows, monkeypatch):
+    """With draft control, a pair whose drafts do not pay would accept next to nothing."""
+    measured, kinds = video_acceptance.Study.measured, []
+
+    def noted(study, decoder):
+        kinds.append((type(decoder).__name__, decoder.control))
+        return measured(study, decoder)
+
+    monkeypatch.setattr(video_acceptance.Study, "measured", noted)
+    parts = ("--selectors", "uniform", "--ratios", "0.5", "--rules", "strict")
+    run(monkeypatch, "--target", str(video_run / "model"), *COMMON, *parts)
+    assert set(kinds[1:]) == {("SpecVLM", "fixed"), ("LVSpec", "fixed")}

@@ -88,3 +88,30 @@ def test_a_failing_peer_costs_none_of_our_rows(capsys):
     found = video_speed.measure_peers({first: fails, second: works}, [{}], runs=2)
     assert {name: len(made) for name, made in found.items()} == {second: 2}
     assert f"{video_speed.PEERS[0]} is left out: RuntimeError no such cache\n" in capsys.readouterr().out
+
+
+def test_drafts_have_their_whole_length():
+    """With draft control, a pair whose drafts do not pay would hardly draft, and T would say nothing of the draft."""
+    made = video_speed.decoders(None, "eager", ["two_stage", "random"], [0.9, 0.5])
+    assert list(made) == [
+        "Autoregressive", "naive speculation", "SpecVLM 0.9", "SpecVLM 0.5", "SpecVLM 0.9, random",
+        "SpecVLM 0.5, random", "LVSpec 0.7",
+    ]  # fmt: skip
+    assert {decoder.control for name, decoder in made.items() if name != "Autoregressive"} == {"fixed"}
+
+
+def test_a_pair_as_it_is(video_run, monkeypatch, capsys):
+    kept: list[dict] = []
+    monkeypatch.setattr(video_speed.rows, "replace", kept.extend)
+    arguments = (
+        "--target", str(video_run / "model"), "--draft", str(video_run / "draft"), "--clips", "4x56", "--prompts", "1",
+        "--new-tokens", "6", "--runs", "1", "--peer-runs", "0", "--repeats", "1", "--device", "cpu",
+    )  # fmt: skip
+    monkeypatch.setattr("sys.argv", ["video_speed", *arguments])
+    video_speed.main()
+    assert "as trained" in kept[0]["case"]
+    assert not any(row["grown"] for row in kept)
+    monkeypatch.setattr("sys.argv", ["video_speed", *arguments, "--target-shape", "7B"])
+    with pytest.raises(SystemExit):
+        video_speed.main()
+    assert "--draft-shape must be given together" in capsys.readouterr().err

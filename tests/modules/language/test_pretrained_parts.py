@@ -11,45 +11,26 @@ from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
     PreTrainedModel,
-    Qwen2Config,
     Qwen2ForCausalLM,
 )
 
 from saccade.datamodules import VideoCaptions
-from saccade.datamodules.text.tokenization import train_tokenizer
 from saccade.datamodules.video.tokenization import END, START, load_video_tokenizer
 from saccade.inference import SpecVLM
 from saccade.modules import LoraSettings, VisionLanguageModel
 from saccade.modules.language.export import merged_state_dict
 from saccade.modules.language.vision_construction import LANGUAGE_PATH
 from tests.modules.language.tiny import trainer
+from tests.support.chat_models import QWEN_SHAPE, chat_qwen
 from tests.support.errors import one_line
 
-PADS = ("<|image_pad|>", "<|video_pad|>")
 VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
 NEW = {"model_type": "llava_onevision", "vision_config": VISION}
-SHAPE: dict[str, Any] = {
-    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "max_position_embeddings": 1024, "initializer_range": 0.2,
-}  # fmt: skip
-
-
-def chat_model(folder: Path, tokens: tuple[str, ...] = (START, END, *PADS), spare: int = 3, **settings: Any) -> str:
-    """A folder with a tiny Qwen2 in bfloat16, its tokenizer with the given special tokens, and unused rows."""
-    tokenizer = train_tokenizer(["Describe this video.", "a plain backdrop, one digit"], 280)
-    tokenizer.add_special_tokens(
-        {"additional_special_tokens": list(tokens), "eos_token": END if END in tokens else "<|end|>"}
-    )
-    torch.manual_seed(3)
-    model = Qwen2ForCausalLM(Qwen2Config(vocab_size=len(tokenizer) + spare, **SHAPE | settings))
-    model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
 def language(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return chat_model(tmp_path_factory.mktemp("language"))
+    return chat_qwen(tmp_path_factory.mktemp("language"))
 
 
 def clips(tokenizer: str) -> VideoCaptions:
@@ -75,7 +56,7 @@ def of_language(name: str) -> bool:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_text_has_the_logits_of_the_language_model(tmp_path: Path, language: str, tied: bool) -> None:
-    folder = chat_model(tmp_path / "tied", tie_word_embeddings=True) if tied else language
+    folder = chat_qwen(tmp_path / "tied", tie_word_embeddings=True) if tied else language
     data, made = clips(folder), module(folder)
     made.build_for(data)
     source = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -142,7 +123,7 @@ def test_the_folder_loads_and_decodes_as_generate(tmp_path: Path, language: str)
 
 
 def test_a_checkpoint_loads_without_the_folder(tmp_path: Path, language: str) -> None:
-    folder = chat_model(tmp_path / "language")
+    folder = chat_qwen(tmp_path / "language")
     data, made = clips(folder), module(folder, lora=LoraSettings(rank=2))
     run = trainer(tmp_path, max_steps=1, limit_val_batches=0)
     run.fit(made, data)
@@ -158,7 +139,7 @@ def test_a_checkpoint_loads_without_the_folder(tmp_path: Path, language: str) ->
 
 def test_a_tower_is_taken_over(tmp_path: Path, language: str) -> None:
     data = clips(language)
-    first = module(None, config=NEW | {"text_config": SHAPE})
+    first = module(None, config=NEW | {"text_config": QWEN_SHAPE})
     first.build_for(data)
     first.save_pretrained(tmp_path / "first")
     made = module(language, vision_tower=str(tmp_path / "first"), config={"model_type": "llava_onevision"}, seed=9)
@@ -172,7 +153,7 @@ def test_a_tower_is_taken_over(tmp_path: Path, language: str) -> None:
 
 
 def test_tokens_are_added_where_the_tokenizer_has_none_for_pictures(tmp_path: Path) -> None:
-    folder = chat_model(tmp_path, (START, END), spare=3)  # transformers adds one of Qwen2's own
+    folder = chat_qwen(tmp_path, (START, END), spare=3)  # transformers adds one of Qwen2's own
     tokenizer = load_video_tokenizer(folder, "llava_onevision")
     assert tokenizer.convert_ids_to_tokens([len(tokenizer) - 2, len(tokenizer) - 1]) == ["<image>", "<video>"]
     assert tokenizer.decode(tokenizer.encode("<video>a"), skip_special_tokens=True) == "a"
@@ -186,17 +167,17 @@ def test_refusals_are_one_line(tmp_path: Path, language: str) -> None:
     def build(folder: Any, **settings: Any) -> None:
         module(str(folder), **settings).build_for(clips(language))
 
-    full = chat_model(tmp_path / "full", (START, END), spare=1)
+    full = chat_qwen(tmp_path / "full", (START, END), spare=1)
     one_line(lambda: module(full).build_for(clips(full)), "language_model", "unused places")
     (tmp_path / "empty").mkdir()
     one_line(lambda: build(tmp_path / "empty"), "language_model must be a causal language model")
     one_line(lambda: build(tmp_path / "nowhere"), "language_model must be an existing path")
-    plain = chat_model(tmp_path / "plain", ())
+    plain = chat_qwen(tmp_path / "plain", ())
     one_line(lambda: clips(plain), START)
-    gemma = Gemma2Config(vocab_size=400, head_dim=16, **SHAPE)
+    gemma = Gemma2Config(vocab_size=400, head_dim=16, **QWEN_SHAPE)
     Gemma2ForCausalLM(gemma).save_pretrained(tmp_path / "gemma")
     one_line(lambda: build(tmp_path / "gemma"), "linear head alone", "Gemma2")
     one_line(lambda: build(language, vision_tower=language), "vision_tower")
     one_line(lambda: module(language, config={"model_type": "qwen2_5_vl"}), "llava_onevision with language_model")
-    one_line(lambda: module(language, config=NEW | {"text_config": SHAPE}), "config.text_config must be left out")
+    one_line(lambda: module(language, config=NEW | {"text_config": QWEN_SHAPE}), "config.text_config must be left out")
     one_line(lambda: module(language, lora=LoraSettings(), freeze_language=True), "freeze_language")
