@@ -22,8 +22,11 @@ SPECIAL_TOKENS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Special tokens of each family, with the names of the published models."""
 _QWEN_PADS = ("<|image_pad|>", "<|video_pad|>")
-_VISUAL_TOKENS = {"qwen2_5_vl": (_QWEN_PADS,), "llava_onevision": (("<image>", "<video>"), _QWEN_PADS)}
-"""Names of the image and the video token, the published ones first. Text models of Qwen2.5 have the others unused."""
+_VISUAL_TOKENS: dict[str, tuple[tuple[str, str], ...]] = {
+    "qwen2_5_vl": (_QWEN_PADS,),
+    "llava_onevision": (("<image>", "<video>"), _QWEN_PADS),
+}
+"""Names of image and video token, the published ones first. Text models of Qwen2.5 have the others unused."""
 _PLACES = {"qwen2_5_vl": "<|vision_start|>VIDEO<|vision_end|>", "llava_onevision": "VIDEO\n"}
 """The video in a prompt; its video token is repeated once for each token of the video."""
 
@@ -72,7 +75,7 @@ def _place(family: Family, video_token: str) -> str:
     return _PLACES[family].replace("VIDEO", video_token)
 
 
-def visual_tokens(tokenizer: PreTrainedTokenizerBase, family: Family) -> tuple[str, str]:
+def visual_tokens(tokenizer: PreTrainedTokenizerBase, family: str) -> tuple[str, str]:
     """Return the names of the image and the video token of a tokenizer; those of the published models if it has none.
 
     Args:

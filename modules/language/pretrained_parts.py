@@ -134,7 +134,8 @@ def _language(path: str, keeps_type: bool, tokenizer: PreTrainedTokenizerBase | 
         )
     if tokenizer is None:
         return model
-    rows, needed = model.get_input_embeddings().weight.shape[0], len(tokenizer)
+    embedding: Any = model.get_input_embeddings()
+    rows, needed = len(embedding.weight), len(tokenizer)
     if needed > rows:
         raise ValueError(
             f"language_model must have at least {needed} rows in its embedding, one for each token of the data's"

@@ -8,7 +8,6 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from saccade.datamodules.video.preprocessing import Family as FamilyName
 from saccade.datamodules.video.preprocessing import VisualFormat
 from saccade.datamodules.video.tokenization import visual_tokens
 from saccade.modules.language.construction import check_names
@@ -185,7 +184,7 @@ def _complete_qwen(text: dict[str, Any], vision: dict[str, Any], visual: VisualF
         )
 
 
-def tokens_of(tokenizer: PreTrainedTokenizerBase, family: FamilyName) -> dict[str, str]:
+def tokens_of(tokenizer: PreTrainedTokenizerBase, family: str) -> dict[str, str]:
     """Return the special tokens of a family by the setting that contains their id, with the names that a tokenizer has.
 
     Args:

@@ -1,4 +1,4 @@
-"""Run by test_vision_model_ddp.py on two ranks: train, validate and predict under DDP on the CPU."""
+"""Run by test_ddp.py on two ranks: train, validate and predict under DDP on the CPU."""
 
 import json
 import sys
