@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -54,6 +54,7 @@ from saccade.inference.verification.near_ties import first_difference
 SEED = 0
 # 26 nodes as in SpecVLM and EAGLE-2: wide at the top, one deep path
 TREE = TokenTree((-1, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 5, 5, 6, 8, 11, 11, 12, 13, 15, 15, 17, 19, 19, 22, 24))
+STEPS = {"step of 1 token": None, "step of a 26-node tree": TREE}
 
 
 @dataclass
@@ -248,14 +249,21 @@ def measure(
     return {name: made[1:] for name, made in found.items()}
 
 
-def step_seconds(model: PreTrainedModel, prompt: torch.Tensor, kind: Any, runs: int) -> dict[str, list[float]]:
-    """Seconds of a step of one token and of one that verifies a 26-node tree, after a prompt."""
+def step_seconds(
+    model: PreTrainedModel,
+    prompt: torch.Tensor,
+    kind: Any,
+    runs: int,
+    trees: Mapping[str, TokenTree | None] = STEPS,
+) -> dict[str, list[float]]:
+    """Seconds of a step of every tree after a prompt, whose tokens it reads again; ``None`` is a step of one token."""
     found: dict[str, list[float]] = {}
     pool = EnginePool(EngineConfig(kind))
     with Session(model, prompt.shape[1] + 64, pool=pool) as session:
         session.prefill(prompt.tolist())
-        for name, tree in (("step of 1 token", None), ("step of a 26-node tree", TREE)):
-            tokens = prompt[:, -1:].expand(-1, 1 if tree is None else len(tree))
+        for name, tree in trees.items():
+            nodes = 1 if tree is None else len(tree)
+            tokens = prompt.repeat(1, -(-nodes // prompt.shape[1]))[:, -nodes:]
             times = []
             for _ in range(3 + 10 * runs):
                 begin = clock(prompt.device)

@@ -20,8 +20,8 @@ class EngineConfig:
 
     Args:
         kind: ``eager`` calls the model's modules for every step. ``graph`` keeps lengths, positions and tree masks on
-            the device and replays every step as one CUDA graph, with fused kernels for Llama, Mistral, Qwen2, Qwen3,
-            Qwen2.5-VL and LLaVA-OneVision; the decoder keeps the buffers between calls. ``auto`` is ``graph`` for
+            the device and replays every step as one CUDA graph, with fused kernels for layers shaped as those of Llama,
+            Gemma 3 or Qwen3-MoE, also with LoRA; the decoder keeps the buffers between calls. ``auto`` is ``graph`` for
             models on one CUDA device without hooks, and ``eager`` otherwise. If a step cannot be captured, decoding
             continues eagerly with a warning.
         prefill_chunk: Longer prompts are read in chunks of this many tokens, which limits memory.

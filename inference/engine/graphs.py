@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from saccade.inference.engine.cache import KVCache
 from saccade.inference.engine.capture_turns import TURNS
-from saccade.inference.engine.fused import FusedStep, why_not_fused
+from saccade.inference.engine.fused.parts import adapter_states, why_not_fused
+from saccade.inference.engine.fused.step import FusedStep
 from saccade.inference.engine.hf_cache import session_cache
 from saccade.inference.engine.masks import DeviceMasks
 from saccade.inference.huggingface.models import is_windowed, last_position, text_config
@@ -88,14 +89,22 @@ class GraphEngine:
         self.cache = session_cache(self.storage, config.num_hidden_layers)
         self._last_position = last_position(model)
         self._windowed = is_windowed(model)
-        self._fused = None if why_not_fused(model) else FusedStep(model)
+        self.replayed = False  # whether the last step was not the first of its width
+        self._pool: Any = None
+        self._signature: tuple[Any, ...] = ()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Forgets all captured steps if the model's weights lie elsewhere, or its adapters are set otherwise."""
+        signature = _signature(self.model)
+        if signature == self._signature:
+            return
+        self._signature = signature
+        self._fused = None if why_not_fused(self.model) else FusedStep(self.model)
         self.proven = self._fused is not None
         """Whether replays are known to be correct. A capture of a model's own modules may contain a host value that
         changes from step to step, so the session compares the first replay with an eager step."""
-        self.replayed = False  # whether the last step was not the first of its width
         self._steps: dict[tuple[int, bool], Step] = {}
-        self._pool: Any = None
-        self._signature = _addresses(model)
 
     def fits(
         self,
@@ -112,7 +121,7 @@ class GraphEngine:
             and batch == self.batch
             and capacity <= self.capacity
             and skip_sets(skip) == skip_sets(self.skip)
-            and _addresses(model) == self._signature
+            and _signature(model) == self._signature
         )
 
     def forward(
@@ -211,8 +220,17 @@ class GraphEngine:
         return step.captured
 
 
-def _addresses(model: nn.Module) -> tuple[int, ...]:
-    return tuple(weight.data_ptr() for weight in model.parameters())
+def _signature(model: nn.Module) -> tuple[Any, ...]:
+    """What a captured step depends on besides its inputs: where the weights lie, and the host's part of adapters."""
+    return *(place for weight in model.parameters() for place in _addresses(weight)), *adapter_states(model)
+
+
+def _addresses(weight: Tensor) -> tuple[int, ...]:
+    """Where the values of a weight lie; those of a quantised weight are in tensors inside it (torchao)."""
+    if type(weight) is not nn.Parameter and hasattr(weight, "__tensor_flatten__"):
+        names, _ = weight.__tensor_flatten__()
+        return tuple(place for name in names for place in _addresses(getattr(weight, name)))
+    return (weight.data_ptr(),)
 
 
 def why_not_captured(model: nn.Module) -> str:

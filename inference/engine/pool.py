@@ -11,7 +11,7 @@ from torch import nn
 
 from saccade.inference.engine.captured import Captured
 from saccade.inference.engine.config import EngineConfig
-from saccade.inference.engine.fused import why_not_fused
+from saccade.inference.engine.fused.parts import why_not_fused
 from saccade.inference.engine.graphs import GraphEngine, NotCapturedError, why_not_captured
 from saccade.inference.huggingface.models import device_of, layer_kinds, weights_in_place
 from saccade.inference.huggingface.sublayer_skip import SublayerSkip

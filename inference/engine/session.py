@@ -167,6 +167,8 @@ class Session:
                 self._free()
                 self._new_storage()
             self._allocate(len(prompts))
+        elif self._engine is not None:
+            self._engine.refresh()
         tokens = torch.tensor([list(prompt) + [0] * (longest - len(prompt)) for prompt in prompts]).to(self.device)
         recorder = None
         if visual is not None and self.recording.attention:

@@ -5,24 +5,39 @@ RMSNorm, bias, gated activation and residual sum are computed in the same kernel
 can start and load its first weights while the previous kernel still runs; it waits before it reads an activation
 (programmatic dependent launch, compute capability 9). With several rows the kernel that writes the residual stream also
 normalizes it, and matrices of the same input still share a launch. A single matrix without residual sum (the output
-head) and products of more than 64 rows run in cuBLAS.
+head) and products of more than 64 rows run in cuBLAS. What an adapter adds is computed in the same kernel from its
+inner values, which a small projection before it makes.
 
-The kernels are ours; their references are in :mod:`saccade.inference.engine.fused`.
+The kernels are ours; their references are in :mod:`saccade.inference.engine.fused.reference`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from saccade.inference.engine.fused.reference import LowRank, Norm, activate, project
 from saccade.inference.engine.kernels.launch import early, follow
+from saccade.inference.engine.kernels.norms import triton_close, triton_norm
 
+GATES = {None: 0, "silu": 1, "gelu": 2}
+"""The activations of gates, by name, as numbers for kernels."""
 _MOST_ROWS = 64  # maximum for our product kernel; with more rows cuBLAS is faster
+
+
+@triton.jit
+def activated(gate, GATED: tl.constexpr):  # noqa: ANN201
+    """SiLU, or GELU with tanh: ``(1 + tanh(x)) / 2`` is ``sigmoid(2 x)``."""
+    if GATED == 1:
+        gate = gate * tl.sigmoid(gate)
+    else:
+        gate = gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate))
+    return gate
 
 
 @triton.jit
@@ -30,25 +45,48 @@ def _choose(
     block, weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, size_0, size_1, size_2,
     GATED: tl.constexpr, OUTPUTS: tl.constexpr,
 ):  # fmt: skip
-    # the matrix of a program, its bias and number of outputs, the offset of its outputs, and the program's block of it
+    # the matrix of a program, its bias and number of outputs, the offset of its outputs, the program's block of it, and
+    # the matrix's number
     blocks_0, blocks_1 = tl.cdiv(size_0, OUTPUTS), tl.cdiv(size_1, OUTPUTS)
-    weight, bias, size, offset, first = weight_0, bias_0, size_0, 0, block
+    weight, bias, size, offset, first, which = weight_0, bias_0, size_0, 0, block, 0
     if not GATED:
         if block >= blocks_0 + blocks_1:
-            weight, bias, size, offset, first = weight_2, bias_2, size_2, size_0 + size_1, block - blocks_0 - blocks_1
+            weight, bias, size, offset, which = weight_2, bias_2, size_2, size_0 + size_1, 2
+            first = block - blocks_0 - blocks_1
         elif block >= blocks_0:
-            weight, bias, size, offset, first = weight_1, bias_1, size_1, size_0, block - blocks_0
-    return weight, bias, size, offset, first
+            weight, bias, size, offset, which = weight_1, bias_1, size_1, size_0, 1
+            first = block - blocks_0
+    return weight, bias, size, offset, first, which
+
+
+@triton.jit
+def _lift(
+    which, low, up_0, up_1, up_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2, row, real, column, wanted, low_row,
+    RANK: tl.constexpr,
+):  # fmt: skip
+    # what the adapter of a matrix adds, from its inner values [rows, ranks of all matrices]
+    up, rank, scale, first = up_0, rank_0, scale_0, 0
+    if which == 2:
+        up, rank, scale, first = up_2, rank_2, scale_2, rank_0 + rank_1
+    elif which == 1:
+        up, rank, scale, first = up_1, rank_1, scale_1, rank_0
+    lane = tl.arange(0, RANK)
+    known = (lane < rank)[None, :]
+    inner = tl.load(low + row[:, None] * low_row + first + lane[None, :], mask=real[:, None] & known, other=0.0)
+    lifts = tl.load(up + column[:, None].to(tl.int64) * rank + lane[None, :], mask=wanted[:, None] & known, other=0.0)
+    return inner.to(tl.float32), lifts.to(tl.float32) * scale
 
 
 @triton.jit
 def _stream(
     inputs, weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, norm, residual, out,
-    depth, size_0, size_1, size_2, eps,
-    NORM: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr, EVEN: tl.constexpr,
-    OUTPUTS: tl.constexpr, DEPTH: tl.constexpr, PEEL: tl.constexpr, EARLY: tl.constexpr,
+    low, up_0, up_1, up_2, depth, size_0, size_1, size_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2,
+    eps, factor,
+    NORM: tl.constexpr, SHIFT: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
+    EVEN: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr, PEEL: tl.constexpr, RANK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    weight, bias, size, offset, first = _choose(
+    weight, bias, size, offset, first, which = _choose(
         tl.program_id(0), weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, size_0, size_1, size_2, GATED, OUTPUTS
     )
     column = first * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -70,7 +108,7 @@ def _stream(
         if NORM:
             wide = x.to(tl.float32)
             square += wide * wide
-            x = (wide * tl.load(norm + step, mask=step < depth, other=0.0).to(tl.float32)).to(x.dtype)
+            x = (wide * (tl.load(norm + step, mask=step < depth, other=0.0).to(tl.float32) + SHIFT)).to(x.dtype)
         total += w.to(tl.float32) * x.to(tl.float32)[None, :]
         if GATED:
             gated += u.to(tl.float32) * x.to(tl.float32)[None, :]
@@ -89,7 +127,7 @@ def _stream(
         if NORM:
             wide = x.to(tl.float32)
             square += wide * wide
-            x = (wide * tl.load(norm + at + step, mask=here, other=0.0).to(tl.float32)).to(x.dtype)
+            x = (wide * (tl.load(norm + at + step, mask=here, other=0.0).to(tl.float32) + SHIFT)).to(x.dtype)
         total += w.to(tl.float32) * x.to(tl.float32)[None, :]
         if GATED:
             gated += u.to(tl.float32) * x.to(tl.float32)[None, :]
@@ -102,23 +140,38 @@ def _stream(
         result += tl.load(bias + column, mask=wanted, other=0.0).to(tl.float32)
         if GATED:
             gate += tl.load(bias_1 + column, mask=wanted, other=0.0).to(tl.float32)
+    if RANK:
+        one = tl.zeros([1], tl.int32)
+        inner, lifts = _lift(
+            which, low, up_0, up_1, up_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2, one, one == 0, column,
+            wanted, 0, RANK,
+        )  # fmt: skip
+        result += tl.sum(inner * lifts, 1)
+        if GATED:
+            inner, lifts = _lift(
+                1, low, up_0, up_1, up_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2, one, one == 0, column,
+                wanted, 0, RANK,
+            )  # fmt: skip
+            gate += tl.sum(inner * lifts, 1)
     if GATED:
-        result = result * tl.sigmoid(result) * gate
+        result = activated(result, GATED) * gate
     if RESIDUAL:
-        result += tl.load(residual + column, mask=wanted, other=0.0).to(tl.float32)
+        result = result * factor + tl.load(residual + column, mask=wanted, other=0.0).to(tl.float32)
     tl.store(out + offset + column, result.to(out.dtype.element_ty), mask=wanted)
 
 
 @triton.jit
 def _product(
     inputs, weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, out,
-    rows, depth, size_0, size_1, size_2, input_row, out_row,
+    low, up_0, up_1, up_2, rows, depth, size_0, size_1, size_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2,
+    input_row, out_row, low_row,
     BIAS: tl.constexpr, GATED: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
-    DEPTH: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, EARLY: tl.constexpr,
+    DEPTH: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, RANK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(1)  # part of the depth; every part writes separate sums
     part = tl.cdiv(tl.cdiv(depth, SPLITS), DEPTH) * DEPTH
-    weight, bias, size, offset, first = _choose(
+    weight, bias, size, offset, first, which = _choose(
         tl.program_id(0), weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, size_0, size_1, size_2, GATED, OUTPUTS
     )
     column = first * OUTPUTS + tl.arange(0, OUTPUTS)
@@ -151,51 +204,24 @@ def _product(
         total += tl.load(bias + column, mask=wanted, other=0.0).to(tl.float32)[None, :]
         if GATED:
             gated += tl.load(bias_1 + column, mask=wanted, other=0.0).to(tl.float32)[None, :]
+    if RANK:  # noqa: SIM102 - known to the compiler, unlike the next condition
+        if split == 0:
+            inner, lifts = _lift(
+                which, low, up_0, up_1, up_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2, row, real, column,
+                wanted, low_row, RANK,
+            )  # fmt: skip
+            total += tl.dot(inner, tl.trans(lifts), input_precision="ieee")
+            if GATED:
+                inner, lifts = _lift(
+                    1, low, up_0, up_1, up_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2, row, real, column,
+                    wanted, low_row, RANK,
+                )  # fmt: skip
+                gated += tl.dot(inner, tl.trans(lifts), input_precision="ieee")
     if GATED:
-        total = total * tl.sigmoid(total) * gated
+        total = activated(total, GATED) * gated
     shown = real[:, None] & wanted[None, :]
     place = (split * rows + row)[:, None] * out_row + offset + column[None, :]
     tl.store(out + place, total.to(out.dtype.element_ty), mask=shown)
-
-
-@triton.jit
-def _normalize(inputs, norm, out, depth, eps, input_row, LANES: tl.constexpr, EARLY: tl.constexpr):
-    follow(EARLY)
-    row = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    source = inputs + row.to(tl.int64) * input_row
-    square = tl.zeros([LANES], tl.float32)
-    for at in range(0, depth, LANES):
-        x = tl.load(source + at + lane, mask=at + lane < depth, other=0.0).to(tl.float32)
-        square += x * x
-    shrink = tl.rsqrt(tl.sum(square, 0) / depth + eps)
-    for at in range(0, depth, LANES):
-        inside = at + lane < depth
-        x = tl.load(source + at + lane, mask=inside, other=0.0).to(tl.float32)
-        x = x * shrink * tl.load(norm + at + lane, mask=inside, other=0.0).to(tl.float32)
-        tl.store(out + row.to(tl.int64) * depth + at + lane, x.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _close(
-    sums, bias, residual, norm, hidden, normalized, rows, depth, eps,
-    BIAS: tl.constexpr, SPLITS: tl.constexpr, LANES: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    follow(EARLY)
-    row = tl.program_id(0)
-    lane = tl.arange(0, LANES)
-    inside = lane < depth
-    total = tl.load(residual + row * depth + lane, mask=inside, other=0.0).to(tl.float32)
-    if BIAS:
-        total += tl.load(bias + lane, mask=inside, other=0.0).to(tl.float32)
-    for split in range(SPLITS):
-        total += tl.load(sums + (split * rows + row) * depth + lane, mask=inside, other=0.0)
-    kept = total.to(hidden.dtype.element_ty)
-    tl.store(hidden + row * depth + lane, kept, mask=inside)
-    wide = kept.to(tl.float32)  # the norm is of the rounded sum, which the next layers read
-    scale = tl.load(norm + lane, mask=inside, other=0.0).to(tl.float32)
-    ready = wide * tl.rsqrt(tl.sum(wide * wide, 0) / depth + eps) * scale
-    tl.store(normalized + row * depth + lane, ready.to(normalized.dtype.element_ty), mask=inside)
 
 
 def _row_tile(outputs: int, depth: int, size: int, gated: bool) -> tuple[int, int, int, bool]:
@@ -204,6 +230,9 @@ def _row_tile(outputs: int, depth: int, size: int, gated: bool) -> tuple[int, in
     The fastest of those measured on an H200 in bfloat16. Loading early takes registers and is faster only for small
     matrices.
     """
+    if outputs <= 512:  # a router, or an adapter's inner values: few programs, which read their whole row at once
+        step = min(4096 * 2 // size, triton.next_power_of_2(depth))
+        return 1, max(64, step), 8 if step * size > 4096 else 4, True
     if gated or outputs >= 32768:
         block, step, warps = 4, 256, 2
     elif depth >= 8192:
@@ -246,24 +275,66 @@ def _close_tile(rows: int, outputs: int, depth: int, size: int) -> tuple[int, in
     return block, step, 4, stages, triton.next_power_of_2(splits)
 
 
-def triton_norm(inputs: Tensor, norm: Tensor, eps: float) -> Tensor:
-    """RMSNorm of rows; see :func:`saccade.inference.engine.fused.rms_norm`.
+class _Adapters(NamedTuple):
+    """What kernels take of the adapters of up to three matrices: inner values, matrices, ranks and factors."""
 
-    Args:
-        inputs: ``[rows, depth]``, last dimension contiguous.
-        norm: ``[depth]`` weights.
-        eps: Epsilon of the norm.
+    low: Tensor
+    ups: list[Tensor]
+    ranks: list[int]
+    scales: list[float]
+    lanes: int
 
-    Returns:
-        ``[rows, depth]``.
-    """
-    rows, depth = inputs.shape
-    out = torch.empty(rows, depth, dtype=inputs.dtype, device=inputs.device)
-    lanes = min(4096, triton.next_power_of_2(depth))
-    _normalize[(rows,)](
-        inputs, norm, out, depth, eps, inputs.stride(0), LANES=lanes, num_warps=8, **early(inputs.device)
-    )
-    return out
+    @classmethod
+    def of(cls, inputs: Tensor, adapters: Sequence[LowRank | None], norm: Norm | None) -> _Adapters:
+        """Computes the inner values ``[rows, ranks]``. Without adapters no kernel is launched."""
+        found = [item for item in adapters if item is not None]
+        if not found:
+            return cls(inputs, [inputs] * 3, [0] * 3, [0.0] * 3, 0)
+        low = triton_linear(inputs, [item.down for item in found], [None] * len(found), norm=norm)
+        given = [*adapters, None, None][:3]
+        ranks = [0 if item is None else len(item.down) for item in given]
+        return cls(
+            low,
+            [low if item is None else item.up for item in given],
+            ranks,
+            [0.0 if item is None else float(item.scale) for item in given],
+            max(16, triton.next_power_of_2(max(ranks))),
+        )
+
+
+def _one_row(
+    inputs: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    out: Tensor,
+    adapters: Sequence[LowRank | None],
+    norm: Norm | None = None,
+    gated: str | None = None,
+    residual: Tensor | None = None,
+    factor: float = 1.0,
+) -> None:
+    depth, size = inputs.shape[1], weights[0].element_size()
+    block, step, warps, peel = _row_tile(out.shape[-1], depth, size, bool(gated))
+    sizes, matrices, vectors = _three(inputs, weights, biases)
+    added = _Adapters.of(inputs, adapters, norm)
+    _stream[(sum(triton.cdiv(item, block) for item in (sizes[:1] if gated else sizes)),)](
+        inputs, *matrices, *vectors, inputs if norm is None else norm.weight, inputs if residual is None else residual,
+        out, added.low, *added.ups, depth, *sizes, *added.ranks, *added.scales, 0.0 if norm is None else norm.eps,
+        factor,
+        NORM=norm is not None, SHIFT=0.0 if norm is None else norm.shift, BIAS=biases[0] is not None,
+        RESIDUAL=residual is not None, GATED=GATES[gated], EVEN=depth % step == 0, OUTPUTS=block, DEPTH=step, PEEL=peel,
+        RANK=added.lanes, num_warps=warps, **early(inputs.device),
+    )  # fmt: skip
+
+
+def _three(
+    inputs: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> tuple[list[int], list[Tensor], list[Tensor]]:
+    """Sizes, matrices and biases of three matrices; those that are missing have no outputs."""
+    sizes = [*(weight.shape[0] for weight in weights), 0, 0][:3]
+    matrices = [*weights, weights[0], weights[0]][:3]
+    vectors = [inputs if bias is None else bias for bias in (*biases, biases[0], biases[0])][:3]
+    return sizes, matrices, vectors
 
 
 def triton_linear(
@@ -271,75 +342,91 @@ def triton_linear(
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     *,
-    norm: Tensor | None = None,
-    eps: float = 0.0,
-    gated: bool = False,
+    norm: Norm | None = None,
+    gated: str | None = None,
     residual: Tensor | None = None,
+    factor: float = 1.0,
+    adapters: Sequence[LowRank | None] | None = None,
 ) -> Tensor:
-    """Projections of one input; see :func:`saccade.inference.engine.fused.reference_linear`.
+    """Projections of one input; see :func:`saccade.inference.engine.fused.reference.reference_linear`.
 
     Args:
         inputs: ``[rows, depth]``, last dimension contiguous.
         weights: One to three matrices ``[outputs, depth]``, contiguous; two of equal size when ``gated``.
         biases: One for each matrix, all ``None`` or none.
-        norm: ``[depth]`` weights of an RMSNorm of the input, or ``None``.
-        eps: Epsilon of the RMSNorm.
-        gated: Whether the result is ``silu(first) * second``.
-        residual: ``[rows, outputs]``, added to the result, or ``None``.
+        norm: Of the input, or ``None``.
+        gated: Activation of the first matrix's outputs, which then multiply the second's; ``None`` for no gate.
+        residual: ``[rows, outputs]``, to which ``factor`` times the result is added, or ``None``.
+        factor: Of the result where there is a residual.
+        adapters: One for each matrix, or ``None``; contiguous.
 
     Returns:
-        ``[rows, outputs]``: the outputs of all matrices, concatenated, or of one when ``gated``.
+        ``[rows, outputs]``: the outputs of all matrices, concatenated, or of one when ``gated``; as precise as the
+        matrices.
     """
     rows, depth = inputs.shape
-    sizes = [weight.shape[0] for weight in weights]
+    sizes, matrices, vectors = _three(inputs, weights, biases)
     outputs = sizes[0] if gated else sum(sizes)
-    size, device = inputs.element_size(), inputs.device
+    device, dtype = inputs.device, weights[0].dtype
+    extra = [None] * len(weights) if adapters is None else adapters
     if rows > 1 and norm is not None:  # with one row it is faster that every program computes the norm itself
-        inputs = triton_norm(inputs, norm, eps)
-    if rows > 1 and (len(weights) == 1 or rows > _MOST_ROWS):
-        parts = [F.linear(inputs, weight, bias) for weight, bias in zip(weights, biases, strict=True)]
-        product = F.silu(parts[0]) * parts[1] if gated else torch.cat(parts, -1) if len(parts) > 1 else parts[0]
-        return product if residual is None else residual + product
-    out = torch.empty(rows, outputs, dtype=inputs.dtype, device=device)
-    matrices = [*weights, *[weights[0]] * (3 - len(weights))]
-    vectors = [inputs if bias is None else bias for bias in (*biases, *[biases[0]] * (3 - len(biases)))]
-    counted = sizes[:1] if gated else sizes
-    sizes = [*sizes, 0, 0][:3]
+        inputs = triton_norm(inputs, norm)
+    plain = len(weights) == 1 and extra[0] is None
+    if rows > 1 and (plain or rows > _MOST_ROWS):
+        parts = [project(inputs.to(dtype), *each) for each in zip(weights, biases, extra, strict=True)]
+        product = (
+            activate(parts[0], gated) * parts[1] if gated else torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+        )
+        return _added(product, residual, factor)
+    out = torch.empty(rows, outputs, dtype=dtype, device=device)
     if rows == 1:
-        block, step, warps, peel = _row_tile(outputs, depth, size, gated)
-        _stream[(sum(triton.cdiv(item, block) for item in counted),)](
-            inputs, *matrices, *vectors, inputs if norm is None else norm, inputs if residual is None else residual,
-            out, depth, *sizes, eps,
-            NORM=norm is not None, BIAS=biases[0] is not None, RESIDUAL=residual is not None, GATED=gated,
-            EVEN=depth % step == 0, OUTPUTS=block, DEPTH=step, PEEL=peel, num_warps=warps, **early(device),
-        )  # fmt: skip
+        _one_row(inputs, weights, biases, out, extra, norm, gated, residual, factor)
         return out
-    block, step, warps, stages = _product_tile(rows, outputs, size, gated)
-    _product[(sum(triton.cdiv(item, block) for item in counted),)](
-        inputs, *matrices, *vectors, out, rows, depth, *sizes, inputs.stride(0), out.stride(0),
-        BIAS=biases[0] is not None, GATED=gated, EVEN=depth % step == 0,
-        ROWS=max(16, triton.next_power_of_2(rows)), OUTPUTS=block, DEPTH=step,
-        SPLITS=1, PRECISION="ieee" if size > 2 else "tf32", UPCAST=device.type == "cpu", num_warps=warps,
-        num_stages=stages, **early(device),
+    size = weights[0].element_size()
+    block, step, warps, stages = _product_tile(rows, outputs, size, bool(gated))
+    added = _Adapters.of(inputs, extra, None)
+    _product[(sum(triton.cdiv(item, block) for item in (sizes[:1] if gated else sizes)),)](
+        inputs, *matrices, *vectors, out, added.low, *added.ups, rows, depth, *sizes, *added.ranks, *added.scales,
+        inputs.stride(0), out.stride(0), added.low.stride(0),
+        BIAS=biases[0] is not None, GATED=GATES[gated], EVEN=depth % step == 0,
+        ROWS=max(16, triton.next_power_of_2(rows)), OUTPUTS=block, DEPTH=step, SPLITS=1,
+        PRECISION="ieee" if size > 2 else "tf32", UPCAST=device.type == "cpu" or inputs.dtype != dtype,
+        RANK=added.lanes, num_warps=warps, num_stages=stages, **early(device),
     )  # fmt: skip
-    return out if residual is None else residual + out
+    return _added(out, residual, factor)
+
+
+def _added(product: Tensor, residual: Tensor | None, factor: float) -> Tensor:
+    if residual is None:
+        return product
+    return residual + product if factor == 1 else torch.add(residual, product, alpha=factor)
 
 
 def triton_add(
-    inputs: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor, norm: Tensor, eps: float
+    inputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor,
+    norm: Norm,
+    *,
+    after: Norm | None = None,
+    factor: float = 1.0,
+    adapter: LowRank | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Adds a projection to the residual stream and normalizes the sum; see ``reference_add`` of the fused step.
 
-    The depth is split over programs, because one matrix has too few outputs to use the whole GPU. A second kernel adds
-    the parts and the residual stream and normalizes the sum.
+    With several rows the depth is split over programs, because one matrix has too few outputs to use the whole GPU. A
+    second kernel adds the parts and the residual stream and normalizes the sum.
 
     Args:
         inputs: ``[rows, depth]``, last dimension contiguous.
         weight: ``[outputs, depth]``, contiguous, at most 16384 outputs.
         bias: ``[outputs]`` or ``None``.
         residual: ``[rows, outputs]``, contiguous.
-        norm: ``[outputs]`` weights of the RMSNorm of the sum.
-        eps: Epsilon of the RMSNorm.
+        norm: Of the sum.
+        after: Norm of the projection itself, before it is added; ``None`` for none.
+        factor: Of what is added.
+        adapter: Of the matrix.
 
     Returns:
         The residual stream and its normalized form, ``[rows, outputs]`` each.
@@ -347,20 +434,20 @@ def triton_add(
     rows, depth = inputs.shape
     outputs, size, device = len(weight), inputs.element_size(), inputs.device
     if rows > _MOST_ROWS:
-        hidden = residual + F.linear(inputs, weight, bias)
-        return hidden, triton_norm(hidden, norm, eps)
+        return triton_close(project(inputs, weight, bias, adapter).float()[None], None, residual, norm, after, factor)
+    if rows == 1:
+        sums = torch.empty(1, 1, outputs, dtype=torch.float32, device=device)
+        _one_row(inputs, [weight], [None], sums, [adapter])
+        return triton_close(sums, bias, residual, norm, after, factor)
     block, step, warps, stages, splits = _close_tile(rows, outputs, depth, size)
     sums = torch.empty(splits, rows, outputs, dtype=torch.float32, device=device)
+    added = _Adapters.of(inputs, [adapter], None)
     none = inputs  # passed for tensors that a kernel does not read
     _product[(triton.cdiv(outputs, block), splits)](
-        inputs, weight, weight, weight, none, none, none, sums, rows, depth, outputs, 0, 0, inputs.stride(0), outputs,
-        BIAS=False, GATED=False, EVEN=depth % step == 0, ROWS=max(16, triton.next_power_of_2(rows)), OUTPUTS=block,
+        inputs, weight, weight, weight, none, none, none, sums, added.low, *added.ups, rows, depth, outputs, 0, 0,
+        *added.ranks, *added.scales, inputs.stride(0), outputs, added.low.stride(0),
+        BIAS=False, GATED=0, EVEN=depth % step == 0, ROWS=max(16, triton.next_power_of_2(rows)), OUTPUTS=block,
         DEPTH=step, SPLITS=splits, PRECISION="ieee" if size > 2 else "tf32", UPCAST=device.type == "cpu",
-        num_warps=warps, num_stages=stages, **early(device),
+        RANK=added.lanes, num_warps=warps, num_stages=stages, **early(device),
     )  # fmt: skip
-    hidden, normalized = torch.empty_like(residual), torch.empty_like(residual)
-    _close[(rows,)](
-        sums, none if bias is None else bias, residual, norm, hidden, normalized, rows, outputs, eps,
-        BIAS=bias is not None, SPLITS=splits, LANES=triton.next_power_of_2(outputs), num_warps=8, **early(device),
-    )  # fmt: skip
-    return hidden, normalized
+    return triton_close(sums, bias, residual, norm, after, factor)

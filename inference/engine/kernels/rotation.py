@@ -1,6 +1,6 @@
 """The Triton kernel that applies rotary embeddings to queries and keys and writes keys and values into the cache.
 
-The kernel is ours; its reference is :func:`saccade.inference.engine.fused.reference_rotate`.
+The kernel is ours; its reference is :func:`saccade.inference.engine.fused.reference.reference_rotate`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from saccade.inference.engine.fused.reference import Norm
 from saccade.inference.engine.kernels.launch import early, follow
 
 
@@ -17,7 +18,7 @@ from saccade.inference.engine.kernels.launch import early, follow
 def _rotate(
     packed, cos, sin, query_norm, key_norm, lengths, query, keys, values,
     nodes, heads, kv_heads, eps, packed_row, angle_row, query_b, query_h, query_n, cache_b, cache_h, cache_s,
-    NORM: tl.constexpr, HALF: tl.constexpr, LANES: tl.constexpr, EARLY: tl.constexpr,
+    NORM: tl.constexpr, SHIFT: tl.constexpr, HALF: tl.constexpr, LANES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     follow(EARLY)
     token, head = tl.program_id(0), tl.program_id(1)
@@ -34,8 +35,8 @@ def _rotate(
             scale = query_norm
             if head >= heads:
                 scale = key_norm
-            low = low * shrink * tl.load(scale + lane, mask=real, other=0.0).to(tl.float32)
-            high = high * shrink * tl.load(scale + HALF + lane, mask=real, other=0.0).to(tl.float32)
+            low = low * shrink * (tl.load(scale + lane, mask=real, other=0.0).to(tl.float32) + SHIFT)
+            high = high * shrink * (tl.load(scale + HALF + lane, mask=real, other=0.0).to(tl.float32) + SHIFT)
         turn = token.to(tl.int64) * angle_row
         cos_low = tl.load(cos + turn + lane, mask=real, other=0.0).to(tl.float32)
         cos_high = tl.load(cos + turn + HALF + lane, mask=real, other=0.0).to(tl.float32)
@@ -62,10 +63,9 @@ def triton_rotate(
     keys: Tensor,
     values: Tensor,
     *,
-    norms: tuple[Tensor, Tensor] | None = None,
-    eps: float = 0.0,
+    norms: tuple[Norm, Norm] | None = None,
 ) -> Tensor:
-    """Rotates queries and keys, writes keys and values; see :func:`saccade.inference.engine.fused.reference_rotate`.
+    """Rotates queries and keys, writes keys and values; see ``reference_rotate`` of the fused step.
 
     Args:
         packed: ``[batch * nodes, (heads + 2 * kv_heads) * head_dim]``, last dimension contiguous.
@@ -74,8 +74,7 @@ def triton_rotate(
         lengths: ``[batch]``: the slot that node 0 is written to.
         keys: ``[batch, kv_heads, slots, head_dim]``; written.
         values: Like ``keys``, with the same strides.
-        norms: RMSNorm weights ``[head_dim]`` of queries and keys, or ``None``.
-        eps: Epsilon of these norms.
+        norms: Of every head of the queries and of the keys, with equal epsilon and shift, or ``None``.
 
     Returns:
         Queries ``[batch, heads, nodes, head_dim]``.
@@ -84,10 +83,11 @@ def triton_rotate(
     kv_heads = keys.shape[1]
     heads = packed.shape[1] // head_dim - 2 * kv_heads
     query = torch.empty(batch, heads, nodes, head_dim, dtype=packed.dtype, device=packed.device)
-    scales = (packed, packed) if norms is None else norms
+    scales = (packed, packed) if norms is None else (norms[0].weight, norms[1].weight)
+    eps, shift = (0.0, 0.0) if norms is None else (norms[0].eps, norms[0].shift)
     _rotate[(batch * nodes, heads + 2 * kv_heads)](
         packed, cos, sin, *scales, lengths, query, keys, values, nodes, heads, kv_heads, eps, packed.stride(0),
-        cos.stride(1), *query.stride()[:3], *keys.stride()[:3], NORM=norms is not None, HALF=head_dim // 2,
+        cos.stride(1), *query.stride()[:3], *keys.stride()[:3], NORM=norms is not None, SHIFT=shift, HALF=head_dim // 2,
         LANES=triton.next_power_of_2(head_dim // 2), num_warps=1, **early(packed.device),
     )  # fmt: skip
     return query

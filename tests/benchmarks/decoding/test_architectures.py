@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -16,7 +18,11 @@ def test_rows(name, monkeypatch, capsys):
     monkeypatch.setattr(architectures, "replace", rows.extend)
     small = ("--scale", "tiny", "--layers", "2", "--prompt-length", "6", "--new-tokens", "4", "--runs", "2")
     monkeypatch.setattr("sys.argv", ["architectures", name, *small, "--device", "cpu", "--dtype", "float32"])
+    monkeypatch.setattr("sys.argv", [*sys.argv, "--steps", "1", "3"])
     architectures.main()
+    steps = [row for row in rows if row["metric"] == "ms_per_step"]
+    assert [row["method"] for row in steps] == ["step of 1 tokens", "step of 3 tokens"]
+    rows = [row for row in rows if row not in steps]
     assert {(row["method"], row["metric"]) for row in rows} == {
         (method, metric)
         for method in ("saccade Autoregressive", "transformers generate")
@@ -51,14 +57,21 @@ def test_a_method_of_transformers_that_fails_is_left_out(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("name", "billions"), [("mistral-7b", 7.25), ("phi-3-mini", 3.82), ("qwen3-moe-30b-a3b", 30.53)]
+    ("name", "billions"),
+    [
+        ("gemma-3-4b", 3.88),
+        ("mistral-7b", 7.25),
+        ("phi-3-mini", 3.82),
+        ("qwen2-7b-lora", 7.62),
+        ("qwen3-moe-30b-a3b", 30.53),
+    ],
 )
 def test_the_shapes_have_the_published_sizes(name, billions):
     config = architectures.config_of(name)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert model.num_parameters() / 1e9 == pytest.approx(billions, rel=2e-3)
-    assert config.sliding_window is None
+    assert config.sliding_window == (1024 if name == "gemma-3-4b" else None)
 
 
 def test_of_a_mixture_the_experts_of_one_token_are_counted():

@@ -12,20 +12,29 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from saccade.inference.engine.kernels import decode_attention, linear, noise, rotation
+from saccade.inference.engine.kernels import decode_attention, experts, linear, noise, norms, rotation
 
 SPECIAL = {
     **dict.fromkeys(("lengths", "starts", "ancestors", "depths", "positions", "seeds"), "*i64"),
-    **dict.fromkeys(("sums", "logs"), "*fp32"),
+    **dict.fromkeys(("sums", "logs", "picked"), "*fp32"),
+    "chosen": "*i32",
     "noise": "*fp64",
 }
-FLOATS = ("eps", "scale", "cap")
+FLOATS = ("eps", "after_eps", "factor", "scale", "scale_0", "scale_1", "scale_2", "cap")
 NUMBERS = (  # integers
     "rows",
     "depth",
     "size_0",
     "size_1",
     "size_2",
+    "rank_0",
+    "rank_1",
+    "rank_2",
+    "low_row",
+    "logits_row",
+    "width",
+    "count",
+    "experts",
     "input_row",
     "out_row",
     "nodes",
@@ -92,12 +101,34 @@ def chosen(found: set[tuple[int, int, int, int, int, int]]) -> list[tuple[int, i
     return sorted({tile for tile in found if tile[0] == 64}.union(*((tiles[0], tiles[-1]) for tiles in few if tiles)))
 
 
+def mixtures(dtype: str, size: int, flag: bool, shared: dict[str, Any]) -> list[str]:
+    """The four kernels of mixtures of experts, at the tiles of Qwen3 30B-A3B or, without the flag, of Mixtral 8x7B."""
+    width, depth, number, count = (768, 2048, 128, 8) if flag else (14336, 4096, 8, 2)
+    (block, step, warps), (outputs, part, part_warps) = experts._row_tiles(width, depth, count, size)
+    row = {"EVEN": flag, "EXPERTS": number, "EARLY": shared["EARLY"]}
+    opened = {"NORM": flag, "SHIFT": 0.0, "GATED": 1 + flag, "OUTPUTS": block, "DEPTH": step}
+    shut = {"NORMALISED": flag, "COUNT": count, "OUTPUTS": outputs, "STEP": part}
+    made = [
+        compiled(experts._open_row, dtype, warps, **row, **opened),
+        compiled(experts._shut_row, dtype, part_warps, **row, **shut),
+    ]
+    rows = 16 if flag else 64
+    first, second = experts._rows_tiles(rows, width, depth, size)
+    both = {"EVEN": flag, "EXPERTS": number, "ROWS": rows, **shared}
+    more = ({"GATED": 1 + flag}, {"NORMALISED": flag, "COUNT": count})
+    for kernel, tile, own in zip((experts._open_rows, experts._shut_rows), (first, second), more, strict=True):
+        block, step, warps, stages = tile
+        made.append(compiled(kernel, dtype, warps, stages, OUTPUTS=block, DEPTH=step, **both, **own))
+    return made
+
+
 def main() -> None:
     """Compiles all of them and prints how many there were."""
     made = []
     for early, gated, even in itertools.product((True, False), repeat=3):
         peel = early ^ gated ^ even  # any three of the four flags come in all combinations
-        stream = {"NORM": gated, "BIAS": even, "RESIDUAL": not gated, "GATED": gated, "EVEN": even, "PEEL": peel}
+        stream = {"NORM": gated, "BIAS": even, "RESIDUAL": not gated, "GATED": 2 * gated, "EVEN": even, "PEEL": peel}
+        stream |= {"SHIFT": float(even), "RANK": 16 * (not even)}
         ptx = compiled(linear._stream, "bf16", 2, **stream, OUTPUTS=4, DEPTH=256, EARLY=early)
         assert ("griddepcontrol.wait" in ptx) == early
         before = ptx.split("griddepcontrol.wait")[0]
@@ -115,16 +146,20 @@ def main() -> None:
                 wanted = wanted[-1:]
             for rows, outputs, depth, warps, stages, splits in wanted:
                 product = shared | {"ROWS": rows, "OUTPUTS": outputs, "DEPTH": depth, "SPLITS": splits}
-                gated = flag and splits == 1
-                made.append(compiled(linear._product, dtype, warps, stages, **product, GATED=gated))
-            made.append(compiled(linear._close, dtype, 8, BIAS=flag, SPLITS=4, LANES=1024, EARLY=True))
-            made.append(compiled(rotation._rotate, dtype, 1, NORM=flag, HALF=64, LANES=64, EARLY=True))
+                gated = int(flag and splits == 1)
+                made.append(compiled(linear._product, dtype, warps, stages, **product, GATED=gated, RANK=16 * gated))
+            close = {"BIAS": flag, "SHIFT": float(flag), "AFTER": flag, "AFTER_SHIFT": 0.0, "SPLITS": 4, "LANES": 1024}
+            made.append(compiled(norms._close, dtype, 8, **close, EARLY=True))
+            shift = float(flag)
+            made.append(compiled(rotation._rotate, dtype, 1, NORM=flag, SHIFT=shift, HALF=64, LANES=64, EARLY=True))
+            if dtype == "bf16" or (flag and dtype == "fp32"):  # half precision is as large as bfloat16
+                made += mixtures(dtype, size, flag, {key: shared[key] for key in ("PRECISION", "UPCAST", "EARLY")})
             attend = {"HAS_STARTS": flag, "SPLITS": 4, "ROWS": 16, "SLOTS": 32, "WIDTH": 128, "PADDED": flag}
             attend |= {"PRECISION": precision, "UPCAST": False, "EARLY": True}
             # windows and caps change no tile
             for more in (False, True) if flag and dtype != "fp16" else (False,):
                 made.append(compiled(decode_attention._attend, dtype, 4, **attend, WINDOW=more, CAP=more))
-        made.append(compiled(linear._normalize, dtype, 8, LANES=1024, EARLY=True))
+        made.append(compiled(norms._normalize, dtype, 8, SHIFT=0.0, LANES=1024, EARLY=True))
         for sinks in (False, True) if dtype == "bf16" else (False,):
             made.append(compiled(decode_attention._join, dtype, 4, SINKS=sinks, SPLITS=4, WIDTH=128, EARLY=True))
     made.append(compiled(noise._gumbel, "bf16", 4, LANES=1024, EARLY=True))

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from benchmarks.decoding import classes
-from saccade.inference import Autoregressive, LVSpec, Sampling, SelfSpeculative, SpecVLM
-from saccade.inference.engine import fused, hf_attention
-from saccade.inference.engine.config import EngineConfig
-from saccade.inference.engine.fused import FusedStep
-from saccade.inference.engine.pool import EnginePool
+from saccade.inference import Autoregressive, LVSpec, PromptLookup, Sampling, SelfSpeculative, SpecVLM
+from saccade.inference.engine import hf_attention
+from saccade.inference.engine.fused import step as fused
+from saccade.inference.engine.fused.step import FusedStep
 from saccade.inference.verification.relaxed import VisualRelaxation
+from tests.inference.engine.fused.test_classes import TYPES
 from tests.inference.loop.test_lossless import LENGTHS, rows_that_left
 from tests.support.decoders import LOSSLESS
 from tests.support.models import prompts, tiny_model
@@ -23,6 +24,16 @@ needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 def on_cuda(batch):
     return {name: value.cuda() for name, value in batch.items()}
+
+
+def adapted(model):
+    """The model with an adapter on some of its matrices."""
+    targets = ["q_proj", "v_proj", "down_proj"]
+    found = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=targets))
+    for name, weight in found.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.3)
+    return found.eval()
 
 
 @gpu
@@ -46,6 +57,26 @@ def test_graphs_write_what_eager_forwards_write(architecture, ties, name, dtype)
         else:
             left = rows_that_left(model, batch, tokens, right)
             assert all(tie.near for tie in left.values()), left
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("kind", ["lora", *TYPES.values()])
+@pytest.mark.parametrize("decoder", [Autoregressive(engine="graph"), PromptLookup(max_ngram=2, engine="graph")])
+def test_graphs_of_fused_kernels_write_what_eager_forwards_write(kind, decoder):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model = adapted(tiny_model("qwen2")) if kind == "lora" else classes.tiny_model(kind)
+    model, decoder = model.float().cuda(), decoder.independent()
+    for lengths in ([5], [4, 30, 7]):
+        batch = prompts(model, lengths)
+        right = Autoregressive(engine="eager").generate(model, **on_cuda(batch), max_new_tokens=24).tokens
+        for _ in range(2):  # captured, then replayed from another call
+            tokens = decoder.generate(model, **on_cuda(batch), max_new_tokens=24).tokens
+            left = rows_that_left(model, batch, tokens, right)
+            assert all(tie.near for tie in left.values()), left
+        engine = next(engine for engine in decoder.pool._idle if engine.model is model)
+        assert engine._fused is not None
+        assert all(step.captured for step in engine._steps.values())
 
 
 @gpu
@@ -141,33 +172,34 @@ def test_sampled_text_is_the_same_on_the_gpu_and_on_the_processor(name):
         assert out.tokens == right
 
 
-def test_fused_steps_through_interpreted_kernels(monkeypatch):
+@pytest.mark.parametrize("kind", ["gemma3_text", "lora", "qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("lengths", [[5], [4, 7]])
+def test_fused_steps_through_interpreted_kernels(monkeypatch, kind, lengths):
     """On a processor the whole fused step also runs through Triton's interpreter."""
-    from tests.support.triton_mode import (
-        DEVICE,
-        triton_add,
-        triton_decode_attention,
-        triton_linear,
-        triton_norm,
-        triton_rotate,
-    )
+    from tests.support import triton_mode
 
-    if DEVICE != "cpu":
+    if triton_mode.DEVICE != "cpu":
         pytest.skip("the kernels are compiled here, see above")
-    model = tiny_model("qwen3", dtype=torch.float32, layers=2)
-    pool = EnginePool(EngineConfig("graph"))
-    pool.uncaptured = True
-    decoder = Autoregressive()
-    vars(decoder)["_pool"] = pool
-    batch = prompts(model, [4, 7])
-    right = Autoregressive().generate(model, **batch, max_new_tokens=4).tokens
+    from saccade.inference.engine.kernels import linear
+
+    lora = kind == "lora"
+    model = (adapted(tiny_model("qwen3", layers=2)) if lora else classes.tiny_model(kind, layers=2)).float()
+    decoder = Autoregressive(engine="graph")
+    decoder.pool.uncaptured = True
+    batch = prompts(model, lengths)
+    right = Autoregressive().generate(model, **batch, max_new_tokens=3).tokens
     called = []
-    kernels = fused._Kernels(triton_linear, triton_add, triton_norm, triton_rotate)
+    names = ("linear", "add", "norm", "rotate", "experts", "experts_add")
+    kernels = fused._Kernels(*[getattr(triton_mode, f"triton_{name}") for name in names])
+    attend = triton_mode.triton_decode_attention
+    # fewer and larger programs than a GPU wants: the interpreter takes long for each
+    monkeypatch.setattr(linear, "_row_tile", lambda *_: (32, 64, 1, True))
+    monkeypatch.setattr(triton_mode.experts, "_row_tiles", lambda *_: ((16, 64, 1), (32, 64, 1)))
     monkeypatch.setattr(fused, "_kernels", lambda like: kernels)
-    monkeypatch.setattr(fused, "decode_attention", lambda *a, **k: called.append(1) or triton_decode_attention(*a, **k))
-    assert decoder.generate(model, **batch, max_new_tokens=4).tokens == right
-    assert len(called) == 3 * 2  # three steps behind the prefill, two layers
-    assert isinstance(pool._idle[0]._fused, FusedStep)
+    monkeypatch.setattr(fused, "decode_attention", lambda *a, **k: called.append(1) or attend(*a, **k))
+    assert decoder.generate(model, **batch, max_new_tokens=3).tokens == right
+    assert len(called) == 2 * 2  # two steps behind the prefill, two layers
+    assert isinstance(decoder.pool._idle[0]._fused, FusedStep)
 
 
 @pytest.mark.parametrize("kind", ["mistral", "gemma2", "gpt_oss"])

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from saccade.inference import Autoregressive, EngineConfig, Sampling, SelfSpeculative, Session
-from saccade.inference.engine.fused import why_not_fused
+from saccade.inference.engine.fused.parts import why_not_fused
 from saccade.inference.engine.graphs import GraphEngine, NotCapturedError
 from saccade.inference.engine.pool import EnginePool
 from saccade.inference.huggingface.sublayer_skip import SublayerSkip

@@ -5,14 +5,27 @@ import itertools
 import pytest
 import torch
 
-from saccade.inference.engine.fused import reference_add, reference_linear, reference_rotate, rms_norm
+from saccade.inference.engine.fused.reference import (
+    LowRank,
+    Norm,
+    reference_add,
+    reference_linear,
+    reference_rotate,
+    rms_norm,
+)
 from tests.support.triton_mode import DEVICE, triton_add, triton_linear, triton_norm, triton_rotate
 
 BOUND = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
 def double(item):
+    if isinstance(item, Norm | LowRank):
+        return type(item)(*[double(part) for part in item])
     return item.double() if isinstance(item, torch.Tensor) else item
+
+
+def far(found, exact):
+    return float((found.double() - exact).norm() / exact.norm())
 
 
 @pytest.mark.parametrize("dtype", list(BOUND))
@@ -20,16 +33,18 @@ def double(item):
 @pytest.mark.parametrize(
     ("sizes", "gated", "norm", "residual", "bias"),
     [
-        ((40, 24, 24), False, True, False, True),
-        ((40, 24, 24), False, True, False, False),
-        ((48,), False, False, True, False),
-        ((33, 33), True, True, False, False),
-        ((33, 33), True, False, True, True),
-        ((70,), False, True, False, False),
+        ((40, 24, 24), None, True, False, True),
+        ((40, 24, 24), None, True, False, False),
+        ((48,), None, False, True, False),
+        ((33, 33), "silu", True, False, False),
+        ((33, 33), "gelu", False, True, True),
+        ((70,), None, True, False, False),
     ],
 )
 def test_projections(dtype, rows, sizes, gated, norm, residual, bias):
     draw = torch.Generator().manual_seed(rows)
+    if rows == 1:  # a program has few outputs of one row
+        sizes = [size // 4 for size in sizes]
 
     def random(*shape):
         return torch.randn(shape, generator=draw).to(dtype).to(DEVICE)
@@ -38,10 +53,10 @@ def test_projections(dtype, rows, sizes, gated, norm, residual, bias):
     inputs, weights = random(rows, depth), [random(size, depth) for size in sizes]
     biases = [random(size) if bias else None for size in sizes]
     settings = {
-        "norm": random(depth) if norm else None,
-        "eps": 1e-2,
+        "norm": Norm(random(depth), 1e-2, float(bool(gated))) if norm else None,
         "gated": gated,
         "residual": random(rows, outputs) if residual else None,
+        "factor": 0.3,
     }
     found = triton_linear(inputs, weights, biases, **settings)
     exact = reference_linear(
@@ -52,25 +67,67 @@ def test_projections(dtype, rows, sizes, gated, norm, residual, bias):
     )
     assert found.shape == exact.shape == (rows, outputs)
     assert found.dtype == dtype
-    assert float((found.double() - exact).norm() / exact.norm()) < BOUND[dtype]
+    assert far(found, exact) < BOUND[dtype]
+
+
+@pytest.mark.parametrize("precise", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3, 65])
+@pytest.mark.parametrize("gated", [None, "silu"])
+def test_adapters(precise, rows, gated):
+    """Some matrices with adapters, of their own ranks and precision, others without."""
+    draw = torch.Generator().manual_seed(rows)
+
+    def random(*shape, dtype=torch.bfloat16):
+        return torch.randn(shape, generator=draw).to(dtype).to(DEVICE)
+
+    depth, sizes, ranks = 20, (5, 5) if gated else (6, 4, 3), (1, 17) if gated else (8, 0, 5)
+    weights = [random(size, depth) for size in sizes]
+    adapters = [
+        LowRank(random(rank, depth, dtype=precise), random(size, rank, dtype=precise), 0.5 + rank) if rank else None
+        for rank, size in zip(ranks, sizes, strict=True)
+    ]
+    given = (random(rows, depth), weights, [None] * len(sizes))
+    settings = {"norm": Norm(random(depth), 1e-2), "gated": gated, "adapters": adapters}
+    found = triton_linear(*given, **settings)
+    exact = reference_linear(
+        given[0].double(), [item.double() for item in weights], given[2],
+        **{name: [double(item) for item in value] if name == "adapters" else double(value)
+           for name, value in settings.items()},
+    )  # fmt: skip
+    assert found.dtype == torch.bfloat16
+    assert far(found, exact) < 2e-2
+    plain = reference_linear(*given, **settings | {"adapters": None})
+    assert far(plain, exact) > 0.1
+    if gated:
+        return
+    given = (random(rows, depth), random(6, depth), None, random(rows, 6), Norm(random(6), 1e-2))
+    found = triton_add(*given, adapter=adapters[0])
+    exact = reference_add(*[double(item) for item in given], adapter=double(adapters[0]))
+    for part, right in zip(found, exact, strict=True):
+        assert far(part, right) < 1e-2
 
 
 @pytest.mark.parametrize("dtype", list(BOUND))
-@pytest.mark.parametrize("rows", [2, 26, 64, 65])
-@pytest.mark.parametrize(("outputs", "depth"), [(40, 100), (33, 640), (96, 2048)])
-@pytest.mark.parametrize("bias", [False, True])
-def test_projections_onto_the_residual_stream(dtype, rows, outputs, depth, bias):
+@pytest.mark.parametrize(
+    ("rows", "outputs", "depth"),
+    [(1, 10, 100), *itertools.product((2, 26, 64), (40, 33), (100, 640)), (26, 96, 2048), (65, 40, 100)],
+)
+@pytest.mark.parametrize("more", [False, True])
+def test_projections_onto_the_residual_stream(dtype, rows, outputs, depth, more):
     draw = torch.Generator().manual_seed(rows)
 
     def random(*shape):
         return torch.randn(shape, generator=draw).to(dtype).to(DEVICE)
 
-    given = (random(rows, depth), random(outputs, depth), random(outputs) if bias else None)
-    given += (random(rows, outputs), random(outputs), 1e-2)
-    found = triton_add(*given)
-    for part, exact in zip(found, reference_add(*[double(item) for item in given]), strict=True):
+    given = (random(rows, depth), random(outputs, depth), random(outputs) if more else None)
+    given += (random(rows, outputs), Norm(random(outputs), 1e-2, float(more)))
+    after = Norm(random(outputs), 1e-3, 1.0) if more else None
+    factor = 0.2 if more else 1.0
+    found = triton_add(*given, after=after, factor=factor)
+    right = reference_add(*[double(item) for item in given], after=double(after), factor=factor)
+    for part, exact in zip(found, right, strict=True):
         assert part.dtype == dtype
-        assert float((part.double() - exact).norm() / exact.norm()) < BOUND[dtype]
+        assert far(part, exact) < BOUND[dtype]
 
 
 @pytest.mark.parametrize("dtype", list(BOUND))
@@ -79,8 +136,9 @@ def test_projections_onto_the_residual_stream(dtype, rows, outputs, depth, bias)
 def test_norms(dtype, rows, depth):
     draw = torch.Generator().manual_seed(depth)
     inputs, norm = (torch.randn(shape, generator=draw).to(dtype).to(DEVICE) for shape in ((rows, depth), (depth,)))
-    exact = rms_norm(inputs.double(), norm.double(), 1e-2)
-    assert float((triton_norm(inputs, norm, 1e-2).double() - exact).norm() / exact.norm()) < BOUND[dtype]
+    for shift in (0.0, 1.0):
+        given = Norm(norm, 1e-2, shift)
+        assert far(triton_norm(inputs, given), rms_norm(inputs.double(), double(given))) < BOUND[dtype]
 
 
 @pytest.mark.parametrize("dtype", list(BOUND))
@@ -96,16 +154,16 @@ def test_rotation_and_cache(dtype, heads, kv_heads, head_dim, norms):
     packed, cos, sin = random(6, (heads + 2 * kv_heads) * head_dim), random(2, 3, head_dim), random(2, 3, head_dim)
     lengths = torch.tensor([0, 5], device=DEVICE)
     keys, values = random(batch, kv_heads, slots, head_dim), random(batch, kv_heads, slots, head_dim)
-    scales = (random(head_dim), random(head_dim)) if norms else None
+    scales = (Norm(random(head_dim), 1e-2, 1.0), Norm(random(head_dim), 1e-2, 1.0)) if norms else None
     ours, theirs = (keys.clone(), values.clone()), (keys.double(), values.double())
-    found = triton_rotate(packed, cos, sin, lengths, *ours, norms=scales, eps=1e-2)
+    found = triton_rotate(packed, cos, sin, lengths, *ours, norms=scales)
     exact = reference_rotate(
         packed.double(), cos.double(), sin.double(), lengths, *theirs,
-        norms=None if scales is None else tuple(item.double() for item in scales), eps=1e-2,
+        norms=None if scales is None else tuple(double(item) for item in scales),
     )  # fmt: skip
     assert found.shape == exact.shape == (batch, heads, nodes, head_dim)
     for mine, right in zip((found, *ours), (exact, *theirs), strict=True):
-        assert float((mine.double() - right).norm() / right.norm()) < BOUND[dtype]
+        assert far(mine, right) < BOUND[dtype]
     written = torch.zeros(batch, slots, dtype=torch.bool)
     written[0, :3] = written[1, 5:8] = True
     for mine, before in zip(ours, (keys, values), strict=True):
@@ -118,11 +176,11 @@ def test_a_wrong_neighbour_shows():
     draw = torch.Generator().manual_seed(0)
     inputs, norm, residual = (torch.randn(shape, generator=draw).to(DEVICE) for shape in ((2, 64), (64,), (2, 32)))
     first, second = (torch.randn(32, 64, generator=draw).to(DEVICE) for _ in range(2))
-    right = triton_linear(inputs, [first, second], [None, None], norm=norm, eps=1e-5, gated=True, residual=residual)
+    right = triton_linear(inputs, [first, second], [None, None], norm=Norm(norm, 1e-5), gated="silu", residual=residual)
     wrong = [
-        triton_linear(inputs, [second, first], [None, None], norm=norm, eps=1e-5, gated=True, residual=residual),
-        triton_linear(inputs, [first, second], [None, None], gated=True, residual=residual),
-        triton_linear(inputs, [first, second], [None, None], norm=norm, eps=1e-5, gated=True),
+        triton_linear(inputs, [second, first], [None, None], norm=Norm(norm, 1e-5), gated="silu", residual=residual),
+        triton_linear(inputs, [first, second], [None, None], gated="silu", residual=residual),
+        triton_linear(inputs, [first, second], [None, None], norm=Norm(norm, 1e-5), gated="silu"),
     ]
     for one, other in itertools.combinations([right, *wrong], 2):
         assert float((one - other).norm() / right.norm()) > 1e-2

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from saccade.inference import EngineConfig, Session, TokenTree
 from saccade.inference.engine import recording
-from saccade.inference.engine.fused import why_not_fused
+from saccade.inference.engine.fused.parts import why_not_fused
 from saccade.inference.engine.pool import EnginePool
 from saccade.inference.engine.recording import Recording
 from saccade.inference.huggingface.models import language_part
