@@ -377,6 +377,7 @@ class Decoder(ABC):
         synced_gpus: bool = False,
         pixel_values: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
         image_grid_thw: Tensor | None = None,
         video_grid_thw: Tensor | None = None,
         second_per_grid_ts: Tensor | None = None,

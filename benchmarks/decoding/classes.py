@@ -200,30 +200,53 @@ def kind_of(model: PreTrainedModel) -> str:
     return ", ".join(word for word in found if word)
 
 
+def compared(
+    model: PreTrainedModel,
+    batch: dict[str, Tensor],
+    made: dict[str, Callable[[], Decoder]],
+    right: Callable[[], list[list[int]]],
+    handed: dict[str, Tensor] | None = None,
+) -> dict[str, str]:
+    """``equal``, or the line of the refusal, for each decoder.
+
+    Args:
+        model: The model.
+        batch: What decoders are given.
+        made: Makes the decoders; what the first of them refuses, they all refuse.
+        right: What ``model.generate`` adds to each prompt; called once, if a decoder decodes.
+        handed: What ``model.generate`` is given beside it.
+
+    Raises:
+        ArithmeticError: A decoder writes another text than ``model.generate``.
+    """
+    found: dict[str, str] = {}
+    texts = None
+    for name, make in made.items():
+        try:
+            decoder = make()
+            mine = decoder.generate(model, **batch, max_new_tokens=NEW)
+        except ValueError as error:
+            found[name] = str(error)
+            if len(found) == 1:  # a draft need not exist
+                return dict.fromkeys(made, str(error))
+            continue
+        texts = texts or right()
+        given = batch | (handed or {})
+        other = model.generate(**given, max_new_tokens=NEW, do_sample=False, custom_generate=decoder)
+        if mine.tokens != texts or not torch.equal(mine.sequences, other):
+            raise ArithmeticError(f"{name} writes another text than model.generate with {type(model).__name__}")
+        found[name] = "equal"
+    return found
+
+
 def outcomes(name: str) -> dict[str, str]:
     """``equal``, or the line of the refusal, for each decoder.
 
     Raises:
         ArithmeticError: A decoder writes another text than ``model.generate``.
     """
-    model, batch = tiny_model(name), prompts()
-    found: dict[str, str] = {}
-    right = None
-    for decoder_name, make in decoders(name, model).items():
-        try:
-            decoder = make()
-            mine = decoder.generate(model, **batch, max_new_tokens=NEW)
-        except ValueError as error:
-            found[decoder_name] = str(error)
-            if decoder_name == "Autoregressive":  # what it refuses, they all refuse, and a draft need not exist
-                return dict.fromkeys(decoders(name, model), str(error))
-            continue
-        right = right or reference(model)
-        other = model.generate(**batch, max_new_tokens=NEW, do_sample=False, custom_generate=decoder)
-        if mine.tokens != right or not torch.equal(mine.sequences, other):
-            raise ArithmeticError(f"{decoder_name} writes another text than model.generate with {type(model).__name__}")
-        found[decoder_name] = "equal"
-    return found
+    model = tiny_model(name)
+    return compared(model, prompts(), decoders(name, model), lambda: reference(model))
 
 
 def measured(name: str) -> dict[str, Any]:

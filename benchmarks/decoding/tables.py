@@ -232,11 +232,15 @@ def layer_skip() -> str:
     return "\n".join(lines)
 
 
-def classes() -> str:
-    """Which decoder decodes which class of transformers exactly, from :mod:`benchmarks.decoding.classes`."""
-    rows = sorted(read("classes"), key=lambda row: row["case"])
+def classes(benchmark: str = "classes") -> str:
+    """Which decoder decodes which class of transformers exactly.
+
+    Args:
+        benchmark: ``classes`` for language models, ``vision_classes`` for images.
+    """
+    rows = sorted(read(benchmark), key=lambda row: row["case"])
     if not rows:
-        return "No rows yet: run `python -m benchmarks.decoding.classes`."
+        return f"No rows yet: run `python -m benchmarks.decoding.{benchmark}`."
     names = list(rows[0]["outcomes"])
     lines = [
         f"| class | `model_type` | particular | {' | '.join(f'`{name}`' for name in names)} |",
@@ -254,7 +258,8 @@ def classes() -> str:
             cells.append(f"refused ({reasons.setdefault(reason, len(reasons) + 1)})")
         lines.append(f"| {row['class']} | {row['case']} | {row['kind']} | {' | '.join(cells)} |")
     equal = sum(all(value == "equal" for value in row["outcomes"].values()) for row in rows)
-    lines += ["", f"{len(rows)} classes, {equal} of them equal with all four decoders. What the refusals say:", ""]
+    many = {4: "four", 5: "five"}[len(names)]
+    lines += ["", f"{len(rows)} classes, {equal} of them equal with all {many} decoders. What the refusals say:", ""]
     lines += [f"{number}. {re.sub('^the model', 'The model', reason)}" for reason, number in reasons.items()]
     versions = rows[0]["versions"]
     lines += ["", f"transformers {versions['transformers']}, torch {versions['torch']}; commit {commits_of(rows)}."]
@@ -290,6 +295,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "layer_skip": layer_skip,
     "architectures": architectures,
     "classes": classes,
+    "vision_classes": lambda: classes("vision_classes"),
     "before_after": before_after,
     "speculation": speculation,
     "coupling": coupling,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 
 import torch
@@ -31,6 +31,7 @@ from saccade.inference.huggingface.models import (
     text_config,
 )
 from saccade.inference.huggingface.sublayer_skip import SublayerSkip, layer_output
+from saccade.inference.huggingface.vision import deep_features
 from saccade.inference.huggingface.visual_prompts import VisualPrompt
 from saccade.inference.trees import TokenTree
 
@@ -181,14 +182,15 @@ class Session:
             masks = SlotMasks([start], stop - start, self.device)
             ends = sorted({length - 1 - start for length in lengths if start < length <= stop})
             keep = torch.tensor(ends or [0], device=self.device)
+            around = None
             if visual is None:
                 read = {"input_ids": tokens[:, start:stop]}
                 positions = torch.arange(start, stop, device=self.device)[None]
             else:
                 read, positions = _visual_piece(visual, start, stop)
+                around = self._reading(visual, start, stop, recorder)
             self._count(skipped=False)
-            with nullcontext() if recorder is None else recorder.recording(start):
-                logits = self._call(read, masks, positions, keep, False)
+            logits = self._call(read, masks, positions, keep, False, around)
             if visual is not None and self.recorded.states is not None:
                 states.append(self.recorded.states)
             for row, length in enumerate(lengths):
@@ -361,13 +363,30 @@ class Session:
             with self._grad_free():
                 self.agreement.drain()
 
+    @contextmanager
+    def _reading(
+        self, visual: Sequence[VisualPrompt], start: int, stop: int, recorder: AttentionRecorder | None
+    ) -> Iterator[None]:
+        """Context of the forward that reads the places from ``start`` to ``stop`` of prompts with images or videos."""
+        recording = nullcontext() if recorder is None else recorder.recording(start)
+        with recording, deep_features(self.model, *_deep_piece(visual, start, stop)):
+            yield
+
     def _call(
-        self, read: dict[str, Tensor], masks: SlotMasks, positions: Tensor, keep: Tensor | int, skipped: bool
+        self,
+        read: dict[str, Tensor],
+        masks: SlotMasks,
+        positions: Tensor,
+        keep: Tensor | int,
+        skipped: bool,
+        around: AbstractContextManager[None] | None = None,
     ) -> Tensor:
         layer = self.recording.layer
 
         def run() -> Tensor:
-            with self._attached(skipped), masks.active(), layer_output(self.model, layer) as taken:
+            # what belongs to this forward alone is not there while ranks agree on another one
+            own = around or nullcontext()
+            with self._attached(skipped), own, masks.active(), layer_output(self.model, layer) as taken:
                 logits: Tensor = self.model(
                     **read,
                     **({"logits_to_keep": keep} if self._keeps_logits else {}),
@@ -430,3 +449,15 @@ def _visual_piece(visual: Sequence[VisualPrompt], start: int, stop: int) -> tupl
         embeddings[row, : len(piece)] = piece
         positions[:, row, : len(piece)] = prompt.positions[:, start:stop]
     return {"inputs_embeds": embeddings}, positions if len(positions) > 1 else positions[0]
+
+
+def _deep_piece(visual: Sequence[VisualPrompt], start: int, stop: int) -> tuple[Tensor | None, list[Tensor]]:
+    """Which tokens from ``start`` to ``stop`` are visual, and what is added to their states behind each first layer."""
+    if not visual[0].deep:
+        return None, []
+    inside = [(prompt.visual >= start) & (prompt.visual < stop) for prompt in visual]
+    places = torch.zeros(len(visual), stop - start, dtype=torch.bool, device=inside[0].device)
+    for row, (prompt, own) in enumerate(zip(visual, inside, strict=True)):
+        places[row, prompt.visual[own] - start] = True
+    pieces = ([features[own] for features in prompt.deep] for prompt, own in zip(visual, inside, strict=True))
+    return places, [torch.cat(layer) for layer in zip(*pieces, strict=True)]

@@ -14,6 +14,8 @@ _FULL = "full_attention"
 _LOCAL = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 # Layers with a state that every token changes, alone or beside their attention.
 _RECURRENT = frozenset({"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba"})
+# What transformers' vision-language models call their language part.
+_LANGUAGE_PARTS = ("language_model", "text_model")
 # Rotary scalings whose frequencies do not change with the length of the text; the factor says how far they reach.
 _FIXED_SCALINGS = ("linear", "yarn", "llama3")
 
@@ -25,7 +27,8 @@ def text_config(model: Any) -> Any:
 
 def language_part(model: nn.Module) -> nn.Module:
     """The language part of a vision-language model: its embedding, decoder layers and final norm; else the model."""
-    return next((part for path, part in model.named_modules() if path.split(".")[-1] == "language_model"), model)
+    found = {path.rpartition(".")[2]: part for path, part in reversed(list(model.named_modules()))}  # the outermost
+    return next((found[name] for name in _LANGUAGE_PARTS if name in found), model)
 
 
 def base_model(model: Any) -> Any:
@@ -199,7 +202,7 @@ def check_supported(model: nn.Module) -> None:
             f"{name} has {', '.join(recurrent)} layers, whose state a session cannot roll back after a rejected draft: "
             "decode it with model.generate."
         )
-    if not getattr(model, "_supports_attention_backend", False):
+    if not getattr(language_part(model), "_supports_attention_backend", False):
         raise ValueError(
             f"{name} does not use transformers' attention interface, so a session cannot drive its attention: decode "
             "it with model.generate."

@@ -6,8 +6,9 @@ Works on transformers 5.17 to 5.23. What is changed on a model is changed for a 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from saccade.inference.huggingface.model_lock import ModelLock, evaluation_mode
-from saccade.inference.huggingface.models import language_part
+from saccade.inference.huggingface.models import base_model, language_part
 from saccade.inference.huggingface.vision_windows import joined_windows
 
 VISUAL_INPUTS = (
     "pixel_values",
     "pixel_values_videos",
+    "pixel_attention_mask",
     "image_grid_thw",
     "video_grid_thw",
     "second_per_grid_ts",
@@ -32,6 +34,10 @@ VISUAL_INPUTS = (
 # features that were encoded already, and the positions that belong to them
 _PREPARED = ("mm_encoder_outputs", "position_ids")
 _MADE_HERE = ("mm_token_type_ids",)  # kinds of tokens: read off the ids, whatever padding they came with
+
+# DeepStack (arXiv 2406.04334): features that are added to the states of visual tokens behind the first layers, as
+# Qwen3-VL hands them to its language part
+_DEEP_PLACES, _DEEP_FEATURES = "visual_pos_masks", "deepstack_visual_embeds"
 
 # what a language part is handed beside embeddings, mask and positions, and what has no effect on its result
 _WITHOUT_EFFECT = frozenset(
@@ -48,6 +54,12 @@ _WITHOUT_EFFECT = frozenset(
         "token_type_ids",
         "use_cache",
     }
+)
+
+
+_INSTEAD = (
+    "decode its images and videos with model.generate, or take a class that works, for example Qwen3-VL, Qwen2.5-VL, "
+    "LLaVA or InternVL (docs/reference/models.md has all)"
 )
 
 
@@ -88,6 +100,13 @@ def known_inputs(model: Any) -> tuple[str, ...]:
     return (*VISUAL_INPUTS, *_PREPARED, *_MADE_HERE) if visual_token_ids(model) else ()
 
 
+def forward_names(model: Any) -> frozenset[str]:
+    """Names of what a model's forward reads, as seen through wrappers of PEFT; those of the classes it derives from."""
+    kinds = type(base_model(model)).__mro__
+    forwards = [vars(kind)["forward"] for kind in kinds if "forward" in vars(kind)]
+    return frozenset(name for forward in forwards for name in inspect.signature(forward).parameters)
+
+
 def merge_size(model: Any) -> int:
     """Patches along each side of the square that becomes one token."""
     return int(getattr(model.config.vision_config, "spatial_merge_size", 1))
@@ -101,7 +120,7 @@ def visual_inputs(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Tenso
             names the input.
     """
     found = {name: value for name, value in given.items() if name not in _MADE_HERE and _says_something(name, value)}
-    ids = visual_token_ids(model)
+    ids, known = visual_token_ids(model), forward_names(model)
     for name in found:
         if name not in (*VISUAL_INPUTS, *_PREPARED):
             how = f"of images and videos they read {', '.join(VISUAL_INPUTS)}"
@@ -111,14 +130,19 @@ def visual_inputs(model: nn.Module, given: Mapping[str, Any]) -> dict[str, Tenso
                 how = "give input_ids"
             elif hasattr(GenerationConfig(), name):
                 how = "decoders do not take this setting of model.generate, so leave it out"
+            elif ids and name in known:
+                how = f"{type(model).__name__} reads it, so {_INSTEAD}"
             raise ValueError(f"{name} is not an input of decoders: {how}.")
         if not ids:
             raise ValueError(
                 f"{type(model).__name__} is a language model and cannot read {name}: pass a vision-language model, or "
                 "leave it out."
             )
+    for name in found:
+        if name in VISUAL_INPUTS and name not in known:
+            raise ValueError(f"{type(model).__name__} does not read {name}: leave it out, or check the processor.")
     for pixels, grid in (("pixel_values", "image_grid_thw"), ("pixel_values_videos", "video_grid_thw")):
-        if pixels in found and grid not in found and grid in inspect.signature(model.forward).parameters:
+        if pixels in found and grid not in found and grid in known:
             raise ValueError(f"{pixels} is given without {grid}: pass both as one call of the processor made them.")
         if pixels in found and grid in found:
             patches, wanted = len(found[pixels]), int(found[grid].prod(-1).sum())
@@ -142,7 +166,23 @@ def _says_something(name: str, value: Any) -> bool:
     return bool(value) if name == "mm_encoder_outputs" else value is not None
 
 
-def language_inputs(model: Any, tokens: Tensor, mask: Tensor, visual: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class LanguageInputs:
+    """What a language part reads of a batch.
+
+    Args:
+        embeddings: ``[batch, length, hidden]``.
+        positions: ``[axes, batch, length]`` rotary positions.
+        deep: For each of the first layers ``[visual tokens of all rows, hidden]``, which is added to the states of the
+            visual tokens behind it (DeepStack); empty for most models.
+    """
+
+    embeddings: Tensor
+    positions: Tensor
+    deep: tuple[Tensor, ...]
+
+
+def language_inputs(model: Any, tokens: Tensor, mask: Tensor, visual: Mapping[str, Tensor]) -> LanguageInputs:
     """Runs a vision-language model up to its language part and returns what that would read.
 
     The model itself encodes images and videos, puts the features in their places and counts positions; nothing of its
@@ -154,17 +194,12 @@ def language_inputs(model: Any, tokens: Tensor, mask: Tensor, visual: Mapping[st
         mask: ``[batch, length]``, 0 at padding.
         visual: Images and videos of the batch.
 
-    Returns:
-        Embeddings ``[batch, length, hidden]`` and rotary positions ``[axes, batch, length]``.
-
     Raises:
         ValueError: Placeholders and features do not match, or the language part has a changed forward.
     """
     part: Any = language_part(model)
     if part is model:
-        raise ValueError(
-            f"{type(model).__name__} has no language part of its own: decode its images and videos with model.generate."
-        )
+        raise ValueError(f"{type(model).__name__} has no language part that a session could run: {_INSTEAD}.")
     inputs = visual_arguments(model, tokens, visual)
 
     def reached(*_: Any, **given: Any) -> None:
@@ -194,7 +229,33 @@ def language_inputs(model: Any, tokens: Tensor, mask: Tensor, visual: Mapping[st
     positions = given.get("position_ids")
     if positions is None:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand(1, *tokens.shape)
-    return given["inputs_embeds"], positions[-3:] if positions.ndim == 3 else positions[None]
+    positions = positions[-3:] if positions.ndim == 3 else positions[None]
+    return LanguageInputs(given["inputs_embeds"], positions, tuple(given.get(_DEEP_FEATURES) or ()))
+
+
+@contextmanager
+def deep_features(model: nn.Module, places: Tensor | None, features: Sequence[Tensor]) -> Iterator[None]:
+    """Within this context a model's language part adds features to the states of visual tokens (DeepStack).
+
+    A model that is given embeddings hands its language part none, so they are put among what it hands over.
+
+    Args:
+        model: A vision-language model whose language part takes such features.
+        places: ``[batch, length]`` boolean, which tokens of the next forward they belong to.
+        features: For each of the first layers ``[true places, hidden]``; none changes nothing.
+    """
+    if not features:
+        yield
+        return
+    added = {_DEEP_PLACES: places, _DEEP_FEATURES: list(features)}
+    with ModelLock(model).held():
+        handle = language_part(model).register_forward_pre_hook(
+            lambda part, given, named: (given, named | added), with_kwargs=True
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def visual_arguments(model: Any, tokens: Tensor, visual: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -206,7 +267,7 @@ def visual_arguments(model: Any, tokens: Tensor, visual: Mapping[str, Tensor]) -
         visual: Images and videos of the batch.
     """
     inputs: dict[str, Any] = dict(visual)
-    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+    if "mm_token_type_ids" in forward_names(model):
         kinds = torch.zeros_like(tokens)
         for kind, name in enumerate(("image_token_id", "video_token_id"), start=1):
             token = getattr(model.config, name, None)
@@ -250,21 +311,26 @@ def _refuse_other_inputs(model: nn.Module, given: Mapping[str, Any], mask: Tenso
     """Refuses what the language part is handed beside embeddings and positions and a session would not hand over."""
     name = type(model).__name__
     for key, value in given.items():
-        if key in ("inputs_embeds", "position_ids") or key in _WITHOUT_EFFECT or value is None or value is False:
+        if (
+            key in ("inputs_embeds", "position_ids", _DEEP_PLACES, _DEEP_FEATURES)
+            or key in _WITHOUT_EFFECT
+            or value is None
+            or value is False
+        ):
             continue
         if key == "attention_mask":
             for each in value.values() if isinstance(value, Mapping) else [value]:
                 if each is not None and not _is_causal(each, mask):
                     raise ValueError(
                         f"{name} gives its language part an attention_mask that is not causal (a bidirectional prefix, "
-                        "for example), which a session does not follow: decode this model with model.generate."
+                        f"for example), which a session does not follow: {_INSTEAD}."
                     )
             continue
         if key == "past_key_values" and not value.get_seq_length():
             continue
         raise ValueError(
             f"{name} hands {key} to its language part beside embeddings and positions, which a session does not do: "
-            "decode its images and videos with model.generate."
+            f"{_INSTEAD}."
         )
 
 

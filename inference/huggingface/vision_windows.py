@@ -1,7 +1,8 @@
-"""All windows of Qwen2.5-VL's vision tower in one attention call, where transformers makes one call for each; ours."""
+"""All windows and frames of a vision tower in one attention call, where transformers makes one call for each; ours."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from saccade.inference.huggingface.model_lock import ModelLock
+from saccade.inference.huggingface.models import language_part
 
 # transformers hands all windows over at once, with their borders, where the name contains "flash"
 _NAME = "saccade_flash_windows"
@@ -20,18 +22,19 @@ _NAME = "saccade_flash_windows"
 def joined_windows(model: nn.Module) -> Iterator[None]:
     """Lets a model's vision tower attend to all its windows at once, for the length of the context.
 
-    A clip of 128 frames has a thousand windows, and transformers' loop over them costs more than their attention. The
-    outputs are those of ``sdpa``, up to rounding. Other attention than ``sdpa`` is left as it is, and so are towers
-    without windows. A forward that gradient checkpointing repeats must not run in it: its repetition does not.
+    A clip of 128 frames has a thousand windows in Qwen2.5-VL; in layers that attend to whole frames, as all do in
+    Qwen2-VL and Qwen3-VL, 64 pairs of frames. transformers' loop over them costs more than their attention. The outputs
+    are those of ``sdpa``, up to rounding. Other attention than ``sdpa`` is left as it is, and so are towers whose
+    attention is not handed the borders of windows. A forward that gradient checkpointing repeats must not run in it:
+    its repetition does not.
 
     Args:
         model: Any model.
     """
     from transformers import AttentionInterface
-    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention
 
     AttentionInterface.register(_NAME, window_attention)
-    towers = {id(part.config): part.config for part in model.modules() if isinstance(part, Qwen2_5_VLVisionAttention)}
+    towers = {id(part.config): part.config for part in _handed_borders(model)}
     if not towers:
         yield
         return
@@ -44,6 +47,14 @@ def joined_windows(model: nn.Module) -> Iterator[None]:
         finally:
             for config in changed:
                 config._attn_implementation_internal = "sdpa"
+
+
+def _handed_borders(model: nn.Module) -> list[Any]:
+    """The attention modules of towers that are handed the borders within which patches see each other."""
+    language = language_part(model)
+    inside = {id(part) for part in language.modules()} if language is not model else set()
+    parts: list[Any] = [part for part in model.modules() if id(part) not in inside and hasattr(part, "config")]
+    return [part for part in parts if "cu_seqlens" in inspect.signature(part.forward).parameters]
 
 
 def window_attention(

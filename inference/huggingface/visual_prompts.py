@@ -26,6 +26,8 @@ class VisualPrompt:
         offset: Rotary position of the first token behind the prompt, less its length; 0 where positions count tokens.
         visual: ``[n]`` places of the visual tokens, ascending.
         grid: Frames, rows and columns of the visual tokens where a single video fills them, else ``None``.
+        deep: For each of the first layers ``[n, hidden]``, added to the states of the visual tokens behind it
+            (DeepStack, arXiv 2406.04334: Qwen3-VL); empty for most models.
     """
 
     tokens: list[int]
@@ -34,6 +36,7 @@ class VisualPrompt:
     offset: int
     visual: Tensor
     grid: tuple[int, int, int] | None = None
+    deep: tuple[Tensor, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -72,6 +75,7 @@ class VisualPrompt:
             positions,
             offset,
             is_visual[places].nonzero()[:, 0],
+            deep=tuple(features[keep.to(device)] for features in self.deep),
         )
 
 
@@ -81,7 +85,7 @@ def read_visual_prompts(
     """Lets a vision-language model itself place its features and count its positions, for a batch of prompts.
 
     Args:
-        model: A Hugging Face vision-language model, for example Qwen2.5-VL or LLaVA-OneVision, as it is.
+        model: A Hugging Face vision-language model, for example Qwen3-VL or LLaVA-OneVision, as it is.
         prompts: Token ids of every row, without padding.
         visual: The processor's tensors for all rows, in their order (``pixel_values_videos``, ``video_grid_thw``, ...).
 
@@ -95,22 +99,30 @@ def read_visual_prompts(
     device = device_of(model)
     tokens = torch.tensor([[*prompt, *[0] * (longest - len(prompt))] for prompt in prompts], device=device)
     mask = torch.tensor([[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in prompts], device=device)
-    embeddings, positions = language_inputs(model, tokens, mask, visual)
-    ids = visual_token_ids(model)
+    given = language_inputs(model, tokens, mask, visual)
+    ids = torch.tensor(visual_token_ids(model), device=device)
     grids = _grids(model, visual, len(prompts))
+    places = [torch.isin(tokens[row, : len(prompt)], ids).nonzero()[:, 0] for row, prompt in enumerate(prompts)]
+    counted = sum(len(own) for own in places)
+    if given.deep and len(given.deep[0]) != counted:
+        raise ValueError(
+            f"{type(model).__name__} adds features of {len(given.deep[0])} tokens to the states of its first layers, "
+            f"but the prompts have {counted} placeholders: decode its images and videos with model.generate."
+        )
+    deep = [features.split([len(own) for own in places]) for features in given.deep]  # of all rows, one after the other
     read = []
     for row, prompt in enumerate(prompts):
         length = len(prompt)
-        is_visual = torch.isin(tokens[row, :length], torch.tensor(ids, device=device))
-        own = positions[:, row, :length]
+        own = given.positions[:, row, :length]
         read.append(
             VisualPrompt(
                 list(prompt),
-                embeddings[row, :length],
+                given.embeddings[row, :length],
                 own,
                 int(own[:, -1].max()) + 1 - length,  # the text goes on behind its last token, as in training
-                is_visual.nonzero()[:, 0],
+                places[row],
                 grids[row],
+                tuple(features[row] for features in deep),
             )
         )
     return read

@@ -120,6 +120,8 @@ class Stock:
         self.places = [place for place in range(length) if place not in gone]
         self.visual = [index for index, place in enumerate(self.places) if place in video]
         self.embeddings, self.positions = embeddings[:, self.places], positions[..., self.places]
+        stay = list(range(len(video))) if keep is None else list(keep)
+        self.deep = [features[stay] for features in given.get("deepstack_visual_embeds") or []]
         if compact:
             self.positions = torch.arange(len(self.places)).expand(self.positions.shape)
             self.next = len(self.places)
@@ -135,6 +137,9 @@ class Stock:
         steps = torch.arange(len(new)) + self.next
         positions = torch.cat([self.positions, steps.expand(len(self.positions), 1, -1)], -1)
         embeddings = torch.cat([self.embeddings, added], 1)
+        added_to = torch.zeros(embeddings.shape[:2], dtype=torch.bool)
+        added_to[0, self.visual] = True
+        deep = {"visual_pos_masks": added_to, "deepstack_visual_embeds": self.deep} if self.deep else {}
         held, seen = DynamicCache(), []
         watched = self.part.norm if layer == "norm" else self.part.layers[layer]
         hook = watched.register_forward_hook(lambda module, args, out: seen.append(out))
@@ -146,6 +151,7 @@ class Stock:
                 position_ids=positions if len(positions) > 1 else positions[0],
                 past_key_values=held,
                 use_cache=True,
+                **deep,
             ).last_hidden_state
             logits = self.model.lm_head(hidden)[0]
         hook.remove()

@@ -12,10 +12,21 @@ from transformers import (
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 VOCABULARY, VIDEO, IMAGE, START, END = 60, 5, 6, 7, 8
 FAMILIES = ("qwen2_5_vl", "llava_onevision")
+"""What the shared tests of video decoders go through."""
+ALL_FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision")
+_QWEN = {
+    "qwen2_vl": (Qwen2VLConfig, Qwen2VLForConditionalGeneration),
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+    "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration),
+}
 
 
 def tiny_video_model(
@@ -36,23 +47,15 @@ def tiny_video_model(
         "initializer_range": 0.2,
     }
     model: PreTrainedModel
-    if family == "qwen2_5_vl":
-        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
-        vision = {
-            "depth": 2,
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_heads": 2,
-            "out_hidden_size": hidden,
-            "patch_size": 4,
-            "window_size": 16,
-            "fullatt_block_indexes": [1],
-            "initializer_range": 0.2,
-        }
-        model = Qwen2_5_VLForConditionalGeneration(
-            Qwen2_5_VLConfig(
+    if family in _QWEN:
+        kind, cls = _QWEN[family]
+        sections = [2, 1, 1] if family == "qwen3_vl" else [1, 1, 2]
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": sections}
+        text |= {"head_dim": hidden // 4} if family == "qwen3_vl" else {}
+        model = cls(
+            kind(
                 text_config=text | {"rope_parameters": rope},
-                vision_config=vision,
+                vision_config=qwen_vision(family, hidden),
                 video_token_id=VIDEO,
                 image_token_id=IMAGE,
                 vision_start_token_id=START,
@@ -88,6 +91,17 @@ def tiny_video_model(
     return model.to(dtype).eval()
 
 
+def qwen_vision(family: str, hidden: int) -> dict[str, object]:
+    """The settings of a Qwen's small vision tower, whose tokens have the width of its language part."""
+    shared = {"depth": 3, "num_heads": 2, "patch_size": 4, "initializer_range": 0.2}
+    if family == "qwen2_vl":
+        return shared | {"embed_dim": 16, "hidden_size": hidden, "mlp_ratio": 2}
+    shared |= {"hidden_size": 16, "intermediate_size": 32, "out_hidden_size": hidden}
+    if family == "qwen2_5_vl":
+        return shared | {"depth": 2, "window_size": 16, "fullatt_block_indexes": [1]}
+    return shared | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]}
+
+
 @dataclass
 class VideoPrompts:
     """A batch of prompts, each with a video of its own, padded on the left."""
@@ -116,7 +130,10 @@ class VideoPrompts:
 
 
 def video_prompts(family: str, rows: int = 1, seed: int = 0, dtype: torch.dtype = torch.float64) -> VideoPrompts:
-    """Prompts of different lengths with different videos; text before and behind each."""
+    """Prompts of different lengths with different videos; text before and behind each.
+
+    Of Qwen3-VL every frame has its time before it and stands between marks of its own, as its processor writes them.
+    """
     draw = torch.Generator().manual_seed(seed)
 
     def number(low: int, high: int) -> int:
@@ -124,16 +141,20 @@ def video_prompts(family: str, rows: int = 1, seed: int = 0, dtype: torch.dtype 
 
     texts, videos, grids = [], [], []
     for _ in range(rows):
-        if family == "qwen2_5_vl":
+        frames = 1
+        if family in _QWEN:
             grid = (number(1, 4), 2 * number(1, 4), 2 * number(2, 4))
             grids.append(list(grid))
-            count = grid[0] * grid[1] * grid[2] // 4
+            frames = grid[0] if family == "qwen3_vl" else 1
+            count = grid[0] * grid[1] * grid[2] // 4 // frames
             videos.append(torch.randn(grid[0] * grid[1] * grid[2], 3 * 2 * 16, generator=draw, dtype=dtype))
         else:
             videos.append(torch.randn(1, 3, 3, 16, 16, generator=draw, dtype=dtype))
             count = 3 * 4 + 1
         tail = torch.randint(9, VOCABULARY, (number(2, 6),), generator=draw).tolist()
-        texts.append([3, 4, START, *[VIDEO] * count, END, *tail])
+        times = [[10 + frame] if family == "qwen3_vl" else [] for frame in range(frames)]
+        video = [token for time in times for token in [*time, START, *[VIDEO] * count, END]]
+        texts.append([3, 4, *video, *tail])
     longest = max(len(text) for text in texts)
     ids = torch.tensor([[0] * (longest - len(text)) + text for text in texts])
     mask = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in texts])

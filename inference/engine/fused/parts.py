@@ -32,14 +32,23 @@ FUSED = {
     "Phi3ForCausalLM",
     "Qwen2ForCausalLM",
     "Qwen2MoeForCausalLM",
+    "Qwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
+    "Qwen3VLForConditionalGeneration",
     "SeedOssForCausalLM",
     "SmolLM3ForCausalLM",
 }
 """The classes whose layers are what their properties say, as tests compare. Others of the same shape may not be."""
-_LANGUAGE_PARTS = {"Qwen2Model", "Qwen2_5_VLTextModel", "LlamaModel", "Qwen3Model"}
+_LANGUAGE_PARTS = {
+    "LlamaModel",
+    "Qwen2Model",
+    "Qwen2VLTextModel",
+    "Qwen2_5_VLTextModel",
+    "Qwen3Model",
+    "Qwen3VLTextModel",
+}
 _GATES = {"SiLU": "silu", "SiLUActivation": "silu", "GELUTanh": "gelu", "PytorchGELUTanh": "gelu"}
 _LORA = ("peft.tuners.lora.layer", "Linear")
 

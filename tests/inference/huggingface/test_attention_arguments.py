@@ -7,13 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import (
-    PaliGemmaConfig,
-    PaliGemmaForConditionalGeneration,
-    PreTrainedModel,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-)
+from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
 
 from saccade.inference import Autoregressive, EngineConfig
 from saccade.inference.engine.hf_attention import _REPLACED, session_attention
@@ -22,7 +16,7 @@ from saccade.inference.huggingface.vision import _is_causal
 from tests.support.errors import one_line
 from tests.support.models import tiny_model
 from tests.support.video_checks import asked, video_model
-from tests.support.video_models import END, IMAGE, START, VIDEO, video_prompts
+from tests.support.video_models import IMAGE, video_prompts
 
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
 UNCHECKED = EngineConfig(check_model=False)  # so that no other check comes first
@@ -108,38 +102,6 @@ def test_a_layer_of_the_users_own_that_hands_over_more() -> None:
 
     attention.__class__ = Biased
     one_line(lambda: Autoregressive().generate(model, IDS), "Biased hands alibi of shape (4,)")
-
-
-def deepstack() -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    torch.manual_seed(0)
-    text = {
-        "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": None, "eos_token_id": None,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
-    }  # fmt: skip
-    vision = {
-        "depth": 2, "hidden_size": 16, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32, "patch_size": 4,
-        "num_position_embeddings": 64, "deepstack_visual_indexes": [0],
-    }  # fmt: skip
-    config = Qwen3VLConfig(
-        text_config=text, vision_config=vision, video_token_id=VIDEO, image_token_id=IMAGE,
-        vision_start_token_id=START, vision_end_token_id=END,
-    )  # fmt: skip
-    ids = torch.tensor([[3, START] + [IMAGE] * 4 + [END, 20, 21]])
-    return Qwen3VLForConditionalGeneration(config).float().eval(), {
-        "input_ids": ids,
-        "pixel_values": torch.randn(16, 96),
-        "image_grid_thw": torch.tensor([[1, 4, 4]]),
-    }
-
-
-def test_features_for_deeper_layers_are_refused() -> None:
-    model, given = deepstack()
-    for engine in (UNCHECKED, EngineConfig()):
-        one_line(lambda engine=engine: Autoregressive(engine=engine).generate(model, **given), "Qwen3VL", "visual")
-    words = torch.tensor([[3, 20, 21]])
-    right = model.generate(words, max_new_tokens=5, do_sample=False)
-    assert torch.equal(Autoregressive().generate(model, words, max_new_tokens=5).sequences, right)
 
 
 @pytest.mark.parametrize(

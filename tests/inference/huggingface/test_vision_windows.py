@@ -1,11 +1,14 @@
 """Windows of the vision tower: one call gives what transformers' loop gives, and leaves nothing behind."""
 
+import copy
+
 import pytest
 import torch
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from saccade.inference.huggingface.vision_windows import joined_windows
+from tests.support.video_models import tiny_video_model
 
 
 @pytest.fixture
@@ -43,6 +46,26 @@ def test_one_call_gives_outputs_and_gradients_of_the_loop(tower, clips):
         found.append((out.detach(), given.grad, tower.blocks[0].attn.qkv.weight.grad.clone()))
     for ours, theirs in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+@pytest.mark.parametrize("clips", [[(3, 4, 6), (2, 4, 6)], [(2, 2, 4), (1, 4, 4)]], ids=["equal", "two sizes"])
+def test_towers_without_windows_attend_to_each_frame(family, clips, monkeypatch):
+    """In one call a layer for frames of one size; DeepStack's features are the same too."""
+    own = copy.deepcopy(tiny_video_model(family).model.visual)
+    patches, grid = grids(*clips)
+    with torch.no_grad():
+        right = own(patches, grid_thw=grid)
+        calls = []
+        real = torch.nn.functional.scaled_dot_product_attention
+        counted = lambda *given, **named: calls.append(1) or real(*given, **named)  # noqa: E731
+        monkeypatch.setattr("saccade.inference.huggingface.vision_windows.scaled_dot_product_attention", counted)
+        with joined_windows(own):
+            found = own(patches, grid_thw=grid)
+    assert len(calls) == 3 * len({height * width for _, height, width in clips})
+    ours, theirs = ([out.pooler_output, *getattr(out, "deepstack_features", [])] for out in (found, right))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 def test_windows_do_not_see_each_other(tower):
