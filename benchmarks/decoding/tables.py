@@ -191,9 +191,7 @@ def _speculation_case(rows: list[dict[str, Any]]) -> str:
         row for row in read("speculation") if row["metric"] == "ms_per_token" and row["method"] == "Autoregressive"
     ]
     paces = [
-        row["value"]
-        for row in plain
-        if row["case"].rsplit(", ", 3)[0] == head and row["device"] == rows[0]["device"]
+        row["value"] for row in plain if row["case"].rsplit(", ", 3)[0] == head and row["device"] == rows[0]["device"]
     ]
     lines += [
         "",

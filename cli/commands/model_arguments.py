@@ -13,6 +13,7 @@ from transformers import AutoConfig
 import saccade.inference
 from saccade.cli.errors import UsageError, one_line, raised_by_us
 from saccade.common.checks import check_place
+from saccade.datamodules.video.preprocessing import FORMATS
 from saccade.inference import Decoder
 from saccade.inference.draft_decoder import DraftModelDecoder
 from saccade.inference.huggingface.loading import load_error
@@ -20,7 +21,7 @@ from saccade.inference.huggingface.loading import load_error
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true", "float64": "64-true"}
 """Lightning's precision of each type of weights."""
 
-VISION = ("qwen2_5_vl", "llava_onevision")
+VISION = tuple(FORMATS)
 """Model types that read images and videos."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16", "float64"]

@@ -12,11 +12,9 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerFast
 
 from saccade.datamodules.prompts.conversation import Conversation
-from saccade.datamodules.video.preprocessing import VisualFormat, visual_batch
-from saccade.datamodules.video.reading import read_clip
-from saccade.datamodules.video.tokenization import SPECIAL_TOKENS, visual_format
-
-_IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105 - no password
+from saccade.datamodules.video.preprocessing import FORMATS, VisualFormat, visual_batch
+from saccade.datamodules.video.reading import clip_times, read_clip
+from saccade.datamodules.video.tokenization import IMAGE_TOKEN, image_place, video_place, visual_format
 
 
 def config_of(source: str) -> PretrainedConfig | None:
@@ -43,17 +41,17 @@ def format_of(
         config: The configuration.
         source: Folder of the model, in which the colours of its processor are looked up.
         tokenizer: Tokenizer of the model.
-        max_pixels: Most pixels of an image or frame, for Qwen2.5-VL.
+        max_pixels: Most pixels of an image or frame, for a Qwen.
 
     Returns:
         The format; None for a model that reads text only.
     """
     family: Any = getattr(config, "model_type", None)
-    if family not in SPECIAL_TOKENS:
+    if family not in FORMATS:
         return None
     vision: Any = getattr(config, "vision_config", None)
     mean, std = _colours(source)
-    if family == "llava_onevision":
+    if FORMATS[family].pooled:
         side = vision.image_size
         return visual_format(tokenizer, family, side, side, vision.patch_size, mean=mean, std=std)
     factor = vision.patch_size * vision.spatial_merge_size
@@ -79,23 +77,24 @@ class Media:
     """The images and videos of one prompt.
 
     Attributes:
-        inputs: The tensors of the model; see `visual_batch`. Of images of Qwen2.5-VL `pixel_values` and
-            `image_grid_thw`.
+        inputs: The tensors of the model; see `visual_batch`. Of images of a Qwen `pixel_values` and `image_grid_thw`.
         marks: For each image or video its kind and the text that stands for it, in their order.
-        counts: For each image or video its placeholder token, and how many there are of it.
+        counts: For each placeholder in these texts its token, and how many there are of it.
+        as_text: Whether templates must be given the texts, because what they write themselves has no times.
     """
 
     inputs: dict[str, Tensor]
     marks: list[tuple[str, str]]
     counts: list[tuple[int, int]]
+    as_text: bool = False
 
     def places(self) -> dict[int, int]:
-        """By placeholder token, the number of images or videos that it stands for."""
+        """By placeholder token, how often it is in the texts."""
         tokens = [token for token, _ in self.counts]
         return {token: tokens.count(token) for token in tokens}
 
     def expanded(self, ids: list[int]) -> list[int]:
-        """Repeat each placeholder as often as its image or video has tokens."""
+        """Repeat each placeholder as often as what it stands for has tokens."""
         left: dict[int, list[int]] = {}
         for token, count in self.counts:
             left.setdefault(token, []).append(count)
@@ -114,7 +113,8 @@ def read_media(conversation: Conversation, visual: VisualFormat, frames: int) ->
         frames: Frames to read of a video.
 
     Returns:
-        The tensors and the placeholders. LLaVA-OneVision reads an image as a video of one frame.
+        The tensors and the placeholders. LLaVA-OneVision reads an image as a video of one frame. In a video of Qwen3-VL
+        each pair of frames has a placeholder of its own, behind its time.
 
     Raises:
         ValueError: A file cannot be read, or LLaVA-OneVision is given images and a video together.
@@ -122,7 +122,7 @@ def read_media(conversation: Conversation, visual: VisualFormat, frames: int) ->
     inputs: dict[str, Tensor] = {}
     marks: list[tuple[str, str]] = []
     counts: list[tuple[int, int]] = []
-    llava = visual.family == "llava_onevision"
+    llava = visual.pooled
     if llava and conversation.images and conversation.video is not None:
         raise ValueError(
             f"{conversation.place}: row must have images or a video for llava_onevision, got both: keep one of them."
@@ -135,19 +135,18 @@ def read_media(conversation: Conversation, visual: VisualFormat, frames: int) ->
             else:
                 inputs |= {"pixel_values": tensors["pixel_values_videos"], "image_grid_thw": tensors["video_grid_thw"]}
             token = visual.video_token_id if llava else visual.image_token_id
-            mark = ("video", visual.video_token) if llava else ("image", _IMAGE_TOKEN)
-            marks += [(mark[0], _place(visual, mark[1]))] * len(own)
+            mark = ("video", visual.video_token) if llava else ("image", IMAGE_TOKEN)
+            marks += [(mark[0], image_place(visual, mark[1]))] * len(own)
             counts += [(token, count) for count in own]
         if conversation.video is not None:
             tensors, own = visual_batch([read_clip(conversation.video, frames)], visual)
             inputs |= tensors
-            marks.append(("video", _place(visual, visual.video_token)))
-            counts += [(visual.video_token_id, count) for count in own]
+            times = clip_times(conversation.video, frames) if visual.timed else []
+            text = video_place(visual, times)
+            marks.append(("video", text))
+            groups = text.count(visual.video_token)
+            counts += [(visual.video_token_id, own[0] // groups)] * groups
     except ValueError as error:
         raise ValueError(f"{conversation.place}: {error}") from error
-    return Media({name: torch.as_tensor(value) for name, value in inputs.items()}, marks, counts)
-
-
-def _place(visual: VisualFormat, token: str) -> str:
-    """The text that stands for an image or a video in a prompt."""
-    return f"{token}\n" if visual.family == "llava_onevision" else f"<|vision_start|>{token}<|vision_end|>"
+    tensors = {name: torch.as_tensor(value) for name, value in inputs.items()}
+    return Media(tensors, marks, counts, as_text=visual.timed and conversation.video is not None)

@@ -18,7 +18,7 @@ from saccade.datamodules.prompts.conversation import BUILT_IN, Conversation, cho
 from saccade.datamodules.prompts.media import Media, config_of, format_of, read_media
 from saccade.datamodules.prompts.templates import ChatTemplate, read_template
 from saccade.datamodules.text.tokenization import load_tokenizer
-from saccade.datamodules.video.preprocessing import VisualFormat
+from saccade.datamodules.video.preprocessing import FORMATS, VisualFormat
 from saccade.datamodules.video.tokenization import load_video_tokenizer
 
 
@@ -56,7 +56,7 @@ class Prompts(LightningDataModule):
             out tokens in its middle. Both are counted, and the prompts are named. (A prompt with images or videos is
             always left out.)
         frames: Frames that are read of a video.
-        max_pixels: Most pixels of an image or frame for Qwen2.5-VL; 28 * 28 pixels are one token.
+        max_pixels: Most pixels of an image or frame for a Qwen; 28 * 28 pixels are one token, 32 * 32 of Qwen3-VL.
 
     Raises:
         ValueError: A setting or a line of a file is invalid.
@@ -111,7 +111,7 @@ class Prompts(LightningDataModule):
         source = self.tokenizer_source or self._path_of_the_model()
         config = config_of(source)
         family = getattr(config, "model_type", "")
-        video = family in ("qwen2_5_vl", "llava_onevision")
+        video = family in FORMATS
         self.tokenizer = load_video_tokenizer(source, family) if video else load_tokenizer(source)  # type: ignore[arg-type]
         self.visual = format_of(config, source, self.tokenizer, self.max_pixels)
         self._template = ChatTemplate(self.tokenizer, self.template, source)
@@ -121,7 +121,7 @@ class Prompts(LightningDataModule):
                 kind = family or "a tokenizer without a model"
                 raise ValueError(
                     f"{conversation.place}: {what} must be left out for a model that reads text only, got {kind} in"
-                    f" {source}: give a vision-language model (qwen2_5_vl or llava_onevision), or remove the row."
+                    f" {source}: give a vision-language model ({' or '.join(FORMATS)}), or remove the row."
                 )
             if not (conversation.images or conversation.video):
                 self._ids(conversation, [])
@@ -166,7 +166,9 @@ class Prompts(LightningDataModule):
         if media is None:
             ids = self._template.encode(messages, conversation.place)
         else:
-            found = self._template.encode_visual(messages, media.marks, media.places(), conversation.place)
+            found = self._template.encode_visual(
+                messages, media.marks, media.places(), conversation.place, media.as_text
+            )
             ids = media.expanded(found)
         if not ids:
             raise ValueError(f"{conversation.place}: prompt must give at least one token, got none: write a text.")

@@ -82,7 +82,12 @@ class ChatTemplate:
         return [*ids, int(end)]
 
     def encode_visual(
-        self, messages: Sequence[Message], media: Sequence[tuple[str, str]], counts: dict[int, int], place: str
+        self,
+        messages: Sequence[Message],
+        media: Sequence[tuple[str, str]],
+        counts: dict[int, int],
+        place: str,
+        as_text: bool = False,
     ) -> list[int]:
         """Encode a conversation whose first question is about images or videos.
 
@@ -91,9 +96,10 @@ class ChatTemplate:
             media: For each image or video its kind, `image` or `video`, and the text that stands for it.
             counts: By placeholder token, how many there must be.
             place: File and line, for messages.
+            as_text: Let the template write the texts that stand for images and videos, not its own.
 
         Returns:
-            Token ids with one placeholder for each image or video.
+            Token ids with the placeholders.
 
         Raises:
             ValueError: The template refuses the messages, or does not write the placeholders.
@@ -107,7 +113,8 @@ class ChatTemplate:
             texts[first] = marked
             return list(self.tokenizer("\n\n".join(texts))["input_ids"])
         # templates of processors read lists of parts; those of tokenizers mostly texts, or only some kinds of parts
-        forms.insert(0, [*({"type": kind} for kind, _ in media), {"type": "text", "text": question}])
+        if not as_text:
+            forms.insert(0, [*({"type": kind} for kind, _ in media), {"type": "text", "text": question}])
         failure: ValueError | None = None
         for form in forms:
             changed: list[Any] = list(messages)

@@ -28,7 +28,7 @@ _TOKENIZER_SCENES = 2000  # scenes whose captions train the tokenizer, the same 
 
 
 class VideoCaptions(LightningDataModule):
-    """Short clips with a question and a long answer, as inputs of a Qwen2.5-VL or LLaVA-OneVision model.
+    """Short clips with a question and a long answer, as inputs of a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision.
 
     Without a manifest the clips are synthetic: handwritten digits (scans from scikit-learn) move over textured
     backgrounds, one after another, with captions from a grammar with many wordings. The facts of each clip are known,
@@ -37,14 +37,15 @@ class VideoCaptions(LightningDataModule):
 
     Batches are dictionaries of tensors: `input_ids` [B, S] padded on the right, `attention_mask` [B, S], `labels`
     [B, S] (-100 except for the answer and its end), `prompt_length` [B] (tokens before the answer), `item` [B] (index
-    in the part), `pixel_values_videos`, and for Qwen2.5-VL `video_grid_thw` [B, 3] and `mm_token_type_ids` [B, S] (0
-    for text, 2 for video). The video is before the question; the answer ends with `<|im_end|>`. After `setup`,
+    in the part), `pixel_values_videos`, and for a Qwen `video_grid_thw` [B, 3] and `mm_token_type_ids` [B, S] (0 for
+    text, 2 for video). The video is before the question, for Qwen3-VL with the times of its frames (24 a second where a
+    clip tells none); the answer ends with `<|im_end|>`. After `setup`,
     `tokenizer` is the tokenizer, and `visual` the visual format, with which the configuration of the model must agree.
     `predict` reads the test part.
 
     Args:
         manifest: JSON lines with `video` (relative to the file), `prompt` and `answer`. None uses synthetic clips.
-        family: Model family: `qwen2_5_vl` or `llava_onevision`.
+        family: Model family: `qwen2_vl`, `qwen2_5_vl`, `qwen3_vl` or `llava_onevision`.
         tokenizer: Folder or Hugging Face hub id of a tokenizer, processor or model of the family. None trains a
             byte-level BPE tokenizer on the texts of the training part, or without a manifest on captions that do not
             depend on other settings.
@@ -52,13 +53,13 @@ class VideoCaptions(LightningDataModule):
         frames: Number of frames of each clip, spread evenly over it.
         height: Height of a frame, in pixels: a multiple of `patch_size * merge_size`; any for LLaVA-OneVision.
         width: Width of a frame, in pixels, like `height`; for LLaVA-OneVision equal to the height.
-        max_pixels: For files with Qwen2.5-VL: resize frames to at most so many pixels and keep their aspect ratio. None
+        max_pixels: For files with a Qwen: resize frames to at most so many pixels and keep their aspect ratio. None
             resizes all frames to `height` and `width`.
-        patch_size: Side of a patch of the vision tower, in pixels.
+        patch_size: Side of a patch of the vision tower, in pixels: 14 in the published models, 16 for Qwen3-VL.
         merge_size: Patches along each axis that become one token; 2 for LLaVA-OneVision.
-        image_mean: Mean of red, green and blue, 0 to 1, as in the processor of the model. None for that of CLIP,
-            the default of the processors of both families.
-        image_std: Standard deviation of red, green and blue; None for that of CLIP.
+        image_mean: Mean of red, green and blue, 0 to 1, as in the processor of the model. None for the default
+            of the family's processor: that of CLIP, for Qwen3-VL 0.5.
+        image_std: Standard deviation of red, green and blue; None for the family's default.
         max_tokens: Most tokens of a sequence, including the video. A longer one is an error; it is not truncated.
         max_digits: Most digits of a synthetic scene, 1 to 4.
         list_scenes: In the first epoch, so many training scenes come first, with a short list of their facts as answer

@@ -15,15 +15,17 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from saccade.datamodules.text.files import PARTS
+from saccade.datamodules.video.frames import FRAMES_PER_SECOND
 from saccade.datamodules.video.grammar import LIST_PROMPT, PROMPTS, caption, fact_list
 from saccade.datamodules.video.preprocessing import VisualFormat, visual_batch
-from saccade.datamodules.video.reading import ManifestRow, read_clip
+from saccade.datamodules.video.reading import ManifestRow, clip_times, read_clip
 from saccade.datamodules.video.scenes import Scene, make_scene, render
 from saccade.datamodules.video.tokenization import END, prompt_ids, refuse_special_tokens, token_types
 
 IGNORED = -100
 """Label of tokens that do not count in the loss, as in transformers."""
 _TEMPLATE = 40  # more tokens than a prompt and an answer have beside the video and their own texts
+_TIME = 24  # more tokens than the time of a group of frames and the marks around it
 
 
 class ClipSource(ABC):
@@ -40,6 +42,10 @@ class ClipSource(ABC):
     @abstractmethod
     def film(self, item: int) -> np.ndarray:
         """Frames of a clip, uint8 [F, H, W, 3]."""
+
+    @abstractmethod
+    def times(self, item: int) -> list[float]:
+        """When each frame of a clip is shown, in seconds."""
 
     @abstractmethod
     def name(self, item: int) -> str:
@@ -92,6 +98,10 @@ class Scenes(ClipSource):
         """Frames of a clip, uint8 [F, H, W, 3]."""
         return render(self.scene(item), *self.shape)
 
+    def times(self, item: int) -> list[float]:
+        """When each frame of a clip is shown, in seconds."""
+        return [frame / FRAMES_PER_SECOND for frame in range(self.shape[0])]
+
     def name(self, item: int) -> str:
         """Part and index."""
         return f"{self.part}-{item}"
@@ -123,6 +133,10 @@ class Files(ClipSource):
     def film(self, item: int) -> np.ndarray:
         """Frames of a clip, uint8 [F, H, W, 3]."""
         return read_clip(self.rows[item].video, self.frames)
+
+    def times(self, item: int) -> list[float]:
+        """When each frame of a clip is shown, in seconds."""
+        return clip_times(self.rows[item].video, self.frames)
 
     def name(self, item: int) -> str:
         """The row's `id`, or the path of the clip as the manifest writes it."""
@@ -184,7 +198,7 @@ class Clips(Dataset[dict[str, Tensor]]):
             "item": torch.tensor(list(indices)),
             **pixels,
         }
-        if self.visual.family == "qwen2_5_vl":
+        if not self.visual.pooled:
             batch["mm_token_type_ids"] = token_types(input_ids, self.visual)
         return batch
 
@@ -216,7 +230,8 @@ class Clips(Dataset[dict[str, Tensor]]):
             except ValueError as error:
                 raise ValueError(f"{row.place}: {error}") from error
             # no text has more tokens than bytes, so that few have to be counted
-            if count + len(row.prompt.encode()) + len(row.answer.encode()) + _TEMPLATE > self.max_tokens:
+            more = _TEMPLATE + (_TIME * frames if self.visual.timed else 0)
+            if count + len(row.prompt.encode()) + len(row.answer.encode()) + more > self.max_tokens:
                 self._sequence(item, count)
 
     def _film(self, item: int) -> np.ndarray:
@@ -230,7 +245,8 @@ class Clips(Dataset[dict[str, Tensor]]):
     def _sequence(self, item: int, count: int) -> tuple[list[int], int]:
         """Token ids of a clip with `count` video tokens, and how many of them are the prompt."""
         prompt, answer = self.source.texts(item)
-        ids = prompt_ids(self.tokenizer, self.visual, prompt, count)
+        times = self.source.times(item) if self.visual.timed else []
+        ids = prompt_ids(self.tokenizer, self.visual, prompt, count, times)
         length = len(ids)
         ids += [*self.tokenizer.encode(answer, add_special_tokens=False), self._end]
         if len(ids) > self.max_tokens:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+FRAMES_PER_SECOND = 24.0
+"""Of clips whose frames have no times, as the processor of Qwen3-VL takes it."""
+
 
 def sample_positions(total: int, count: int) -> list[int]:
     """Choose evenly spread frames of a clip, beginning with its first one, as the video processors of transformers do.

@@ -125,6 +125,26 @@ def frame_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted((name for name, _ in found), key=_natural)]
 
 
+def picture_pages(file: Path) -> int:
+    """Count the frames of a picture.
+
+    Args:
+        file: A picture.
+
+    Returns:
+        1 for one that does not move.
+
+    Raises:
+        ValueError: The file is no picture, or is cut off.
+    """
+    try:
+        with Image.open(file) as image:
+            _check_end(image, file)
+            return len(_pages(image))
+    except _DECODING_ERRORS as error:
+        raise ValueError(f"video {file} cannot be read as an image ({reason(error)}): replace it.") from error
+
+
 def picture_size(file: Path) -> tuple[int, int]:
     """Read the size of a picture from its header, to find out early whether it is one.
 

@@ -12,11 +12,38 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-Family = Literal["qwen2_5_vl", "llava_onevision"]
+Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision"]
 
-# of the training of CLIP; the default of the processors of both families
+# of the training of CLIP; the default of the processors of most families
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class FamilyFormat:
+    """What the families' inputs differ in.
+
+    Attributes:
+        pooled: Frames are square and their features are pooled, as in LLaVA-OneVision; else frames are cut into
+            patches, which are merged, and a grid says how many there are.
+        timed: In a prompt every group of frames stands by itself, behind its time.
+        mean: Mean of red, green and blue (0 to 1), which the family's processor subtracts.
+        std: Standard deviation of red, green and blue, by which it divides.
+    """
+
+    pooled: bool = False
+    timed: bool = False
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+
+FORMATS: dict[str, FamilyFormat] = {
+    "qwen2_vl": FamilyFormat(),
+    "qwen2_5_vl": FamilyFormat(),
+    "qwen3_vl": FamilyFormat(timed=True, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+    "llava_onevision": FamilyFormat(pooled=True),
+}
+"""The families by `model_type`."""
 
 _MOST_ELONGATED = 200  # longer side divided by shorter one; the limit of the Qwen processors
 
@@ -26,7 +53,8 @@ class VisualFormat:
     """The format of a model's video inputs, with which the configuration of the model must agree.
 
     Attributes:
-        family: `qwen2_5_vl` (merged patches of pairs of frames) or `llava_onevision` (pooled square frames).
+        family: One of `FORMATS`: a Qwen (merged patches of pairs of frames) or `llava_onevision` (pooled square
+            frames).
         patch_size: Side of a patch of the vision tower, in pixels.
         merge_size: Patches along each axis that become one token; LLaVA-OneVision always pools two by two.
         temporal_patch_size: Frames of a patch; 1 for LLaVA-OneVision.
@@ -58,6 +86,16 @@ class VisualFormat:
     mean: tuple[float, float, float] = CLIP_MEAN
     std: tuple[float, float, float] = CLIP_STD
 
+    @property
+    def pooled(self) -> bool:
+        """Whether frames are square and pooled, without a grid of patches."""
+        return FORMATS[self.family].pooled
+
+    @property
+    def timed(self) -> bool:
+        """Whether every group of frames stands by itself in a prompt, behind its time."""
+        return FORMATS[self.family].timed
+
     def size_of(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width to which frames of a given size are resized.
 
@@ -68,7 +106,7 @@ class VisualFormat:
         Raises:
             ValueError: The frames are too elongated.
         """
-        if self.max_pixels is None or self.family == "llava_onevision":
+        if self.max_pixels is None or self.pooled:
             return self.height, self.width
         factor = self.patch_size * self.merge_size
         return smart_resize(height, width, factor, min(4 * factor**2, self.max_pixels), self.max_pixels)
@@ -82,12 +120,12 @@ class VisualFormat:
             width: Width of a frame after resizing, in pixels; None for the width of the format.
 
         Returns:
-            Qwen2.5-VL: one token for `merge_size` by `merge_size` patches of `temporal_patch_size` frames.
+            Of a Qwen: one token for `merge_size` by `merge_size` patches of `temporal_patch_size` frames.
             LLaVA-OneVision: a quarter of the patches of each frame, rounded up along each axis, and one
             `image_newline`.
         """
         height, width = height or self.height, width or self.width
-        if self.family == "llava_onevision":
+        if self.pooled:
             rows, columns = (math.ceil(side // self.patch_size / 2) for side in (height, width))
             return frames * rows * columns + 1
         factor = self.patch_size * self.merge_size
@@ -174,7 +212,7 @@ def visual_batch(clips: Iterable[np.ndarray], visual: VisualFormat) -> tuple[dic
         visual: Visual format of the model.
 
     Returns:
-        The tensors, and the number of tokens of each video. For Qwen2.5-VL `pixel_values_videos` float32 [patches of
+        The tensors, and the number of tokens of each video. For a Qwen `pixel_values_videos` float32 [patches of
         all videos, 3 * temporal_patch_size * patch_size ** 2], with the patches of a token next to each other, and
         `video_grid_thw` LongTensor [videos, 3] (patches along time, height, width); if the frames do not fill the
         last temporal patch, the last frame is repeated. For LLaVA-OneVision `pixel_values_videos` float32 [videos, F,
@@ -195,13 +233,13 @@ def visual_batch(clips: Iterable[np.ndarray], visual: VisualFormat) -> tuple[dic
         height, width = visual.size_of(frames.shape[1], frames.shape[2])
         pixels = torch.from_numpy(np.array(resize_frames(frames, height, width)))
         counts.append(visual.tokens(len(frames), height, width))
-        if visual.family == "llava_onevision":
+        if visual.pooled:
             pieces.append(pixels.permute(0, 3, 1, 2)[None])
         else:
             patches, grid = _patches(pixels, visual)
             pieces.append(patches)
             grids.append(grid)
-    if visual.family == "llava_onevision":
+    if visual.pooled:
         if len(lengths := sorted({piece.shape[1] for piece in pieces})) > 1:
             raise ValueError(
                 f"frames must be equally many in all clips of a batch for llava_onevision, got {lengths}: read as many"

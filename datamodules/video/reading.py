@@ -12,8 +12,16 @@ import numpy as np
 
 from saccade.common.checks import check_count
 from saccade.common.json_lines import read_json_lines
-from saccade.datamodules.video.pictures import PICTURE_SUFFIXES, frame_files, picture_size, read_folder, read_picture
-from saccade.datamodules.video.video_files import read_video, video_size
+from saccade.datamodules.video.frames import FRAMES_PER_SECOND, sample_positions
+from saccade.datamodules.video.pictures import (
+    PICTURE_SUFFIXES,
+    frame_files,
+    picture_pages,
+    picture_size,
+    read_folder,
+    read_picture,
+)
+from saccade.datamodules.video.video_files import read_video, video_rate, video_size
 
 KEYS = ("video", "prompt", "answer")
 
@@ -109,6 +117,32 @@ def read_clip(path: str | Path, frames: int) -> np.ndarray:
     if file.suffix.lower() in PICTURE_SUFFIXES:
         return read_picture(file, frames)
     return read_video(file, frames)
+
+
+def clip_times(path: str | Path, frames: int) -> list[float]:
+    """Read when the frames that `read_clip` reads are shown.
+
+    Args:
+        path: A clip, as for `read_clip`.
+        frames: Number of frames, at least 1.
+
+    Returns:
+        The time of each frame in seconds: its place in the clip divided by the clip's rate. Images, folders of images
+        and videos that do not tell it have 24 frames a second.
+
+    Raises:
+        ValueError: The clip does not exist, is no clip, or PyAV is not installed.
+    """
+    check_count("frames", frames)
+    file = _existing(path)
+    rate: float | None = None
+    if file.is_dir():
+        total = len(frame_files(file))
+    elif file.suffix.lower() in PICTURE_SUFFIXES:
+        total = picture_pages(file)
+    else:
+        total, rate = video_rate(file)
+    return [position / (rate or FRAMES_PER_SECOND) for position in sample_positions(total, frames)]
 
 
 def clip_size(path: str | Path) -> tuple[int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -11,24 +11,22 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from saccade.common.checks import check_count
 from saccade.datamodules.text.tokenization import MIN_VOCAB_SIZE, PAD, load_tokenizer, train_tokenizer
-from saccade.datamodules.video.preprocessing import CLIP_MEAN, CLIP_STD, Family, VisualFormat, visual_inputs
+from saccade.datamodules.video.frames import FRAMES_PER_SECOND
+from saccade.datamodules.video.preprocessing import FORMATS, Family, VisualFormat, visual_inputs
 
 START, END = "<|im_start|>", "<|im_end|>"
+_BEGIN, _FINISH = "<|vision_start|>", "<|vision_end|>"
+_QWEN = ("<|endoftext|>", START, END, _BEGIN, _FINISH, "<|image_pad|>", "<|video_pad|>")
 SPECIAL_TOKENS: dict[str, tuple[str, ...]] = {
-    "qwen2_5_vl": (
-        "<|endoftext|>", START, END, "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
-    ),
-    "llava_onevision": (START, END, "<image>", "<video>"),
-}  # fmt: skip
+    family: (START, END, "<image>", "<video>") if form.pooled else _QWEN for family, form in FORMATS.items()
+}
 """Special tokens of each family, with the names of the published models."""
-_QWEN_PADS = ("<|image_pad|>", "<|video_pad|>")
+IMAGE_TOKEN = "<|image_pad|>"  # noqa: S105 - no password
+_QWEN_PADS = (IMAGE_TOKEN, "<|video_pad|>")
 _VISUAL_TOKENS: dict[str, tuple[tuple[str, str], ...]] = {
-    "qwen2_5_vl": (_QWEN_PADS,),
-    "llava_onevision": (("<image>", "<video>"), _QWEN_PADS),
+    family: (("<image>", "<video>"), _QWEN_PADS) if form.pooled else (_QWEN_PADS,) for family, form in FORMATS.items()
 }
 """Names of image and video token, the published ones first. Text models of Qwen2.5 have the others unused."""
-_PLACES = {"qwen2_5_vl": "<|vision_start|>VIDEO<|vision_end|>", "llava_onevision": "VIDEO\n"}
-"""The video in a prompt; its video token is repeated once for each token of the video."""
 
 # for messages whose content is a text or a list of video and text parts, as for the processors of transformers
 _CHAT_TEMPLATE = (
@@ -61,18 +59,14 @@ def train_video_tokenizer(texts: Iterable[str], vocab_size: int, family: Family)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token=END,
-        pad_token="<|endoftext|>" if family == "qwen2_5_vl" else PAD,
+        pad_token=PAD if FORMATS[family].pooled else "<|endoftext|>",
         chat_template=_template(family, _VISUAL_TOKENS[family][0][1]),
         clean_up_tokenization_spaces=False,
     )
 
 
 def _template(family: Family, video_token: str) -> str:
-    return _CHAT_TEMPLATE.replace("PLACE", _place(family, video_token))
-
-
-def _place(family: Family, video_token: str) -> str:
-    return _PLACES[family].replace("VIDEO", video_token)
+    return _CHAT_TEMPLATE.replace("PLACE", _between_marks(family, video_token))
 
 
 def visual_tokens(tokenizer: PreTrainedTokenizerBase, family: str) -> tuple[str, str]:
@@ -107,7 +101,7 @@ def load_video_tokenizer(source: str, family: Family) -> PreTrainedTokenizerFast
     tokenizer = load_tokenizer(source)
     vocabulary = tokenizer.get_vocab()
     own = _VISUAL_TOKENS[family][0]
-    if family == "llava_onevision" and {START, END} <= vocabulary.keys() and not vocabulary.keys() & set(own):
+    if FORMATS[family].pooled and {START, END} <= vocabulary.keys() and not vocabulary.keys() & set(own):
         if not vocabulary.keys() >= set(_QWEN_PADS):
             tokenizer.add_special_tokens({"additional_special_tokens": list(own)}, replace_extra_special_tokens=False)
             vocabulary = tokenizer.get_vocab()
@@ -144,8 +138,8 @@ def visual_format(
         patch_size: Side of a patch, in pixels.
         merge_size: Patches along each axis that become one token; for LLaVA-OneVision it must be 2.
         max_pixels: Most pixels of a frame that keeps its aspect ratio; None resizes every frame to height and width.
-        mean: Mean of the colours; None for that of CLIP, as in the processors of the families.
-        std: Standard deviation of the colours; None for that of CLIP.
+        mean: Mean of the colours; None for that of the family's processor.
+        std: Standard deviation of the colours; None for that of the family's processor.
 
     Returns:
         The format, with the ids of the special tokens.
@@ -155,7 +149,7 @@ def visual_format(
     """
     for name, value in (("patch_size", patch_size), ("merge_size", merge_size)):
         check_count(name, value)
-    llava = family == "llava_onevision"
+    llava = FORMATS[family].pooled
     if llava and merge_size != 2:
         raise ValueError(f"merge_size must be 2 for llava_onevision, got {merge_size}: set it to 2.")
     factor = patch_size if llava else patch_size * merge_size
@@ -184,14 +178,49 @@ def visual_format(
         video_token=video_token,
         video_token_id=vocabulary[video_token],
         image_token_id=vocabulary[image_token],
-        vision_start_token_id=None if llava else vocabulary["<|vision_start|>"],
-        vision_end_token_id=None if llava else vocabulary["<|vision_end|>"],
-        mean=mean or CLIP_MEAN,
-        std=std or CLIP_STD,
+        vision_start_token_id=None if llava else vocabulary[_BEGIN],
+        vision_end_token_id=None if llava else vocabulary[_FINISH],
+        mean=mean or FORMATS[family].mean,
+        std=std or FORMATS[family].std,
     )
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, prompt: str, video_tokens: int) -> list[int]:
+def _between_marks(family: str, token: str) -> str:
+    """An image or a video in a prompt; its token is repeated once for each of its tokens."""
+    return f"{token}\n" if FORMATS[family].pooled else f"{_BEGIN}{token}{_FINISH}"
+
+
+def image_place(visual: VisualFormat, token: str) -> str:
+    """The text that stands for an image in a prompt, with its token once."""
+    return _between_marks(visual.family, token)
+
+
+def video_place(visual: VisualFormat, times: Sequence[float]) -> str:
+    """The text that stands for a video in a prompt.
+
+    Args:
+        visual: Visual format of the model.
+        times: When each frame is shown, in seconds; read where the format is timed.
+
+    Returns:
+        The video's token once, or, where the format is timed, once for each group of `temporal_patch_size` frames,
+        behind the middle between the times of its first and its last frame, as Qwen3-VL's processor writes it.
+    """
+    marked = _between_marks(visual.family, visual.video_token)
+    if not visual.timed:
+        return marked
+    size = visual.temporal_patch_size
+    groups = [times[begin : begin + size] for begin in range(0, len(times), size)]
+    return "".join(f"<{(group[0] + group[-1]) / 2:.1f} seconds>{marked}" for group in groups)
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerFast,
+    visual: VisualFormat,
+    prompt: str,
+    video_tokens: int,
+    times: Sequence[float] = (),
+) -> list[int]:
     """Tokenize a prompt up to the beginning of the answer.
 
     Args:
@@ -199,6 +228,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, prompt:
         visual: Visual format of the model.
         prompt: The question.
         video_tokens: Number of tokens of the video.
+        times: When each frame is shown, in seconds; read where the format is timed.
 
     Returns:
         Token ids, with the video before the question.
@@ -207,11 +237,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, prompt:
         ValueError: The question contains a special token.
     """
     refuse_special_tokens(prompt, "prompt", tokenizer)
-    text = f"{START}user\n{_place(visual.family, visual.video_token)}{prompt}{END}\n{START}assistant\n"
+    text = f"{START}user\n{video_place(visual, times)}{prompt}{END}\n{START}assistant\n"
     ids = tokenizer.encode(text, add_special_tokens=False)
-    place = ids.index(visual.video_token_id)
-    # one video token is encoded and then repeated, because encoding thousands of them is slow
-    return [*ids[:place], *[visual.video_token_id] * video_tokens, *ids[place + 1 :]]
+    # a video token is encoded once and then repeated, because encoding thousands of them is slow
+    each = video_tokens // ids.count(visual.video_token_id)
+    return [token for one in ids for token in [one] * (each if one == visual.video_token_id else 1)]
 
 
 def refuse_special_tokens(text: str, name: str, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -244,7 +274,11 @@ def token_types(ids: Tensor, visual: VisualFormat) -> Tensor:
 
 
 def video_prompt(
-    tokenizer: PreTrainedTokenizerFast, visual: VisualFormat, frames: np.ndarray, prompt: str
+    tokenizer: PreTrainedTokenizerFast,
+    visual: VisualFormat,
+    frames: np.ndarray,
+    prompt: str,
+    times: Sequence[float] | None = None,
 ) -> dict[str, Tensor]:
     """Make the inputs for a question about a clip, for `generate`.
 
@@ -253,17 +287,20 @@ def video_prompt(
         visual: Visual format of the model, from `VideoCaptions.visual` or `visual_format`.
         frames: The clip, uint8 RGB [F, H, W, 3], for example from `read_clip`.
         prompt: The question.
+        times: When each frame is shown, in seconds, for example from `clip_times`; read for Qwen3-VL. None for 24
+            frames a second.
 
     Returns:
         `input_ids` and `attention_mask` LongTensor [1, S], the visual inputs (see `visual_inputs`), and
-        `mm_token_type_ids` LongTensor [1, S] for Qwen2.5-VL.
+        `mm_token_type_ids` LongTensor [1, S] for a Qwen.
 
     Raises:
         ValueError: The frames are not RGB, or the prompt contains special tokens.
     """
     pixels, count = visual_inputs(frames, visual)
-    ids = torch.tensor([prompt_ids(tokenizer, visual, prompt, count)])
+    shown = [frame / FRAMES_PER_SECOND for frame in range(len(frames))] if times is None else times
+    ids = torch.tensor([prompt_ids(tokenizer, visual, prompt, count, shown)])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **pixels}
-    if visual.family == "qwen2_5_vl":
+    if not visual.pooled:
         inputs["mm_token_type_ids"] = token_types(ids, visual)
     return inputs

@@ -48,6 +48,25 @@ def read_video(file: Path, frames: int) -> np.ndarray:
     return _from_the_start(file, frames)
 
 
+def video_rate(file: Path) -> tuple[int, float | None]:
+    """Count the frames of a video, and read how many it shows in a second.
+
+    Args:
+        file: Anything that FFmpeg reads.
+
+    Returns:
+        The number of frames, and their mean rate; None where the file does not tell it.
+
+    Raises:
+        ValueError: The file cannot be decoded, is cut off or has no frames, or PyAV is not installed.
+    """
+    with _opened(file) as (container, stream):
+        rate = float(stream.average_rate) if stream.average_rate else None
+        index = _index(container, stream, file)
+    total = len(index.times) if index.exact else _counted(file)
+    return total, rate
+
+
 def video_size(file: Path) -> tuple[int, int]:
     """Read the size of a video from its header, to find out early whether it is one.
 
@@ -240,10 +259,7 @@ def _jump(container: Any, stream: Any, wanted: list[int], keys: array[int]) -> l
 
 def _from_the_start(file: Path, frames: int) -> np.ndarray:
     """Read evenly spread frames by decoding the whole file twice: to count its frames, and to take the wanted ones."""
-    with _opened(file) as (container, stream):
-        total = sum(1 for _ in container.decode(stream))
-    if not total:
-        raise ValueError(f"video {file} has zero frames: check the file.")
+    total = _counted(file)
     positions = sample_positions(total, frames)
     wanted = set(positions)
     pictures: dict[int, np.ndarray] = {}
@@ -253,6 +269,15 @@ def _from_the_start(file: Path, frames: int) -> np.ndarray:
             if position in wanted:
                 pictures[position] = converter.picture(frame)
     return np.stack([pictures[position] for position in positions])
+
+
+def _counted(file: Path) -> int:
+    """Count the frames of a file by decoding it."""
+    with _opened(file) as (container, stream):
+        total = sum(1 for _ in container.decode(stream))
+    if not total:
+        raise ValueError(f"video {file} has zero frames: check the file.")
+    return total
 
 
 class _Converter:

@@ -27,8 +27,8 @@ def text_config(model: Any) -> Any:
 
 def language_part(model: nn.Module) -> nn.Module:
     """The language part of a vision-language model: its embedding, decoder layers and final norm; else the model."""
-    found = {path.rpartition(".")[2]: part for path, part in reversed(list(model.named_modules()))}  # the outermost
-    return next((found[name] for name in _LANGUAGE_PARTS if name in found), model)
+    named = model.named_modules()
+    return next((part for path, part in named if path.rpartition(".")[2] in _LANGUAGE_PARTS), model)
 
 
 def base_model(model: Any) -> Any:

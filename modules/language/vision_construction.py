@@ -8,16 +8,14 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from saccade.datamodules.video.preprocessing import VisualFormat
+from saccade.datamodules.video.preprocessing import FORMATS, VisualFormat
 from saccade.datamodules.video.tokenization import visual_tokens
 from saccade.modules.language.construction import check_names
-
-_QWEN, _LLAVA = "qwen2_5_vl", "llava_onevision"
 
 
 @dataclass(frozen=True)
 class Family:
-    """The differences between the two model families.
+    """The differences between the model families.
 
     Attributes:
         tokens: Special tokens by the setting of the configuration that contains their token id.
@@ -28,30 +26,26 @@ class Family:
     tower: str
 
 
-FAMILIES: dict[str, Family] = {
-    _QWEN: Family(
-        tokens={
-            "image_token_id": "<|image_pad|>",
-            "video_token_id": "<|video_pad|>",
-            "vision_start_token_id": "<|vision_start|>",
-            "vision_end_token_id": "<|vision_end|>",
-        },
-        tower="model.visual",
-    ),
-    _LLAVA: Family(
-        tokens={"image_token_id": "<image>", "video_token_id": "<video>"},
-        tower="model.vision_tower",
-    ),
-}
+_POOLED = Family({"image_token_id": "<image>", "video_token_id": "<video>"}, "model.vision_tower")
+_PATCHES = Family(
+    {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+    },
+    "model.visual",
+)
+FAMILIES: dict[str, Family] = {name: _POOLED if form.pooled else _PATCHES for name, form in FORMATS.items()}
 """The supported families by `model_type`."""
 LANGUAGE_PATH = "model.language_model"
-"""Path of the language part inside the model of either family; its head is beside it."""
+"""Path of the language part inside the model of any family; its head is beside it."""
 
 
 def check_family(
     model_type: Any, setting: str = "config.model_type", families: Collection[str] = tuple(FAMILIES)
 ) -> str:
-    """Check that a model type is one of the two families.
+    """Check that a model type is one of the families.
 
     Args:
         model_type: The model type.
@@ -70,7 +64,7 @@ def check_family(
 
 
 def tower_of(model: PreTrainedModel) -> nn.Module:
-    """Return the vision tower: `visual` of Qwen with its merger, `vision_tower` of LLaVA without the projector."""
+    """Return the vision tower: `visual` of a Qwen with its mergers, `vision_tower` of LLaVA without the projector."""
     return model.get_submodule(FAMILIES[model.config.model_type].tower)
 
 
@@ -79,12 +73,13 @@ def complete_vision_config(
 ) -> PretrainedConfig:
     """Create a configuration from settings, with the vocabulary, the special tokens and the patch sizes of the data.
 
-    Settings that are not given are completed. For Qwen2.5-VL these are the sections of M-RoPE in the proportion of the
-    released model (2 : 3 : 3 for time, height and width), attention windows of four by four merged patches, and full
-    attention in the last vision layer.
+    Settings that are not given are completed. For a Qwen these are the sections of M-RoPE in the proportion of the
+    released models (2 : 3 : 3 for time, height and width, 6 : 5 : 5 in Qwen3-VL); and where the family has them,
+    attention windows of four by four merged patches with full attention in the last vision layer, and features for the
+    first layers of the language part from the layers at a quarter, a half and three quarters of the tower.
 
     Args:
-        config: `model_type` (qwen2_5_vl or llava_onevision), `text_config`, `vision_config`, and any other setting.
+        config: `model_type` (one of `FAMILIES`), `text_config`, `vision_config`, and any other setting.
         tokenizer: Tokenizer of the data. None is allowed if the settings give the vocabulary size and the special
             tokens.
         visual: Family, patch size and image size of the data, or None.
@@ -101,7 +96,8 @@ def complete_vision_config(
     known = AutoConfig.for_model(family)
     check_names(settings, known)
     text, vision = (dict(settings.pop(name, None) or {}) for name in ("text_config", "vision_config"))
-    if family == _LLAVA:
+    pooled = FORMATS[family].pooled
+    if pooled:
         text.setdefault("model_type", "qwen2")
         vision.setdefault("model_type", "siglip_vision_model")
     for name, part in (("text_config", text), ("vision_config", vision)):
@@ -126,12 +122,12 @@ def complete_vision_config(
         )
     if visual is not None:
         check_visual_family(family, visual)
-    if family == _QWEN:
-        _complete_qwen(text, vision, visual)
+    if not pooled:
+        _complete_qwen(known, text, vision, visual)
     elif visual is not None:
         vision.setdefault("image_size", visual.height)
         vision.setdefault("patch_size", visual.patch_size)
-    if family == _LLAVA:
+    if pooled:
         # the pooling head, which computes one vector of a whole image, is not used
         vision.setdefault("vision_use_head", False)
     try:
@@ -141,21 +137,34 @@ def complete_vision_config(
         raise ValueError(f"config was refused by transformers as {family} ({reason}): correct the setting.") from error
 
 
-def _complete_qwen(text: dict[str, Any], vision: dict[str, Any], visual: VisualFormat | None) -> None:
-    """Add settings of Qwen2.5-VL that follow from others, in place."""
-    known = AutoConfig.for_model(_QWEN)
-    hidden = text.get("hidden_size", known.text_config.hidden_size)
-    heads = text.get("num_attention_heads", known.text_config.num_attention_heads)
+def _complete_qwen(
+    known: PretrainedConfig, text: dict[str, Any], vision: dict[str, Any], visual: VisualFormat | None
+) -> None:
+    """Add settings of a Qwen that follow from others, in place.
+
+    Args:
+        known: The usual configuration of the family, which says what settings there are.
+        text: Settings of the language part.
+        vision: Settings of the vision tower.
+        visual: Format of the data, or None.
+    """
+    usual_text, usual_vision = known.text_config, known.vision_config
+    hidden = text.get("hidden_size", usual_text.hidden_size)
+    heads = text.get("num_attention_heads", usual_text.num_attention_heads)
     if not isinstance(hidden, int) or not isinstance(heads, int) or heads < 1 or hidden % (4 * heads):
         raise ValueError(
             "config.text_config.hidden_size must be a multiple of four times num_attention_heads, because M-RoPE splits"
             f" each head into time, height and width, got {hidden!r} with {heads!r} heads: change one of them."
         )
-    pairs = hidden // heads // 2
+    # a family whose heads have a width of their own interleaves the axes, and gives time more of it
+    wide = "head_dim" in usual_text.to_dict()
+    size = text.setdefault("head_dim", hidden // heads) if wide else hidden // heads
+    pairs = size // 2
     rope = dict(text.get("rope_parameters") or {})
     rope.setdefault("rope_type", "default")
-    rope.setdefault("rope_theta", text.pop("rope_theta", known.text_config.rope_parameters["rope_theta"]))
-    spatial = pairs * 3 // 8
+    usual_rope = usual_text.rope_parameters or {}
+    rope.setdefault("rope_theta", text.pop("rope_theta", usual_rope.get("rope_theta", 10_000.0)))
+    spatial = pairs * 5 // 16 if wide else pairs * 3 // 8
     sections = list(rope.setdefault("mrope_section", [pairs - 2 * spatial, spatial, spatial]))
     if len(sections) != 3 or sum(sections) != pairs:
         raise ValueError(
@@ -163,24 +172,31 @@ def _complete_qwen(text: dict[str, Any], vision: dict[str, Any], visual: VisualF
             f" head, got {sections}: leave it out to take the default."
         )
     text["rope_parameters"] = rope
-    depth = vision.setdefault("depth", known.vision_config.depth)
-    vision.setdefault("fullatt_block_indexes", [depth - 1])
+    depth = vision.setdefault("depth", usual_vision.depth)
+    if hasattr(usual_vision, "deepstack_visual_indexes"):
+        # behind the last layer of the language part nothing reads them
+        most = text.get("num_hidden_layers", usual_text.num_hidden_layers) - 1
+        vision.setdefault("deepstack_visual_indexes", sorted({depth * part // 4 for part in (1, 2, 3)})[:most])
     if visual is not None:
         vision.setdefault("patch_size", visual.patch_size)
         vision.setdefault("spatial_merge_size", visual.merge_size)
         vision.setdefault("temporal_patch_size", visual.temporal_patch_size)
-    merged = vision.get("patch_size", known.vision_config.patch_size) * vision.get(
-        "spatial_merge_size", known.vision_config.spatial_merge_size
-    )
-    if vision.setdefault("window_size", 4 * merged) < merged:
-        raise ValueError(
-            f"config.vision_config.window_size must be at least {merged}, one merged patch, got"
-            f" {vision['window_size']}: raise it or leave it out."
+    if hasattr(usual_vision, "window_size"):
+        vision.setdefault("fullatt_block_indexes", [depth - 1])
+        merged = vision.get("patch_size", usual_vision.patch_size) * vision.get(
+            "spatial_merge_size", usual_vision.spatial_merge_size
         )
-    if vision.setdefault("out_hidden_size", hidden) != hidden:
+        if vision.setdefault("window_size", 4 * merged) < merged:
+            raise ValueError(
+                f"config.vision_config.window_size must be at least {merged}, one merged patch, got"
+                f" {vision['window_size']}: raise it or leave it out."
+            )
+    # the width of Qwen2-VL's tower is embed_dim, and its hidden_size is what the merger makes
+    out = "out_hidden_size" if hasattr(usual_vision, "out_hidden_size") else "hidden_size"
+    if vision.setdefault(out, hidden) != hidden:
         raise ValueError(
-            f"config.vision_config.out_hidden_size must be {hidden}, the hidden_size of text_config, got"
-            f" {vision['out_hidden_size']}: leave it out."
+            f"config.vision_config.{out} must be {hidden}, the hidden_size of text_config, got {vision[out]}: leave it"
+            " out."
         )
 
 
@@ -260,7 +276,7 @@ def check_vision_fit(
         return
     check_visual_family(family, visual)
     pairs = {"patch_size": "patch_size"}
-    if family == _QWEN:
+    if not visual.pooled:
         pairs |= {"merge_size": "spatial_merge_size", "temporal_patch_size": "temporal_patch_size"}
     else:
         pairs["height"] = "image_size"

@@ -1,4 +1,4 @@
-"""VisionLanguageModel: train Qwen2.5-VL or LLaVA-OneVision on videos."""
+"""VisionLanguageModel: train Qwen2-VL, Qwen2.5-VL, Qwen3-VL or LLaVA-OneVision on videos."""
 
 from contextlib import nullcontext
 from typing import Any, ClassVar, cast
@@ -67,9 +67,9 @@ class VisionLanguageModel(GenerativeModule):
     """Trains a vision-language model on videos: loss of the answers, slot accuracy, checkpoints, export.
 
     Give `path`, to continue from a trained model, or `config`, to train from scratch. The Hugging Face model,
-    an unchanged `Qwen2_5_VLForConditionalGeneration` or `LlavaOnevisionForConditionalGeneration`, is `model`; it is
-    built during the trainer's set-up, or by `build` without a trainer. Checkpoints contain everything that
-    `load_from_checkpoint` needs. `predict` answers every prompt.
+    an unchanged model of transformers of one of the families (`qwen2_vl`, `qwen2_5_vl`, `qwen3_vl`, `llava_onevision`),
+    is `model`; it is built during the trainer's set-up, or by `build` without a trainer. Checkpoints contain everything
+    that `load_from_checkpoint` needs. `predict` answers every prompt.
 
     Logged: `train_loss` (every step, mean over ranks), `val_loss`, `val_perplexity`, `test_loss`, `test_perplexity`
     (exact means over all tokens of answers and ranks; losses are in nats per token), and, if the data module knows the
@@ -79,9 +79,8 @@ class VisionLanguageModel(GenerativeModule):
     Args:
         path: Folder or Hugging Face hub id of a trained model. The command uses its tokenizer for the data too, unless
             the data names another.
-        config: Settings of a new model, not used if `path` is given: `model_type` (qwen2_5_vl or llava_onevision),
-            `text_config`, `vision_config`. Vocabulary, special tokens, patch size and image size default to those of
-            the data module.
+        config: Settings of a new model, not used if `path` is given: `model_type` (one of the families), `text_config`,
+            `vision_config`. Vocabulary, special tokens, patch size and image size default to those of the data module.
         language_model: Folder or Hugging Face hub id of a causal language model, such as Qwen2.5, that becomes the
             language part of a new LLaVA-OneVision; not used if `path` is given. The command uses its tokenizer for the
             data too, unless the data names another. Its head is not trained unless all of it is.
@@ -94,7 +93,7 @@ class VisionLanguageModel(GenerativeModule):
         video_dropout: Largest fraction, 0 to 1, of a clip's video tokens that are hidden from the language part in a
             training step; the fraction is drawn for each sequence. Use it to train the draft model of a decoder that
             prunes videos (see `VideoTokenDropout`).
-        freeze_vision: Do not train the vision tower: `visual` of Qwen2.5-VL with its merger, `vision_tower` of
+        freeze_vision: Do not train the vision tower: `visual` of a Qwen with its mergers, `vision_tower` of
             LLaVA-OneVision without the projector.
         learning_rate: Peak learning rate of AdamW.
         weight_decay: Weight decay of matrices; norms and biases have none.
@@ -260,7 +259,7 @@ class VisionLanguageModel(GenerativeModule):
         Args:
             logits_to_keep: Number of last positions for which logits are computed; 0 means all.
             inputs: Inputs of the model: `input_ids` LongTensor [B, L], `attention_mask`, `pixel_values_videos`, and for
-                Qwen2.5-VL `mm_token_type_ids` and `video_grid_thw`.
+                a Qwen `mm_token_type_ids` and `video_grid_thw`.
 
         Returns:
             Logits [B, L or logits_to_keep, vocabulary].

@@ -68,6 +68,6 @@ def greedy_answers(
             )
     finally:
         if hasattr(inner, "rope_deltas"):
-            # Qwen2.5-VL stores there the position offsets of the last prompts
+            # a Qwen stores there the position offsets of the last prompts
             inner.rope_deltas = None
     return tokens[:, inputs["input_ids"].shape[1] :]

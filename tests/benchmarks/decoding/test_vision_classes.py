@@ -8,7 +8,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from benchmarks.decoding import vision_classes
 from benchmarks.rows import read
+from saccade.inference import SpecVLM
 from saccade.inference.model_check import TESTED
+from tests.support.errors import one_line
 from tests.support.video_models import ALL_FAMILIES
 
 ROWS = {row["case"]: row for row in read("vision_classes")}
@@ -29,6 +31,17 @@ def test_there_is_a_row_for_every_class() -> None:
             assert value == "equal" or ("\n" not in value and len(value) > 40), name
     unchecked = {name for name in TESTED if name.endswith("ForConditionalGeneration")}
     assert unchecked == {ROWS[name]["class"] for name in ALL_FAMILIES}
+
+
+def test_a_dense_draft_of_a_mixture() -> None:
+    """They read images alike; a draft of another family does not."""
+    model, draft = vision_classes.tiny_model("qwen3_vl_moe"), vision_classes.tiny_model("qwen3_vl")
+    batch = vision_classes.prompts("qwen3_vl_moe", model)
+    right = vision_classes.reference(model, batch)
+    found = SpecVLM(draft, prune_ratio=0.5).generate(model, **batch, max_new_tokens=vision_classes.NEW)  # type: ignore[arg-type]
+    assert found.tokens == right
+    other = vision_classes.tiny_model("qwen2_5_vl")
+    one_line(lambda: SpecVLM(other).generate(model, **batch), "qwen2_5_vl", "qwen3_vl_moe", "family")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", SAMPLE)

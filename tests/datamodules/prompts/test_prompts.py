@@ -11,8 +11,10 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from saccade.datamodules import Prompts
+from saccade.datamodules.video.tokenization import train_video_tokenizer
 from tests.support.chat_models import TEMPLATE, chat_model, vision_chat_model, write_prompts
 from tests.support.errors import one_line
+from tests.support.video_models import tiny_video_model
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,25 @@ def test_images_and_a_video_come_before_the_question(tmp_path, vision):
     assert int(grid[0, 0]) == 2  # four frames in pairs
     assert video["input_ids"][0].tolist().count(data.visual.video_token_id) == int(grid.prod()) // 4
     assert not any(name.startswith("pixel") for name in text)
+
+
+def test_a_video_of_qwen3_vl_has_its_times(tmp_path):
+    """In the text of the question, whatever the template writes for a video."""
+    tokenizer = train_video_tokenizer(["what is it?", "a red fox"], 300, "qwen3_vl")
+    tokenizer.save_pretrained(tmp_path / "model")
+    tiny_video_model("qwen3_vl").config.save_pretrained(tmp_path / "model")
+    frames = [Image.new("RGB", (16, 24), (40 * number, 0, 0)) for number in range(6)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    rows = ({"prompt": "what is it?", "video": "a.gif"}, {"prompt": "what is it?", "images": ["a.gif"]})
+    for count in (2, 6):
+        data = ready(str(tmp_path / "model"), tmp_path, *rows, frames=count, max_pixels=24 * 16)
+        video, image = data.val_dataloader()
+        each = "<|vision_start|>" + "<|video_pad|>" * 6 + "<|vision_end|>"
+        times = ["0.1"] if count == 2 else ["0.0", "0.1", "0.2"]
+        text = "".join(f"<{time} seconds>{each}" for time in times)
+        assert f"{text}what is it?" in data.tokenizer.decode(video["input_ids"][0])
+        assert video["video_grid_thw"].tolist() == [[count // 2, 6, 4]]
+        assert "seconds" not in data.tokenizer.decode(image["input_ids"][0])
 
 
 def test_an_image_is_what_the_image_processor_of_transformers_makes(tmp_path, vision):

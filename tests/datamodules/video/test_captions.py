@@ -427,7 +427,7 @@ def test_a_real_clip_becomes_a_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"family": "qwen3"}, "family must be qwen2_5_vl or llava_onevision, got 'qwen3'"),
+        ({"family": "qwen3"}, "family must be qwen2_vl, qwen2_5_vl, qwen3_vl or llava_onevision, got 'qwen3'"),
         ({"frames": 3}, "frames must be at least 4 to show the motion of max_digits=2 digits, got 3"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"test_scenes": -1}, "test_scenes must be at least 0, got -1"),

@@ -16,7 +16,7 @@ from tests.inference.engine.fused.test_classes import TYPES
 from tests.inference.loop.test_lossless import LENGTHS, rows_that_left
 from tests.support.decoders import LOSSLESS
 from tests.support.models import prompts, tiny_model
-from tests.support.video_models import FAMILIES, tiny_video_model, video_prompts
+from tests.support.video_models import ALL_FAMILIES, tiny_video_model, video_prompts
 
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -95,7 +95,7 @@ def test_a_graph_is_captured_once_for_each_width():
 
 @gpu
 @needs_cuda
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL_FAMILIES)
 @pytest.mark.parametrize("alone", [True, False])
 def test_videos_are_decoded_as_eager_forwards_decode_them(family, alone):
     torch.backends.cuda.matmul.allow_tf32 = False

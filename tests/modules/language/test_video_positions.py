@@ -11,6 +11,9 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 
 from saccade.modules.language.video_positions import shared_positions
 from tests.modules.language.tiny_video import built
+from tests.support.video_checks import padded_on_the_right
+from tests.support.video_models import VIDEO as TINY_VIDEO
+from tests.support.video_models import tiny_video_model, video_prompts
 
 VIDEO, START, WORD, PAD = 3, 2, 5, 0
 
@@ -76,6 +79,27 @@ def test_a_model_that_gets_them_computes_the_same(model: Any) -> None:
     batch = _batch(*ALIKE)
     with torch.no_grad():
         assert torch.equal(model(**batch, **shared_positions(model, batch)).logits, model(**batch).logits)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_towers_without_windows(family: str) -> None:
+    """With the times and marks between the frames of Qwen3-VL."""
+    other = tiny_video_model(family, dtype=torch.float32)
+    prompts = padded_on_the_right(video_prompts(family, seed=2, dtype=torch.float32))
+    more = torch.tensor([[20, 21], [22, 0]])
+    ids = torch.cat([prompts.input_ids.repeat(2, 1), more], 1)
+    visual = prompts.visual
+    batch = {
+        "input_ids": ids, "attention_mask": (ids > 0).long(), "mm_token_type_ids": (ids == TINY_VIDEO).long() * 2,
+        "pixel_values_videos": visual["pixel_values_videos"].repeat(2, 1),
+        "video_grid_thw": visual["video_grid_thw"].repeat(2, 1),
+    }  # fmt: skip
+    found = shared_positions(other, batch)
+    assert found.keys() == {"position_ids", "video_position_ids"}
+    layout = {name: value for name, value in batch.items() if name != "pixel_values_videos"}
+    assert torch.equal(found["position_ids"], other.model.get_rope_index(**layout)[0])
+    with torch.no_grad():
+        assert torch.equal(other(**batch, **found).logits, other(**batch).logits)
 
 
 @pytest.mark.parametrize(
