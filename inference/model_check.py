@@ -37,6 +37,7 @@ TESTED = frozenset(
         "GemmaForCausalLM",
         "Glm4ForCausalLM",
         "GptOssForCausalLM",
+        "Lfm2ForCausalLM",
         "LlamaForCausalLM",
         "LlavaOnevisionForConditionalGeneration",
         "MistralForCausalLM",
@@ -48,6 +49,7 @@ TESTED = frozenset(
         "Qwen2_5_VLForConditionalGeneration",
         "Qwen3ForCausalLM",
         "Qwen3MoeForCausalLM",
+        "Qwen3NextForCausalLM",
         "Starcoder2ForCausalLM",
     }
 )
