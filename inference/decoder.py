@@ -64,6 +64,11 @@ class Decoder(ABC):
         return self.width
 
     @property
+    def rollback(self) -> int:
+        """Most tokens that a draft commits to the target's session and takes back; 0 by default."""
+        return 0
+
+    @property
     def pool(self) -> EnginePool:
         """The engines that the decoder reuses in later calls; :meth:`release` frees them."""
         if "_pool" not in vars(self):
@@ -149,6 +154,7 @@ class Decoder(ABC):
             synced=synced,
             pool=self.pool,
             recording=self.recording(model),
+            rollback=self.rollback,
         )
 
     def check_session(self, session: Session, model: nn.Module, capacity: int) -> None:
@@ -164,6 +170,11 @@ class Decoder(ABC):
             raise ValueError(f"session.capacity must be at least {capacity} tokens, got {session.capacity}: {advice}.")
         if skip_sets(self.skipped(model)) not in ((frozenset(), frozenset()), skip_sets(session.skip)):
             raise ValueError(f"session skips other sub-layers than {type(self).__name__} does: {advice}.")
+        if session.states is not None and session.states.rollback < self.rollback:
+            raise ValueError(
+                f"session keeps the states of recurrent layers for {session.states.rollback} earlier tokens, "
+                f"{type(self).__name__} takes back up to {self.rollback}: {advice}."
+            )
         wanted = self.recording(model) or Recording()
         if wanted not in (Recording(), session.recording):
             raise ValueError(f"session does not record what {type(self).__name__} needs: {advice}.")

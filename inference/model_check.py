@@ -19,6 +19,7 @@ from saccade.inference.huggingface.models import (
     context_length,
     device_of,
     is_sharded,
+    precision_of,
     text_config,
 )
 from saccade.inference.huggingface.vision import kept_position_counter, special_token_ids, visual_arguments
@@ -36,6 +37,7 @@ TESTED = frozenset(
         "GemmaForCausalLM",
         "Glm4ForCausalLM",
         "GptOssForCausalLM",
+        "Lfm2ForCausalLM",
         "LlamaForCausalLM",
         "LlavaOnevisionForConditionalGeneration",
         "MistralForCausalLM",
@@ -49,12 +51,13 @@ TESTED = frozenset(
         "Qwen3ForCausalLM",
         "Qwen3MoeForCausalLM",
         "Qwen3VLForConditionalGeneration",
+        "Qwen3NextForCausalLM",
         "Starcoder2ForCausalLM",
     }
 )
 """Classes of transformers whose texts the tests compare with those of ``model.generate``: not checked here."""
 
-_TOKENS = 8  # read by the check: a prompt of 7 and one step
+_TOKENS = 8  # read by the check: a prompt of 6 and two steps
 _LONGEST_WINDOW = 512  # windows up to here are checked with a text that is longer than they are
 _CHECKED: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 _GUARD = threading.RLock()
@@ -110,7 +113,7 @@ def _is_tested(model: nn.Module) -> bool:
 
 
 def _check_text(model: nn.Module) -> None:
-    """Compares logits of a prompt and of one step behind it."""
+    """Compares logits of a prompt, of a step behind it, and of one behind a draft that is rejected."""
     vocabulary = text_config(model).vocab_size
     special = special_token_ids(model)
     usual = [token for token in range(min(vocabulary, 4096)) if token not in special] or [0]
@@ -118,14 +121,18 @@ def _check_text(model: nn.Module) -> None:
     step = max(1, len(usual) // _TOKENS)
     # words of the vocabulary far apart, and others at the next turn
     tokens = [usual[(index * step + 1 + index // _TOKENS) % len(usual)] for index in range(count)]
-    own = _own_logits(model, tokens)[-2:]
+    own = _own_logits(model, tokens)[-3:]
     # what the model itself computes for the same place in a shorter text: causal models differ by rounding alone
     shorter = _own_logits(model, tokens[:-1])[-1]
     with _session(model, count) as session:
-        first = session.prefill([tokens[:-1]])[0]
-        second = session.forward(torch.tensor([tokens[-1:]], device=session.device))[0, 0]
-    noise = _difference(shorter, own[0])
-    _compare(model, [(own[0], first, "prompt"), (own[1], second, "step behind a prompt")], noise)
+        first = session.prefill([tokens[:-2]])[0]
+        # the second token is none of the text: nothing of it may be left at the next step
+        second = session.forward(torch.tensor([[tokens[-2], tokens[-2]]], device=session.device))[0, 0]
+        session.commit([[0]])
+        third = session.forward(torch.tensor([tokens[-1:]], device=session.device))[0, 0]
+    noise = _difference(shorter, own[1])
+    places = ["prompt", "step behind a prompt", "step behind a rejected draft"]
+    _compare(model, list(zip(own, (first, second, third), places, strict=True)), noise)
 
 
 def _text_length(model: nn.Module) -> int:
@@ -184,8 +191,8 @@ def _difference(ours: Tensor, own: Tensor) -> float:
 
 def _compare(model: nn.Module, pairs: list[tuple[Tensor, Tensor, str]], noise: float) -> None:
     name = type(model).__name__
-    # logits are computed in the precision of the weights, and their errors add up over the layers
-    rounding = max(1e-3, 16 * torch.finfo(pairs[0][0].dtype).eps)
+    # logits are computed in the precision of the weights, whatever theirs is, and errors add up over the layers
+    rounding = max(1e-3, 16 * torch.finfo(precision_of(model)).eps)
     if noise > 2 * rounding:
         raise ValueError(
             f"the logits of {name} change with tokens that come later (by {noise:.2g} standard deviations), so no "

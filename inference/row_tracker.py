@@ -105,7 +105,7 @@ class RowTracker:
             stats.prefill_seconds = stats.first_token_seconds = self._first
             stats.draft_prefill_seconds = self._drafter.prefill_seconds
             stats.draft_forwards = draft_forwards
-            stats.kv_cache_bytes = self._session.storage.bytes + self._drafter.cache_bytes
+            stats.kv_cache_bytes = self._session.cache_bytes + self._drafter.cache_bytes
             if device.type == "cuda":
                 stats.peak_memory_bytes = torch.cuda.max_memory_allocated(device)
         self.pooled = sum(self.rows, DecodingStats())

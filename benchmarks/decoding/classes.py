@@ -52,8 +52,20 @@ SHARED = {
     "num_hidden_layers": 4, "num_kv_shared_layers": 2, "layer_types": ["sliding_attention", "full_attention"] * 2,
     "vocab_size_per_layer_input": 48, "hidden_size_per_layer_input": 8,
 }  # fmt: skip
-RECURRENT = {"layer_types": ["conv", "full_attention"]}
+SHORT = {"layer_types": ["conv", "full_attention"]}
+LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+DELTA = LINEAR | {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+}  # fmt: skip
+STATES = {
+    "mamba_n_heads": 4, "mamba_num_heads": 4, "mamba_d_head": 16, "mamba_head_dim": 16, "mamba_d_ssm": 64,
+    "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 16, "ssm_state_size": 8, "n_groups": 2,
+    "chunk_size": 16, "state_size": 8, "num_heads": 4,
+}  # fmt: skip
+"""The same for classes with state spaces."""
 OTHERS: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"layer_group_size": 2},
+    "bamba": {"attn_layer_indices": [1]},
     "ctrl": {"dff": 48},
     "cwm": IDS,
     "dots1": {"n_shared_experts": 1},
@@ -62,23 +74,40 @@ OTHERS: dict[str, dict[str, Any]] = {
     "gemma4_text": SHARED | {"enable_moe_block": True, "top_k_experts": 2},
     "gemma4_unified_text": SHARED,
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2, "num_hidden_layers": ...},
-    "lfm2": RECURRENT,
-    "lfm2_moe": RECURRENT,
+    "granitemoehybrid": LINEAR,
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "kimi_linear": LINEAR | {"linear_head_dim": 8, "linear_num_heads": 2},
+    "lfm2": SHORT,
+    "lfm2_moe": SHORT,
+    "lfm3": SHORT,
     "mamba2": {"num_heads": 8},
     "modernbert-decoder": IDS,
+    "olmo_hybrid": DELTA | {"num_hidden_layers": 3, "layer_types": [*LINEAR["layer_types"], "linear_attention"]},
+    "qwen3_5_moe_text": DELTA,
+    "qwen3_5_text": DELTA,
+    "qwen3_next": DELTA,
+    "qwen4_exp_text": LINEAR | {
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    },
     "zaya": {"num_experts_per_tok": 1},
 }  # fmt: skip
 """Settings of single classes; ``...`` leaves the class's own."""
 
+FEWEST = {"olmo_hybrid": 2}
+"""Layers of a draft, where a class does not work with one."""
+STATE_SPACES = {"bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h"}
+"""Types whose state spaces have heads."""
 TYPES = [
-    "afmoe", "apertus", "arcee", "aria_text", "axk1", "axk2", "bailing_hybrid", "beam", "biogpt", "bitnet", "bloom",
-    "codegen", "cohere", "cohere2", "cohere2_moe", "cpmant", "ctrl", "cwm", "deepseek_v2", "deepseek_v3",
+    "afmoe", "apertus", "arcee", "aria_text", "axk1", "axk2", "bailing_hybrid", "bamba", "beam", "biogpt", "bitnet",
+    "bloom", "codegen", "cohere", "cohere2", "cohere2_moe", "cpmant", "ctrl", "cwm", "deepseek_v2", "deepseek_v3",
     "deepseek_v32", "deepseek_v4", "diffllama", "doge", "dots1", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe",
     "falcon", "falcon_h1", "falcon_mamba", "flex_olmo", "flint", "gemma", "gemma2", "gemma3_text", "gemma3n_text",
     "gemma4_text", "gemma4_unified_text", "glm", "glm4", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "gpt2",
     "gpt_bigcode", "gpt_neo", "gpt_neox", "gpt_neox_japanese", "gpt_oss", "gptj", "granite", "granite_swa",
-    "granitemoe", "granitemoe_swa", "granitemoeshared", "helium", "hrm_text", "hunyuan_v1_dense", "hunyuan_v1_moe",
-    "hy_v3", "hy_v4", "hyperclovax", "inkling2_text", "inkling_text", "jais2", "jamba", "jetmoe", "kimi_linear",
+    "granitemoe", "granitemoe_swa", "granitemoehybrid", "granitemoeshared", "helium", "hrm_text",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "hy_v3", "hy_v4", "hyperclovax", "inkling2_text", "inkling_text", "jais2",
+    "jamba", "jetmoe", "kimi_linear",
     "kolibri1", "laguna", "lfm2", "lfm2_moe", "lfm3", "llama", "llama4_text", "mamba", "mamba2", "mellum",
     "mimo_v2_flash", "minicpm3", "minimax", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral",
     "modernbert-decoder", "mpt", "nanochat", "nemotron", "nemotron_h", "olmo", "olmo2", "olmo3", "olmo_hybrid",
@@ -102,6 +131,8 @@ def config_of(name: str, layers: int | None = None) -> PretrainedConfig:
     values = {key: value for key, value in SIZES.items() if key in known}
     if "kv_lora_rank" in known:
         values |= {key: value for key, value in LATENT.items() if key in known}
+    if name in STATE_SPACES:
+        values |= {key: value for key, value in STATES.items() if key in known}
     kinds = set(getattr(usual, "layer_types", None) or [])
     if kinds and "sliding_window" in known and kinds <= {"full_attention", "sliding_attention"}:
         values["layer_types"] = ["sliding_attention", "full_attention"]
@@ -135,7 +166,7 @@ def tiny_model(name: str, layers: int | None = None) -> PreTrainedModel:
 
 def first_layer(name: str, model: PreTrainedModel) -> PreTrainedModel:
     """A draft: the first layer of a model, with its embedding, norm and head."""
-    draft = tiny_model(name, 1)
+    draft = tiny_model(name, FEWEST.get(name, 1))
     shapes = {path: weight.shape for path, weight in draft.state_dict().items()}
     same = {path: weight for path, weight in model.state_dict().items() if shapes.get(path) == weight.shape}
     draft.load_state_dict(same, strict=False)

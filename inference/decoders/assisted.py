@@ -52,5 +52,6 @@ class AssistedDecoding(DraftModelDecoder):
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
         """Drafts chains with the draft model, which has its own cache."""
         draft = self.draft(model, request)
-        draft_session = DraftSession(draft, request.max_new_tokens + self.width, request.prompts, self.pool)
+        extra = request.max_new_tokens + self.width
+        draft_session = DraftSession(draft, extra, request.prompts, self.pool, rollback=self.draft_length)
         return DraftModelDrafter(draft_session, self.draft_length, self.confidence_threshold)

@@ -86,6 +86,11 @@ class SelfSpeculative(EngineDecoder):
         """The draft length."""
         return self.draft_length
 
+    @property
+    def rollback(self) -> int:
+        """The draft length: drafted tokens are committed one by one, and taken back before they are verified."""
+        return self.draft_length
+
     def skip_set(self, model: nn.Module) -> dict[str, list[int]]:
         """The skipped layers of a model, ``{"attention": [...], "mlp": [...]}``; empty while ``"auto"`` has none.
 

@@ -31,6 +31,7 @@ class DraftSession:
         prompts: Token ids of all prompts of the batch.
         pool: Where graph engines are kept between calls; ``None`` is a pool of default settings.
         video: Prunes the videos that the draft reads; ``None`` for text.
+        rollback: Drafted tokens that are committed to the draft's session in a round, and taken back if rejected.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class DraftSession:
         prompts: Sequence[Sequence[int]],
         pool: EnginePool | None = None,
         video: PrunedVideo | None = None,
+        rollback: int = 0,
     ) -> None:
-        self.model, self.extra, self.pool, self.video = model, extra, pool, video
+        self.model, self.extra, self.pool, self.video, self.rollback = model, extra, pool, video, rollback
         self.prompts = [known_tokens(model, prompt) for prompt in prompts]
         self.rows = list(range(len(prompts)))
         self.prefill_seconds = 0.0
@@ -125,8 +127,8 @@ class DraftSession:
 
     @property
     def cache_bytes(self) -> int:
-        """Size of the draft model's key-value buffers in bytes."""
-        return 0 if self._opened is None else self._opened.storage.bytes
+        """Size of the draft model's key-value buffers and states in bytes."""
+        return 0 if self._opened is None else self._opened.cache_bytes
 
     def _read_prompts(self, state: GenerationState) -> Tensor:
         visual = None
@@ -135,7 +137,8 @@ class DraftSession:
             visual = self.video.prompts(self.model, state, self.rows, self.prompts)
             texts = [prompt.tokens for prompt in visual]
         read = [self.prompts[row] for row in self.rows] if visual is None else texts
-        self._opened = session = Session(self.model, max(len(text) for text in read) + self.extra, pool=self.pool)
+        capacity = max(len(text) for text in read) + self.extra
+        self._opened = session = Session(self.model, capacity, pool=self.pool, rollback=self.rollback)
         self._pruned = [0] * len(texts)
         if visual is not None:
             self._pruned = [len(self.prompts[row]) - len(text) for row, text in zip(self.rows, texts, strict=True)]

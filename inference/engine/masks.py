@@ -70,6 +70,7 @@ class SlotMasks(StepMasks):
 
     def __init__(self, starts: Sequence[int], nodes: int, device: torch.device, tree: TokenTree | None = None) -> None:
         self._device, self._nodes, self._tree = device, nodes, tree
+        self.reads_prompts = tree is None
         self._uniform = len(set(starts)) == 1
         self._extent = max(starts) + nodes
         self.starts = torch.tensor(starts[:1] if self._uniform else list(starts), device=device)[:, None]

@@ -13,7 +13,7 @@ from saccade.inference.engine.captured import Captured
 from saccade.inference.engine.config import EngineConfig
 from saccade.inference.engine.fused.parts import why_not_fused
 from saccade.inference.engine.graphs import GraphEngine, NotCapturedError, why_not_captured
-from saccade.inference.huggingface.models import device_of, layer_kinds, weights_in_place
+from saccade.inference.huggingface.models import device_of, layer_kinds, recurrent_layers, weights_in_place
 from saccade.inference.huggingface.sublayer_skip import SublayerSkip
 
 
@@ -85,6 +85,8 @@ class EnginePool:
             reason = "the model is on several devices"
         elif "chunked_attention" in layer_kinds(model):
             reason = "the model attends in chunks"
+        elif recurrent_layers(model):
+            reason = "the model has recurrent layers, whose states are rolled back between the steps"
         if reason and kind == "graph":
             self._warn_once(f"{reason}, so steps run eagerly instead of as graphs.")
         if reason or (kind == "auto" and why_not_captured(model)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import pairwise
 from types import TracebackType
 
 import torch
@@ -20,19 +21,24 @@ from saccade.inference.engine.pool import EnginePool
 from saccade.inference.engine.rank_agreement import RankAgreement
 from saccade.inference.engine.recording import AttentionRecorder, Recorded, Recording
 from saccade.inference.huggingface.models import (
+    cache_argument,
     cache_bytes,
     check_supported,
     device_of,
     free_bytes,
+    has_attention,
     is_windowed,
     kept_logits,
     last_position,
+    recurrent_layers,
     takes_logits_to_keep,
     text_config,
 )
 from saccade.inference.huggingface.sublayer_skip import SublayerSkip, layer_output
 from saccade.inference.huggingface.vision import deep_features
-from saccade.inference.huggingface.visual_prompts import VisualPrompt
+from saccade.inference.huggingface.visual_prompts import VisualPrompt, deep_piece, visual_piece
+from saccade.inference.recurrent.mixers import RecurrentForwards
+from saccade.inference.recurrent.states import RecurrentStates
 from saccade.inference.trees import TokenTree
 
 # Maximum relative difference between the logits of a replayed and an eager step. Their kernels round differently, and a
@@ -44,8 +50,9 @@ class Session:
     """Runs a Hugging Face model on a batch of growing texts, whose rows differ in length.
 
     ``lengths[b]`` tokens of row ``b`` are in the cache. ``forward`` writes after them without changing the lengths,
-    ``commit`` keeps the accepted tokens, and ``truncate`` rolls back; rolling back only changes lengths. The model is
-    changed only while a forward runs. Use a session as a context manager, which frees the cache at the end.
+    ``commit`` keeps the accepted tokens, and ``truncate`` rolls back; rolling back only changes lengths, and moves the
+    states of recurrent layers (:class:`saccade.inference.recurrent.states.RecurrentStates`). The model is changed only
+    while a forward runs. Use a session as a context manager, which frees the cache at the end.
 
     A session passed to :meth:`saccade.inference.Decoder.start` can be used for several generations: a later prompt then
     reads only the tokens that are not in the cache.
@@ -57,6 +64,8 @@ class Session:
         synced: Agree with the other ranks before every forward, as sharded weights (ZeRO-3, FSDP) need.
         pool: Where graph engines are kept between sessions; ``None`` is a pool of default settings.
         recording: What is stored in ``recorded`` besides the logits; ``None`` records nothing.
+        rollback: Committed tokens that :meth:`truncate` can take back from a model with recurrent layers, which keeps
+            a state for each of them. What is not committed needs none, and without such layers there is no limit.
 
     Raises:
         ValueError: The model is not supported; the message gives the reason.
@@ -71,9 +80,12 @@ class Session:
         synced: bool = False,
         pool: EnginePool | None = None,
         recording: Recording | None = None,
+        rollback: int = 0,
     ) -> None:
         check_supported(model)
         self.model = model
+        self.states = RecurrentStates(rollback) if recurrent_layers(model) else None
+        self._forwards = None if self.states is None else RecurrentForwards(model, self.states)
         self.skip = skip
         self.device = device_of(model)
         self.pool = pool or EnginePool(EngineConfig())
@@ -96,6 +108,8 @@ class Session:
         self._last_position = last_position(model)
         self._keeps_logits = takes_logits_to_keep(model)
         self._windowed = is_windowed(model)
+        self._attends = has_attention(model)
+        self._cache_argument = cache_argument(model)
         self._closed = False
         self._in_use = False
         self._attention = SessionAttention(model)
@@ -145,7 +159,8 @@ class Session:
         """Reads the prompts.
 
         Leading tokens that the cache already holds are not read again; in a batch, as many as the cache holds of every
-        row. Prompts with images or videos, or a different number of rows, start with an empty cache.
+        row, and with recurrent layers only if these are all that it holds. Prompts with images or videos, or a
+        different number of rows, start with an empty cache.
 
         Args:
             prompts: One list of token ids for each row; lengths may differ.
@@ -176,26 +191,28 @@ class Session:
             recorder = AttentionRecorder([prompt.visual for prompt in visual], lengths)
         states: list[Tensor] = []
         last: list[Tensor | None] = [None] * len(prompts)
-        for start in range(known, longest, self.pool.settings.prefill_chunk):
-            stop = min(longest, start + self.pool.settings.prefill_chunk)
-            self.storage.place([start] * len(prompts), stop - start)
-            masks = SlotMasks([start], stop - start, self.device)
-            ends = sorted({length - 1 - start for length in lengths if start < length <= stop})
-            keep = torch.tensor(ends or [0], device=self.device)
-            around = None
-            if visual is None:
-                read = {"input_ids": tokens[:, start:stop]}
-                positions = torch.arange(start, stop, device=self.device)[None]
-            else:
-                read, positions = _visual_piece(visual, start, stop)
-                around = self._reading(visual, start, stop, recorder)
-            self._count(skipped=False)
-            logits = self._call(read, masks, positions, keep, False, around)
-            if visual is not None and self.recorded.states is not None:
-                states.append(self.recorded.states)
-            for row, length in enumerate(lengths):
-                if start < length <= stop:
-                    last[row] = logits[row, ends.index(length - 1 - start)]
+        with self._all_or_nothing():
+            for start, stop in self._pieces(known, lengths):
+                self.storage.place([start] * len(prompts), stop - start)
+                masks = SlotMasks([start], stop - start, self.device)
+                ends = sorted({length - 1 - start for length in lengths if start < length <= stop})
+                keep = torch.tensor(ends or [0], device=self.device)
+                around = None
+                if visual is None:
+                    read = {"input_ids": tokens[:, start:stop]}
+                    positions = torch.arange(start, stop, device=self.device)[None]
+                else:
+                    read, positions = visual_piece(visual, start, stop)
+                    around = self._reading(visual, start, stop, recorder)
+                self._count(skipped=False)
+                logits = self._call(read, masks, positions, keep, False, around)
+                if self.states is not None:
+                    self.states.commit([min(max(length - start, 0), stop - start) for length in lengths])
+                if visual is not None and self.recorded.states is not None:
+                    states.append(self.recorded.states)
+                for row, length in enumerate(lengths):
+                    if start < length <= stop:
+                        last[row] = logits[row, ends.index(length - 1 - start)]
         self.lengths = lengths
         self._texts = [list(prompt) for prompt in prompts]
         self.offsets = [0] * len(prompts) if visual is None else [prompt.offset for prompt in visual]
@@ -218,15 +235,42 @@ class Session:
             most = min(len(prompt) - 1, len(text), length)
             differing = (place for place in range(most) if prompt[place] != text[place])
             shared.append(next(differing, most))
-        return min(shared)
+        known = min(shared)
+        # a state is there behind the last token only
+        return 0 if self.states is not None and set(self.lengths) != {known} else known
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Context in which prompts are read; if that fails, nothing counts as read, and no state is left half way."""
+        try:
+            yield
+        except BaseException:
+            self._free()
+            self._new_storage()
+            raise
+
+    def _pieces(self, known: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
+        """Where the pieces begin and end in which prompts are read."""
+        longest = max(lengths)
+        edges = {*range(known, longest, self.pool.settings.prefill_chunk), longest}
+        if self._forwards is not None and self._forwards.stateful:
+            edges |= set(lengths)  # a layer returns the state at the end of a piece
+        return list(pairwise(sorted(edges)))
 
     def _new_storage(self) -> None:
         layers = text_config(self.model).num_hidden_layers
         self.storage = KVCache(layers, self.capacity)
-        self.cache = session_cache(self.storage, layers)
+        self.cache = session_cache(self.storage, layers, self.states)
         self.lengths, self.offsets, self._texts, self.recorded = [], [], [], Recorded()
 
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the key-value buffers and of the states of recurrent layers, in bytes."""
+        return self.storage.bytes + (0 if self.states is None else self.states.bytes)
+
     def _free(self) -> None:
+        if self.states is not None:
+            self.states.clear()
         if self._engine is None:
             self.storage.clear()
         else:
@@ -260,7 +304,8 @@ class Session:
             Logits ``[batch, nodes, vocabulary]``.
 
         Raises:
-            ValueError: A wrong number of rows, more tokens than fit in the cache, or the session is closed.
+            ValueError: A wrong number of rows, more tokens than fit in the cache, a tree for a model with recurrent
+                layers, or the session is closed.
         """
         self._check_open()
         if len(tokens) != len(self.lengths):
@@ -270,6 +315,11 @@ class Session:
             )
         nodes = tokens.shape[1]
         shape = TokenTree.chain(nodes - 1) if tree is None else tree
+        if self.states is not None and not shape.is_chain:
+            raise ValueError(
+                f"{type(self.model).__name__} has recurrent layers, which read one token after the other and no trees: "
+                "use a decoder that drafts chains, such as PromptLookup or AssistedDecoding."
+            )
         self.storage.place(self.lengths, nodes)
         self._count(skipped)
         if self._engine is not None:
@@ -323,6 +373,8 @@ class Session:
         if any(path and path[-1] != len(path) - 1 for path in paths):
             with self._grad_free():
                 self.storage.gather(self.lengths, paths)
+        if self.states is not None:
+            self.states.commit([len(path) for path in paths])
         for row, path in enumerate(paths):
             self.lengths[row] += len(path)
 
@@ -330,13 +382,16 @@ class Session:
         """Rolls every row back to at most the given length, in tokens.
 
         Raises:
-            ValueError: A length is below 0.
+            ValueError: A length is below 0, or needs states of recurrent layers that are not kept any more.
         """
         if min(lengths, default=0) < 0:
             raise ValueError(
                 f"lengths must be at least 0, got {list(lengths)}: pass the number of tokens to keep in each row."
             )
-        self.lengths = [min(old, new) for old, new in zip(self.lengths, lengths, strict=True)]
+        shorter = [min(old, new) for old, new in zip(self.lengths, lengths, strict=True)]
+        if self.states is not None:
+            self.states.rewind([old - new for old, new in zip(self.lengths, shorter, strict=True)])
+        self.lengths = shorter
         for row, (text, length) in enumerate(zip(self._texts, self.lengths, strict=True)):
             if length < len(text):  # other tokens may be written there
                 self._texts[row] = text[:length]
@@ -352,6 +407,8 @@ class Session:
                 self.storage.keep(rows)
             else:
                 self.storage.compact(rows)
+            if self.states is not None:
+                self.states.keep(rows)
         self.lengths = [self.lengths[row] for row in rows]
         self.offsets = [self.offsets[row] for row in rows]
         self._texts = [self._texts[row] for row in rows]
@@ -369,7 +426,7 @@ class Session:
     ) -> Iterator[None]:
         """Context of the forward that reads the places from ``start`` to ``stop`` of prompts with images or videos."""
         recording = nullcontext() if recorder is None else recorder.recording(start)
-        with recording, deep_features(self.model, *_deep_piece(visual, start, stop)):
+        with recording, deep_features(self.model, *deep_piece(visual, start, stop)):
             yield
 
     def _call(
@@ -382,18 +439,20 @@ class Session:
         around: AbstractContextManager[None] | None = None,
     ) -> Tensor:
         layer = self.recording.layer
+        tokens = next(iter(read.values())).shape[1]
 
         def run() -> Tensor:
+            step = nullcontext() if self.states is None else self.states.step(tokens, masks.reads_prompts)
             # what belongs to this forward alone is not there while ranks agree on another one
             own = around or nullcontext()
-            with self._attached(skipped), own, masks.active(), layer_output(self.model, layer) as taken:
+            with self._attached(skipped), own, masks.active(), step, layer_output(self.model, layer) as taken:
                 logits: Tensor = self.model(
                     **read,
                     **({"logits_to_keep": keep} if self._keeps_logits else {}),
                     # with a mask of four dimensions transformers asks for none
-                    attention_mask=None if self._windowed else masks.full(),
+                    attention_mask=None if self._windowed or not self._attends else masks.full(),
                     position_ids=positions,
-                    past_key_values=self.cache,
+                    **{self._cache_argument: self.cache},
                     use_cache=True,
                 ).logits
             if self._windowed and not masks.served:
@@ -402,7 +461,7 @@ class Session:
                     "known to a session: decode this model with model.generate."
                 )
             self.recorded.states = taken[0] if taken else None
-            return kept_logits(logits, keep, next(iter(read.values())).shape[1])
+            return kept_logits(logits, keep, tokens)
 
         with self._grad_free():
             return run() if self.agreement is None else self.agreement.call("draft" if skipped else "target", run)
@@ -419,12 +478,12 @@ class Session:
 
     @contextmanager
     def _attached(self, skipped: bool) -> Iterator[None]:
-        with self._attention.active():
-            if skipped and self.skip is not None:
-                with self.skip.active():
-                    yield
-            else:
-                yield
+        with (
+            self._attention.active(),  # holds the model's lock
+            nullcontext() if self._forwards is None else self._forwards.active(),
+            self.skip.active() if skipped and self.skip is not None else nullcontext(),
+        ):
+            yield
 
     def _make_agreement(self) -> RankAgreement:
         def dummy(skipped: bool) -> None:
@@ -436,28 +495,3 @@ class Session:
         if self.skip is not None:
             kinds["draft"] = lambda: dummy(True)
         return RankAgreement(kinds, self.device)
-
-
-def _visual_piece(visual: Sequence[VisualPrompt], start: int, stop: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Embeddings ``[batch, tokens, hidden]`` and positions of the tokens from ``start`` to ``stop`` of all prompts."""
-    first = visual[0]
-    width = stop - start
-    embeddings = first.embeddings.new_zeros(len(visual), width, first.embeddings.shape[1])
-    positions = first.positions.new_zeros(len(first.positions), len(visual), width)
-    for row, prompt in enumerate(visual):
-        piece = prompt.embeddings[start:stop]
-        embeddings[row, : len(piece)] = piece
-        positions[:, row, : len(piece)] = prompt.positions[:, start:stop]
-    return {"inputs_embeds": embeddings}, positions if len(positions) > 1 else positions[0]
-
-
-def _deep_piece(visual: Sequence[VisualPrompt], start: int, stop: int) -> tuple[Tensor | None, list[Tensor]]:
-    """Which tokens from ``start`` to ``stop`` are visual, and what is added to their states behind each first layer."""
-    if not visual[0].deep:
-        return None, []
-    inside = [(prompt.visual >= start) & (prompt.visual < stop) for prompt in visual]
-    places = torch.zeros(len(visual), stop - start, dtype=torch.bool, device=inside[0].device)
-    for row, (prompt, own) in enumerate(zip(visual, inside, strict=True)):
-        places[row, prompt.visual[own] - start] = True
-    pieces = ([features[own] for features in prompt.deep] for prompt, own in zip(visual, inside, strict=True))
-    return places, [torch.cat(layer) for layer in zip(*pieces, strict=True)]

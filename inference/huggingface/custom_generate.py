@@ -13,7 +13,10 @@ from saccade.inference.huggingface.vision import known_inputs
 from saccade.inference.request import Request
 
 # What transformers prepares for every text model. A session has a cache and positions of its own.
-_PREPARED = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
+_PREPARED = {
+    "attention_mask", "position_ids", "past_key_values", "cache_params", "use_cache", "logits_to_keep",
+    "cache_position",
+}  # fmt: skip
 
 
 def read_call(
@@ -42,7 +45,7 @@ def read_call(
     given = {name: value for name, value in inputs.items() if value is not None}
     mask = given.get("attention_mask")
     _refuse_unknown_inputs(model, given)
-    _refuse_filled_cache(given.get("past_key_values"))
+    _refuse_filled_cache(given.get("past_key_values"), given.get("cache_params"))
     settings = read_generation_config(model, generation_config, prompt_length=prompt_length)
     refuse_processors(logits_processor, stopping_criteria, prompt_length)
     visual = {name: given[name] for name in known_inputs(model) if name in given}
@@ -68,8 +71,18 @@ def _refuse_unknown_inputs(model: nn.Module, given: Mapping[str, Any]) -> None:
             )
 
 
-def _refuse_filled_cache(cache: Any) -> None:
-    """Refuses a cache that holds tokens, which is the user's: the one that transformers prepares is empty."""
+def _refuse_filled_cache(cache: Any, states: Any) -> None:
+    """Refuses a cache that holds tokens, which is the user's: the one that transformers prepares is empty.
+
+    Args:
+        cache: Keys and values, and the states of recurrent layers beside them.
+        states: The cache of a model of recurrent layers alone, which counts no tokens.
+    """
+    if hasattr(states, "has_previous_state") and states.has_previous_state():
+        raise ValueError(
+            "cache_params holds a text, and Saccade's decoders read prompts from their start: give all token ids as "
+            "input_ids and leave cache_params out."
+        )
     length = cache.get_seq_length() if hasattr(cache, "get_seq_length") else 0
     if int(length):
         raise ValueError(

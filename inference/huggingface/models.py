@@ -9,11 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saccade.inference.recurrent.mixers import called_names, why_not_followed
+
 _FULL = "full_attention"
 # Layers that see a part of the prefix, and the setting of a configuration that says how much.
 _LOCAL = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
-# Layers with a state that every token changes, alone or beside their attention.
-_RECURRENT = frozenset({"conv", "hybrid", "hybrid_sliding", "linear_attention", "mamba"})
+# Layers with a state that every token changes: in the place of attention, or beside it.
+_RECURRENT = frozenset({"conv", "linear_attention", "mamba"})
+_HYBRID = "hybrid"
+# Layers that neither attend nor remember.
+_WITHOUT = frozenset({"mlp", "moe"})
 # What transformers' vision-language models call their language part.
 _LANGUAGE_PARTS = ("language_model", "text_model")
 # Rotary scalings whose frequencies do not change with the length of the text; the factor says how far they reach.
@@ -138,6 +143,27 @@ def layer_kinds(model: Any) -> list[str]:
     return [everywhere] * config.num_hidden_layers
 
 
+def recurrent_layers(model: Any) -> list[int]:
+    """Indices of the layers with a state that every token changes."""
+    return [index for index, kind in enumerate(layer_kinds(model)) if kind in {*_RECURRENT, _HYBRID}]
+
+
+def attention_layers(model: Any) -> list[int]:
+    """Indices of the layers with keys and values."""
+    return [index for index, kind in enumerate(layer_kinds(model)) if kind not in _RECURRENT | _WITHOUT]
+
+
+def has_attention(model: Any) -> bool:
+    """Whether some layers attend to the text; a model of recurrent layers alone takes no masks."""
+    return bool(attention_layers(model))
+
+
+def cache_argument(model: Any) -> str:
+    """The name under which a model's forward takes its cache."""
+    known = inspect.signature(base_model(model).forward).parameters
+    return "cache_params" if "cache_params" in known else "past_key_values"
+
+
 def is_windowed(model: Any) -> bool:
     """Whether some layers see a part of the prefix only: a sliding window, or a chunk."""
     return any(kind in _LOCAL for kind in layer_kinds(model))
@@ -156,15 +182,17 @@ def layer_windows(model: Any) -> list[int | None]:
 
 
 def cache_bytes(model: Any, batch: int, capacity: int) -> int:
-    """Size in bytes of a key-value cache in the model's precision."""
-    config = text_config(model)
+    """Size in bytes of a key-value cache in the model's precision; the states of recurrent layers are not in it."""
+    config, attending = text_config(model), len(attention_layers(model))
+    if not attending:
+        return 0
     # layers may differ in heads and widths, as in Gemma 4
     layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
     widths = []
     for layer in layers:
         head_dim = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
         widths.append(head_dim * (getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads))
-    total = sum(widths) * (config.num_hidden_layers // len(layers))
+    total = sum(widths) * attending // len(layers)
     return int(2 * batch * capacity * total * precision_of(model).itemsize)
 
 
@@ -197,20 +225,23 @@ def check_supported(model: nn.Module) -> None:
     if getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(f"{name} is an encoder-decoder: pass a decoder-only language model.")
     kinds = set(layer_kinds(model))
-    if recurrent := sorted(kinds & _RECURRENT):
+    recurrent = ", ".join(sorted(kinds & {*_RECURRENT, _HYBRID}))
+    if recurrent and getattr(model.config, "vision_config", None) is not None:
         raise ValueError(
-            f"{name} has {', '.join(recurrent)} layers, whose state a session cannot roll back after a rejected draft: "
-            "decode it with model.generate."
+            f"{name} reads images or videos and has {recurrent} layers, which decoders follow in language models only: "
+            "load it with AutoModelForCausalLM for text, or decode it with model.generate."
         )
-    if not getattr(language_part(model), "_supports_attention_backend", False):
-        raise ValueError(
-            f"{name} does not use transformers' attention interface, so a session cannot drive its attention: decode "
-            "it with model.generate."
-        )
-    if unknown := sorted(kinds - {_FULL, *_LOCAL}):
+    if recurrent and (reason := why_not_followed(model, recurrent_layers(model), weights_in_place(model))):
+        raise ValueError(f"{name} has {recurrent} layers{reason}.")
+    if unknown := sorted(kinds - {_FULL, _HYBRID, *_LOCAL, *_RECURRENT, *_WITHOUT}):
         raise ValueError(
             f"{name} has {', '.join(unknown)} layers, and a session's attention knows full, sliding and chunked ones: "
             "decode it with model.generate."
+        )
+    if has_attention(model) and not _uses_attention_interface(model):
+        raise ValueError(
+            f"{name} does not use transformers' attention interface, so a session cannot drive its attention: decode "
+            "it with model.generate."
         )
     for kind in sorted(kinds & set(_LOCAL)):
         size = getattr(config, _LOCAL[kind], None)
@@ -227,6 +258,15 @@ def check_supported(model: nn.Module) -> None:
             )
     _refuse_soft_prompts(model)
     _refuse_missing_weights(model)
+
+
+def _uses_attention_interface(model: Any) -> bool:
+    """Whether a model's attention is called through transformers' interface; some classes do not say that they do."""
+    if getattr(language_part(model), "_supports_attention_backend", False):
+        return True
+    parts = [part for part in model.modules() if hasattr(part, "layer_idx")]
+    asking = {part.layer_idx for part in parts if "ALL_ATTENTION_FUNCTIONS" in called_names(type(part).forward)}
+    return bool(recurrent_layers(model)) and set(attention_layers(model)) <= asking
 
 
 def _refuse_soft_prompts(model: nn.Module) -> None:

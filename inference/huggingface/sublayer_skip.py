@@ -13,7 +13,7 @@ from saccade.inference.huggingface.model_lock import ModelLock
 from saccade.inference.huggingface.models import language_part, text_config
 
 # What transformers' models call these parts of a layer.
-_ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+_ATTENTION = ("self_attn", "attn", "attention", "self_attention", "conv", "linear_attn", "mamba")
 _MLP = ("mlp", "feed_forward", "block_sparse_moe", "ffn")
 # Layers of these parts alone have one norm before each sub-layer, whose output nothing else reads.
 _NORMS = ("input_layernorm", "post_attention_layernorm")

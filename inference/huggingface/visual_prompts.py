@@ -135,3 +135,28 @@ def _grids(model: nn.Module, visual: Mapping[str, Tensor], rows: int) -> list[tu
         return [None] * rows
     merge = merge_size(model)
     return [(int(t), int(h) // merge, int(w) // merge) for t, h, w in sizes.tolist()]
+
+
+def visual_piece(visual: Sequence[VisualPrompt], start: int, stop: int) -> tuple[dict[str, Tensor], Tensor]:
+    """Embeddings ``[batch, tokens, hidden]`` and positions of the tokens from ``start`` to ``stop`` of all prompts."""
+    first = visual[0]
+    width = stop - start
+    embeddings = first.embeddings.new_zeros(len(visual), width, first.embeddings.shape[1])
+    positions = first.positions.new_zeros(len(first.positions), len(visual), width)
+    for row, prompt in enumerate(visual):
+        piece = prompt.embeddings[start:stop]
+        embeddings[row, : len(piece)] = piece
+        positions[:, row, : len(piece)] = prompt.positions[:, start:stop]
+    return {"inputs_embeds": embeddings}, positions if len(positions) > 1 else positions[0]
+
+
+def deep_piece(visual: Sequence[VisualPrompt], start: int, stop: int) -> tuple[Tensor | None, list[Tensor]]:
+    """Which tokens from ``start`` to ``stop`` are visual, and what is added to their states behind each first layer."""
+    if not visual[0].deep:
+        return None, []
+    inside = [(prompt.visual >= start) & (prompt.visual < stop) for prompt in visual]
+    places = torch.zeros(len(visual), stop - start, dtype=torch.bool, device=inside[0].device)
+    for row, (prompt, own) in enumerate(zip(visual, inside, strict=True)):
+        places[row, prompt.visual[own] - start] = True
+    pieces = ([features[own] for features in prompt.deep] for prompt, own in zip(visual, inside, strict=True))
+    return places, [torch.cat(layer) for layer in zip(*pieces, strict=True)]

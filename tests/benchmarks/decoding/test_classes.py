@@ -20,7 +20,8 @@ SAMPLE = [
     "mixtral", "qwen3_moe",  # mixtures
     "gemma", "olmo2", "glm4", "gpt_neox",  # other norms around the parts of a layer
     "llama4_text", "deepseek_v3",  # chunks, latent attention
-    "lfm2", "falcon", "opt",  # refused: a recurrent state, its own attention, no MLP of its own
+    "lfm2", "qwen3_next", "mamba",  # recurrent layers: with attention, and alone
+    "minimax", "falcon", "opt",  # refused: another recurrent state, its own attention, no MLP of its own
 ]  # fmt: skip
 """The classes that are compared at every run of the tests."""
 

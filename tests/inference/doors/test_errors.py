@@ -15,8 +15,6 @@ from transformers import (
     BartForConditionalGeneration,
     BloomConfig,
     BloomForCausalLM,
-    Lfm2Config,
-    Lfm2ForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
@@ -275,13 +273,6 @@ def test_models_that_cannot_be_driven() -> None:
     small = {"vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     narrow = MistralForCausalLM(MistralConfig(**small, intermediate_size=16, num_key_value_heads=2, sliding_window=0))
     one_line(lambda: Autoregressive().generate(narrow, IDS), "sliding_window", "MistralForCausalLM", "at least 1", "0")
-    recurrent = Lfm2ForCausalLM(
-        Lfm2Config(
-            **small, intermediate_size=16, num_key_value_heads=2, layer_types=["conv", "full_attention"],
-            bos_token_id=None, eos_token_id=None, pad_token_id=0,
-        )
-    )  # fmt: skip
-    one_line(lambda: Autoregressive().generate(recurrent, IDS), "conv layers", "roll back", "model.generate")
     bart = BartForConditionalGeneration(
         BartConfig(
             vocab_size=30,

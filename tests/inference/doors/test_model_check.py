@@ -96,7 +96,7 @@ def made(kind: type[PreTrainedModel], **settings: Any) -> PreTrainedModel:
 @pytest.mark.parametrize(
     ("kind", "needles"),
     [
-        (Forgetful, ("Forgetful", "step behind a prompt", "standard deviation", "check_model")),
+        (Forgetful, ("Forgetful", "step behind a rejected draft", "standard deviation", "check_model")),
         (Looking, ("Looking", "later", "model.generate")),
         (Counting, ("Counting", "for a prompt")),
         (Broken, ("Broken", "this model has no cache")),
@@ -174,7 +174,7 @@ def test_a_model_object_is_checked_once_and_not_kept() -> None:
         Autoregressive().generate(model, IDS, max_new_tokens=3)
         counts.append(len(calls))
         calls.clear()
-    assert counts == [7, 3]  # two forwards of its own, two of a session; a prompt and two steps
+    assert counts == [8, 3]  # two forwards of its own, two of a session; a prompt and two steps
     assert same(before, portrait(model))
     Autoregressive().generate(made(Plain), IDS, max_new_tokens=3)  # another object
     gone = weakref.ref(model)

@@ -61,6 +61,17 @@ def test_graphs_write_what_eager_forwards_write(architecture, ties, name, dtype)
 
 @gpu
 @needs_cuda
+@pytest.mark.parametrize("kind", ["lfm2", "qwen3_next", "mamba2"])
+@pytest.mark.parametrize("name", ["autoregressive", "prompt_lookup"])
+def test_recurrent_layers_write_what_generate_writes(kind, name):
+    model = classes.tiny_model(kind).cuda()
+    batch = on_cuda(prompts(model, [20, 1, 9], seed=10))
+    new = model.generate(**batch, max_new_tokens=24, do_sample=False)[:, -24:].tolist()
+    assert LOSSLESS[name](model).generate(model, **batch, max_new_tokens=24).tokens == new
+
+
+@gpu
+@needs_cuda
 @pytest.mark.parametrize("kind", ["lora", *TYPES.values()])
 @pytest.mark.parametrize("decoder", [Autoregressive(engine="graph"), PromptLookup(max_ngram=2, engine="graph")])
 def test_graphs_of_fused_kernels_write_what_eager_forwards_write(kind, decoder):

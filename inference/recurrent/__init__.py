@@ -1,0 +1,1 @@
+"""Recurrent layers: their states, kept token by token, and the functions that advance them."""
