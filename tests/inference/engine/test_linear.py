@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from saccade.inference.engine.fused import reference_add, reference_linear, reference_rotate, rms_norm
+from tests.support.pairs import pairs
 from tests.support.triton_mode import DEVICE, triton_add, triton_linear, triton_norm, triton_rotate
 
 BOUND = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -15,20 +16,19 @@ def double(item):
     return item.double() if isinstance(item, torch.Tensor) else item
 
 
-@pytest.mark.parametrize("dtype", list(BOUND))
-@pytest.mark.parametrize("rows", [1, 2, 26, 64, 65])
-@pytest.mark.parametrize(
-    ("sizes", "gated", "norm", "residual", "bias"),
-    [
-        ((40, 24, 24), False, True, False, True),
-        ((40, 24, 24), False, True, False, False),
-        ((48,), False, False, True, False),
-        ((33, 33), True, True, False, False),
-        ((33, 33), True, False, True, True),
-        ((70,), False, True, False, False),
-    ],
-)
-def test_projections(dtype, rows, sizes, gated, norm, residual, bias):
+PROJECTIONS = {  # sizes, gated, norm, residual, bias
+    "three with biases": ((40, 24, 24), False, True, False, True),
+    "three": ((40, 24, 24), False, True, False, False),
+    "one with a residual": ((48,), False, False, True, False),
+    "gated": ((33, 33), True, True, False, False),
+    "gated with a residual and biases": ((33, 33), True, False, True, True),
+    "one": ((70,), False, True, False, False),
+}
+
+
+@pytest.mark.parametrize(("kind", "rows", "dtype"), pairs(list(PROJECTIONS), (1, 2, 26, 64, 65), list(BOUND)))
+def test_projections(kind, rows, dtype):
+    sizes, gated, norm, residual, bias = PROJECTIONS[kind]
     draw = torch.Generator().manual_seed(rows)
 
     def random(*shape):
@@ -55,11 +55,12 @@ def test_projections(dtype, rows, sizes, gated, norm, residual, bias):
     assert float((found.double() - exact).norm() / exact.norm()) < BOUND[dtype]
 
 
-@pytest.mark.parametrize("dtype", list(BOUND))
-@pytest.mark.parametrize("rows", [2, 26, 64, 65])
-@pytest.mark.parametrize(("outputs", "depth"), [(40, 100), (33, 640), (96, 2048)])
-@pytest.mark.parametrize("bias", [False, True])
-def test_projections_onto_the_residual_stream(dtype, rows, outputs, depth, bias):
+@pytest.mark.parametrize(
+    ("rows", "shape", "dtype", "bias"),
+    pairs((2, 26, 64, 65), ((40, 100), (33, 640), (96, 2048)), list(BOUND), (False, True)),
+)
+def test_projections_onto_the_residual_stream(rows, shape, dtype, bias):
+    outputs, depth = shape
     draw = torch.Generator().manual_seed(rows)
 
     def random(*shape):
@@ -73,9 +74,7 @@ def test_projections_onto_the_residual_stream(dtype, rows, outputs, depth, bias)
         assert float((part.double() - exact).norm() / exact.norm()) < BOUND[dtype]
 
 
-@pytest.mark.parametrize("dtype", list(BOUND))
-@pytest.mark.parametrize("rows", [1, 26])
-@pytest.mark.parametrize("depth", [33, 5000])
+@pytest.mark.parametrize(("dtype", "rows", "depth"), pairs(list(BOUND), (1, 26), (33, 5000)))
 def test_norms(dtype, rows, depth):
     draw = torch.Generator().manual_seed(depth)
     inputs, norm = (torch.randn(shape, generator=draw).to(dtype).to(DEVICE) for shape in ((rows, depth), (depth,)))
@@ -83,10 +82,11 @@ def test_norms(dtype, rows, depth):
     assert float((triton_norm(inputs, norm, 1e-2).double() - exact).norm() / exact.norm()) < BOUND[dtype]
 
 
-@pytest.mark.parametrize("dtype", list(BOUND))
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 16), (3, 1, 24), (2, 2, 64)])
-@pytest.mark.parametrize("norms", [False, True])
-def test_rotation_and_cache(dtype, heads, kv_heads, head_dim, norms):
+@pytest.mark.parametrize(
+    ("dtype", "shape", "norms"), pairs(list(BOUND), ((4, 2, 16), (3, 1, 24), (2, 2, 64)), (False, True))
+)
+def test_rotation_and_cache(dtype, shape, norms):
+    heads, kv_heads, head_dim = shape
     draw = torch.Generator().manual_seed(heads)
 
     def random(*shape):
