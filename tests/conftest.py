@@ -1,6 +1,7 @@
 """A really trained model of a few thousand weights, for tests of the command; how Triton kernels run."""
 
 import os
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ if not torch.cuda.is_available():
 import lightning.pytorch  # noqa: F401 - its log handler keeps the stderr of the first import
 import pytest
 from hypothesis import settings
+from matplotlib.figure import Figure
 
 from saccade.cli.main import main
 from saccade.inference import Decoder
@@ -25,6 +27,21 @@ def drafts_of_fixed_length(request: pytest.FixtureRequest, monkeypatch: pytest.M
     """Rounds and drafts can be counted, which else depend on the clock; tests marked `draft_control` keep it."""
     if "draft_control" not in request.keywords:
         monkeypatch.setattr(Decoder, "draft_control", lambda *_, **__: None)
+
+
+@pytest.fixture(autouse=True)
+def figures_without_pixels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, and saved as an empty PNG: drawing one takes longer than what it shows; see `figures`."""
+    if "figures" not in request.keywords:
+        monkeypatch.setattr(Figure, "savefig", _save_nothing)
+
+
+def _save_nothing(_: Figure, place: Path | BytesIO, **__: object) -> None:
+    start = b"\x89PNG\r\n\x1a\n"
+    if isinstance(place, BytesIO):
+        place.write(start)
+    else:
+        place.write_bytes(start)
 
 
 @pytest.fixture(scope="session")

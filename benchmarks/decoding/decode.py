@@ -52,6 +52,8 @@ from saccade.inference.huggingface.models import cache_bytes
 from saccade.inference.verification.near_ties import first_difference
 
 SEED = 0
+COPIED_MIB = {"cuda": 2048, "cpu": 512}
+"""Size of the copy that measures the bandwidth; much larger than caches."""
 # 26 nodes as in SpecVLM and EAGLE-2: wide at the top, one deep path
 TREE = TokenTree((-1, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 5, 5, 6, 8, 11, 11, 12, 13, 15, 15, 17, 19, 19, 22, 24))
 STEPS = {"step of 1 token": None, "step of a 26-node tree": TREE}
@@ -136,7 +138,7 @@ def distinct_4(texts: list[list[int]]) -> float:
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second of a large copy: bytes read and written on a GPU, bytes read on a processor."""
-    source = torch.rand((2048 if device.type == "cuda" else 512) * 2**18, device=device)
+    source = torch.rand(COPIED_MIB["cuda" if device.type == "cuda" else "cpu"] * 2**18, device=device)
     target = torch.empty_like(source)
     times = []
     for _ in range(12):

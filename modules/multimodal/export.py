@@ -104,11 +104,13 @@ def _program(model: Any, example: tuple[Tensor, ...]) -> torch.export.ExportedPr
         limits["text"] = min(4096, getattr(model.text_encoder.model.config, "max_position_embeddings", 4096))
     lengths = {name: Dim(f"{name}_length", max=limit) for name, limit in limits.items()}
     shapes = tuple({0: batch, 1: lengths[name]} for name in MODALITIES for _ in _PARTS)
+    # finding an operation of symbolic sizes in the cache of its results takes longer than computing its result
+    no_cache = torch._dynamo.config.patch(fake_tensor_cache_enabled=False)
     training, device, owner = model.training, model.device, model._trainer
     # detached during tracing, which would otherwise include the trainer
     model._trainer = None
     try:
-        with torch.no_grad():
+        with torch.no_grad(), no_cache:
             return torch.export.export(_OfTensors(model.eval().cpu()), example, dynamic_shapes=(shapes,))
     finally:
         model._trainer = owner

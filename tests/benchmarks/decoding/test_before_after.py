@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+
 import pytest
 
 from benchmarks.decoding import before_after
@@ -13,6 +16,14 @@ MODEL = "runs/demo-draft/latest/model"
 def test_rows(inside, monkeypatch, capsys):
     rows: list[dict] = []
     monkeypatch.setattr(before_after, "replace", rows.extend)
+    decoded, made = before_after.decoded, {}
+
+    def once(tree, place, asked):
+        """Starting a process takes longer than the rest: both trees are this one, so one process is enough."""
+        made[tree] = made.get(tree) or decoded(tree, place, asked)
+        return made[tree]
+
+    monkeypatch.setattr(before_after, "decoded", once)
     monkeypatch.setattr("sys.argv", ["before_after", str(before_after.ROOT), MODEL, *SMALL])
     before_after.main()
     assert [(row["method"], row["metric"]) for row in rows] == [
@@ -23,6 +34,7 @@ def test_rows(inside, monkeypatch, capsys):
     for row in rows:
         assert (row["identical_rows"], row["rows"], row["runs"]) == (2, 2, 1)
         assert row["spread"]["min"] > 0
+    assert list(made) == [before_after.ROOT]
     assert "tokens/s before" in capsys.readouterr().out
 
 
@@ -35,8 +47,29 @@ def test_differences_are_told(monkeypatch):
     assert [row["identical_rows"] for row in made] == [1, 1, 1]
 
 
-def test_another_tree_than_the_named_one_is_refused(tmp_path, inside):
-    asked = {"model": MODEL, "prompts": [[1, 2, 3]], "new_tokens": 2, "decoders": [], "threads": 1}
+@pytest.mark.parametrize(
+    ("status", "out", "err", "message"),
+    [
+        (
+            1,
+            "",
+            "Traceback:\nImportError: no Sampling\n",
+            r"failed \(ImportError: no Sampling\): see that it is a checkout",
+        ),
+        (1, "", "", r"failed \(it printed nothing\)"),
+        (
+            0,
+            json.dumps({"package": "/elsewhere/inference"}),
+            "",
+            "imported /elsewhere/inference: see that it has a folder",
+        ),
+    ],
+)
+def test_a_process_that_fails_or_imports_another_tree_is_refused(tmp_path, monkeypatch, status, out, err, message):
+    """`test_rows` starts a real one, whose answer names the tree that it was asked for."""
+    ended = subprocess.CompletedProcess([], status, out, err)
+    monkeypatch.setattr(before_after.subprocess, "run", lambda *_, **__: ended)
     (tmp_path / "tree" / "inference").mkdir(parents=True)
-    with pytest.raises(SystemExit, match=r"^Decoding with .*tree (failed \(.*\)|imported .*): see that it "):
-        before_after.decoded(tmp_path / "tree", tmp_path / "place", asked)
+    with pytest.raises(SystemExit, match=f"^Decoding with .*tree {message}"):
+        before_after.decoded(tmp_path / "tree", tmp_path / "place", {})
+    assert (tmp_path / "place" / "saccade" / "inference").resolve() == tmp_path / "tree" / "inference"

@@ -49,6 +49,7 @@ def validate(folder: Any, ids: torch.Tensor, decoders: dict[str, Decoder], **set
     return callback
 
 
+@pytest.mark.figures
 def test_rows_hold_what_the_decoder_itself_reports(tmp_path) -> None:
     ids = rows(3)
     callback = validate(tmp_path, ids, {"lookup": PromptLookup()})

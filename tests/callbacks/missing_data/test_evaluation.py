@@ -70,6 +70,7 @@ def results(callback_rows: list[dict]) -> list[dict]:
     return [{key: one[key] for key in kept} for one in callback_rows]
 
 
+@pytest.mark.figures
 def test_rows_are_what_a_direct_computation_gives(tmp_path) -> None:
     batch = samples(23)
     callback = evaluated(tmp_path, batch)
@@ -210,6 +211,7 @@ def test_masks_are_those_of_the_data_module(tmp_path, masks: str) -> None:
     assert any("masks oracle" in note for note in missing_data_report.notes(callback.rows)) == (masks == "oracle")
 
 
+@pytest.mark.figures
 @pytest.mark.parametrize(
     ("protocol", "group", "curve"),
     [
@@ -234,6 +236,7 @@ def test_groups_are_logged_without_spaces(tmp_path) -> None:
     assert "missing/random_rates/auilc_mae" in runner.callback_metrics
 
 
+@pytest.mark.figures
 def test_classification(tmp_path) -> None:
     batch = samples(31, classes=3)
     callback = evaluated(tmp_path, batch, module=TinyMultimodal(3, weighted=False))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from saccade.callbacks.trait import surrogate
 from saccade.callbacks.trait.events import (
     PRESETS,
     Backtrack,
@@ -106,6 +107,21 @@ def test_a_child_of_a_reused_node_goes_on_from_the_weights_of_the_warmup() -> No
     assert asked[-1] == TrainingRequest(node=2, parent=-1, parent_state=(1, 0), source=0, chunk=1, parent_node=1)
 
 
+@pytest.fixture
+def fitted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process of points that were fitted before is taken again; test_surrogate fits equal points twice."""
+    fit, kept = surrogate.fit_process, {}
+
+    def fit_process(kernel: Any, points: Any, values: Any, **settings: Any) -> Any:
+        key = (repr(kernel), points.tobytes(), values.tobytes(), repr(settings))
+        if key not in kept:
+            kept[key] = fit(kernel, points, values, **settings)
+        return kept[key]
+
+    monkeypatch.setattr(surrogate, "fit_process", fit_process)
+
+
+@pytest.mark.usefixtures("fitted_once")
 @pytest.mark.parametrize(
     "preset", [PRESETS["corrected"], PRESETS["released"], PLAIN], ids=["corrected", "released", "plain"]
 )

@@ -59,6 +59,7 @@ def same(first, second):
     return set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.figures
 def test_a_search_ends_with_the_best_weights_and_its_report(pool, tmp_path):
     seed_everything(0, verbose=False)
     base = {name: value.clone() for name, value in Reranker(width=4, learning_rate=0.1).state_dict().items()}
@@ -129,24 +130,30 @@ class Stop(Callback):
             raise RuntimeError("killed")
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a search that nothing ended."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit(make_pool(folder), folder / "run")
+    return folder / "run"
+
+
 @pytest.mark.parametrize("epochs", [0, 1, 3, 5])
-def test_a_killed_search_goes_on_with_the_same_journal(pool, tmp_path, epochs):
-    fit(pool(), tmp_path / "whole")
+def test_a_killed_search_goes_on_with_the_same_journal(pool, tmp_path, whole, epochs):
     with pytest.raises(RuntimeError, match="killed"):
         fit(pool(), tmp_path / "run", more=[Stop(epochs)])
-    assert len(journal(tmp_path / "run")) < len(journal(tmp_path / "whole"))
+    assert len(journal(tmp_path / "run")) < len(journal(whole))
     fit(pool(), tmp_path / "run")
-    assert journal(tmp_path / "run") == journal(tmp_path / "whole")
-    parts = [json.loads((tmp_path / name / "trait.json").read_text()) for name in ("run", "whole")]
+    assert journal(tmp_path / "run") == journal(whole)
+    parts = [json.loads((folder / "trait.json").read_text()) for folder in (tmp_path / "run", whole)]
     assert parts[0]["held_out"] == parts[1]["held_out"]
 
 
-def test_a_checkpoint_goes_on_in_another_folder(pool, tmp_path):
-    fit(pool(), tmp_path / "whole")
+def test_a_checkpoint_goes_on_in_another_folder(pool, tmp_path, whole):
     _, _, trainer = fit(pool(), tmp_path / "run", epochs=4)
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     fit(pool(), tmp_path / "next", ckpt_path=tmp_path / "last.ckpt")
-    assert journal(tmp_path / "next") == journal(tmp_path / "whole")
+    assert journal(tmp_path / "next") == journal(whole)
     with pytest.raises(ValueError, match=r"belongs to another search \(different: xi\)"):
         fit(pool(), tmp_path / "other", ckpt_path=tmp_path / "last.ckpt", xi=0.5)
     assert not (tmp_path / "other" / "trials.jsonl").exists()
@@ -158,22 +165,22 @@ class RestoresLate(SingleDeviceStrategy):
     restore_checkpoint_after_setup = True
 
 
-@pytest.mark.parametrize("later", [0, 1])
-def test_a_checkpoint_that_is_read_late_goes_on_too(pool, tmp_path, later):
+def test_a_checkpoint_that_is_read_late_goes_on_too(pool, tmp_path):
     chunks = {"chunk_size": 10}  # the last one of a source is short
     fit(pool(**chunks), tmp_path / "whole", budget=9)
     _, _, trainer = fit(pool(**chunks), tmp_path / "run", budget=9, epochs=7)
     assert len(trainer.datamodule.chunk(*trainer.datamodule.selection.chunks[0])) == 4
     trainer.save_checkpoint(tmp_path / "last.ckpt")
-    if later:  # the journal is ahead of the checkpoint, and its next chunk has more batches
-        _, _, trainer = fit(pool(**chunks), tmp_path / "run", budget=9, epochs=later)
-        assert len(trainer.datamodule.chunk(*trainer.datamodule.selection.chunks[0])) == 10
-    module, callback, _ = fit(
-        pool(**chunks), tmp_path / "next", budget=9, ckpt_path=tmp_path / "last.ckpt",
-        strategy=RestoresLate(torch.device("cpu")),
-    )  # fmt: skip
-    assert journal(tmp_path / "next") == journal(tmp_path / "whole")
-    assert same(module.state_dict(), torch.load(tmp_path / "next" / "weights" / f"{callback.best.weights}.pt"))
+    for folder in ("next", "later"):
+        if folder == "later":  # the journal is ahead of the checkpoint, and its next chunk has more batches
+            _, _, trainer = fit(pool(**chunks), tmp_path / "run", budget=9, epochs=1)
+            assert len(trainer.datamodule.chunk(*trainer.datamodule.selection.chunks[0])) == 10
+        module, callback, _ = fit(
+            pool(**chunks), tmp_path / folder, budget=9, ckpt_path=tmp_path / "last.ckpt",
+            strategy=RestoresLate(torch.device("cpu")),
+        )  # fmt: skip
+        assert journal(tmp_path / folder) == journal(tmp_path / "whole")
+        assert same(module.state_dict(), torch.load(tmp_path / folder / "weights" / f"{callback.best.weights}.pt"))
 
 
 def test_a_strategy_that_spreads_the_weights_is_refused(pool, tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def test_the_definition_is_softmax_over_what_a_node_may_see(shape):
                 assert torch.allclose(scores.softmax(0) @ values[b, kv, slots], found[b, node, head], atol=1e-12)
 
 
-@settings(max_examples=12, deadline=None, phases=PHASES)
+@settings(max_examples=8, deadline=None, phases=PHASES)
 @given(shapes)
 def test_the_kernel_is_the_definition_in_float32(shape):
     given_, _ = inputs(dtype=torch.float32, **shape)
@@ -68,7 +68,7 @@ def test_the_kernel_is_the_definition_in_float32(shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@settings(max_examples=6, deadline=None, phases=PHASES)
+@settings(max_examples=4, deadline=None, phases=PHASES)
 @given(shapes)
 def test_the_kernel_is_within_the_rounding_of_half_precision(dtype, shape):
     given_, _ = inputs(dtype=dtype, **shape)
@@ -98,12 +98,13 @@ def test_an_empty_cache_leaves_the_step_itself():
     assert torch.allclose(found[:, 0, 0], values[:, 0, 0], atol=1e-6)  # the root sees itself alone
 
 
-@pytest.mark.parametrize("head_dim", [16, 24])
-@pytest.mark.parametrize("length", [31, 32, 33, 96, 127, 128, 129, 160])
+@pytest.mark.parametrize(
+    ("length", "head_dim"), [(31, 16), (32, 24), (33, 16), (96, 16), (127, 24), (128, 16), (129, 24), (160, 24)]
+)
 def test_whole_tiles_and_the_edge_behind_them(length, head_dim):
     # 4 parts on a processor, of tiles of 32 slots: the tree begins inside a tile, at its end, in a part of its own
     (query, keys, values, lengths, bits, _), _ = inputs(
-        length, batch=2, kv_heads=2, groups=2, nodes=7, head_dim=head_dim, slots=170, ragged=False, dtype=torch.float32
+        length, batch=2, kv_heads=1, groups=2, nodes=7, head_dim=head_dim, slots=170, ragged=False, dtype=torch.float32
     )
     lengths = torch.tensor([length, 5], device=query.device)
     starts = torch.tensor([length // 2, 0], device=query.device)

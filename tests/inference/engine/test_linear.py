@@ -13,6 +13,7 @@ from saccade.inference.engine.fused.reference import (
     reference_rotate,
     rms_norm,
 )
+from tests.support.pairs import pairs
 from tests.support.triton_mode import DEVICE, triton_add, triton_linear, triton_norm, triton_rotate
 
 BOUND = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -28,20 +29,19 @@ def far(found, exact):
     return float((found.double() - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("dtype", list(BOUND))
-@pytest.mark.parametrize("rows", [1, 2, 26, 64, 65])
-@pytest.mark.parametrize(
-    ("sizes", "gated", "norm", "residual", "bias"),
-    [
-        ((40, 24, 24), None, True, False, True),
-        ((40, 24, 24), None, True, False, False),
-        ((48,), None, False, True, False),
-        ((33, 33), "silu", True, False, False),
-        ((33, 33), "gelu", False, True, True),
-        ((70,), None, True, False, False),
-    ],
-)
-def test_projections(dtype, rows, sizes, gated, norm, residual, bias):
+PROJECTIONS = {  # sizes, gated, norm, residual, bias
+    "three with biases": ((40, 24, 24), None, True, False, True),
+    "three": ((40, 24, 24), None, True, False, False),
+    "one with a residual": ((48,), None, False, True, False),
+    "gated": ((33, 33), "silu", True, False, False),
+    "gated with a residual and biases": ((33, 33), "gelu", False, True, True),
+    "one": ((70,), None, True, False, False),
+}
+
+
+@pytest.mark.parametrize(("kind", "rows", "dtype"), pairs(list(PROJECTIONS), (1, 2, 26, 64, 65), list(BOUND)))
+def test_projections(kind, rows, dtype):
+    sizes, gated, norm, residual, bias = PROJECTIONS[kind]
     draw = torch.Generator().manual_seed(rows)
     if rows == 1:  # a program has few outputs of one row
         sizes = [size // 4 for size in sizes]
@@ -107,13 +107,12 @@ def test_adapters(precise, rows, gated):
         assert far(part, right) < 1e-2
 
 
-@pytest.mark.parametrize("dtype", list(BOUND))
 @pytest.mark.parametrize(
-    ("rows", "outputs", "depth"),
-    [(1, 10, 100), *itertools.product((2, 26, 64), (40, 33), (100, 640)), (26, 96, 2048), (65, 40, 100)],
+    ("rows", "shape", "dtype", "more"),
+    pairs((1, 2, 26, 64, 65), ((40, 100), (33, 640), (96, 2048)), list(BOUND), (False, True)),
 )
-@pytest.mark.parametrize("more", [False, True])
-def test_projections_onto_the_residual_stream(dtype, rows, outputs, depth, more):
+def test_projections_onto_the_residual_stream(rows, shape, dtype, more):
+    outputs, depth = shape
     draw = torch.Generator().manual_seed(rows)
 
     def random(*shape):
@@ -130,9 +129,7 @@ def test_projections_onto_the_residual_stream(dtype, rows, outputs, depth, more)
         assert far(part, exact) < BOUND[dtype]
 
 
-@pytest.mark.parametrize("dtype", list(BOUND))
-@pytest.mark.parametrize("rows", [1, 26])
-@pytest.mark.parametrize("depth", [33, 5000])
+@pytest.mark.parametrize(("dtype", "rows", "depth"), pairs(list(BOUND), (1, 26), (33, 5000)))
 def test_norms(dtype, rows, depth):
     draw = torch.Generator().manual_seed(depth)
     inputs, norm = (torch.randn(shape, generator=draw).to(dtype).to(DEVICE) for shape in ((rows, depth), (depth,)))
@@ -141,10 +138,11 @@ def test_norms(dtype, rows, depth):
         assert far(triton_norm(inputs, given), rms_norm(inputs.double(), double(given))) < BOUND[dtype]
 
 
-@pytest.mark.parametrize("dtype", list(BOUND))
-@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 16), (3, 1, 24), (2, 2, 64)])
-@pytest.mark.parametrize("norms", [False, True])
-def test_rotation_and_cache(dtype, heads, kv_heads, head_dim, norms):
+@pytest.mark.parametrize(
+    ("dtype", "shape", "norms"), pairs(list(BOUND), ((4, 2, 16), (3, 1, 24), (2, 2, 64)), (False, True))
+)
+def test_rotation_and_cache(dtype, shape, norms):
+    heads, kv_heads, head_dim = shape
     draw = torch.Generator().manual_seed(heads)
 
     def random(*shape):

@@ -12,43 +12,62 @@ from transformers import BertConfig, BertModel
 from saccade.callbacks import ModelExport
 from saccade.datamodules.multimodal.batch import Modality
 from saccade.modules import T2DR, CrossmodalTransformer, LateFusion, LNLNLike, LoraSettings
+from saccade.modules.multimodal import export
 from saccade.modules.multimodal.export import load_exported
 from saccade.modules.multimodal.layers.text_encoder import TextEncoderSettings
 from tests.modules.multimodal.tiny import built, first_batch, shuffled, tiny_data, with_missing
 
 SMALL = {"width": 8, "heads": 2, "depth": 1}
-# one of each kind of layer; tracing takes seconds
+# one of each kind of layer, and classes; tracing takes seconds
 MODELS = {
-    "A": lambda: T2DR(**SMALL),
-    "C": lambda: T2DR(**SMALL, intra_attention="C"),
-    "CrossmodalTransformer": lambda: CrossmodalTransformer(**SMALL),
-    "LNLNLike": lambda: LNLNLike(**SMALL),
+    "A": (lambda: T2DR(**SMALL), "classification"),
+    "C": (lambda: T2DR(**SMALL, intra_attention="C"), "regression"),
+    "CrossmodalTransformer": (lambda: CrossmodalTransformer(**SMALL), "regression"),
+    "LNLNLike": (lambda: LNLNLike(**SMALL), "regression"),
 }
 
 
 @pytest.fixture(scope="module")
 def data():
-    return tiny_data(eval_batch_size=13)
+    return tiny_data()
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_program_equals_model(name, data, tmp_path):
-    module = built(MODELS[name](), data).train()
+def test_program_equals_model(name, tmp_path):
+    made, task = MODELS[name]
+    data = tiny_data(eval_batch_size=13, task=task)
+    module = built(made(), data).train()
     module.save_pretrained(tmp_path / "model")
     assert module.training
     module.eval()
     program = load_exported(tmp_path / "model")
-    for batch in data.test_dataloader():  # of 13, and of what is left, each with lengths of its own
-        for present in (("text", "audio", "vision"), ("vision",)):
-            part = with_missing(batch, 0.4, present)
-            with torch.no_grad():
-                wanted, found = module(part), program(part)
-            assert torch.allclose(found[0], wanted.value, atol=1e-6)
-            if wanted.weights is not None:
-                assert torch.allclose(found[1], wanted.weights, atol=1e-6)
+    parts = [
+        with_missing(batch, 0.4, present)
+        for batch in data.test_dataloader()  # of 13, and of what is left, each with lengths of its own
+        for present in (("text", "audio", "vision"), ("vision",))
+    ]
+    for part in (*parts, *one_sample(first_batch(data))):
+        with torch.no_grad():
+            wanted, found = module(part), program(part)
+        assert found[0].shape == wanted.value.shape
+        assert torch.allclose(found[0], wanted.value, atol=1e-6)
+        if wanted.weights is not None:
+            assert torch.allclose(found[1], wanted.weights, atol=1e-6)
     settings = json.loads((tmp_path / "model" / "settings.json").read_text())
     assert settings["widths"] == data.widths
     assert len(settings["inputs"]) == 12
+    assert settings["classes"] == {"classification": 3, "regression": None}[task]
+    assert wanted.value.shape == {"classification": (1, 3), "regression": (1,)}[task]
+
+
+def one_sample(batch):
+    """Sizes that tracing likes to take for constants: one sample, also of one position that is there by halves."""
+    one = shuffled(batch, torch.tensor([5]))
+    short = {
+        name: Modality(*(item[:, 1:2] for item in (part.values, part.valid, part.available * 0.5, part.special)))
+        for name, part in one.modalities.items()
+    }
+    return one, replace(one, modalities=short)
 
 
 def bert(folder: Path) -> str:
@@ -59,7 +78,7 @@ def bert(folder: Path) -> str:
     return str(folder)
 
 
-def test_text_encoder_is_in_the_program(tmp_path):
+def test_a_fit_ends_with_a_program_that_contains_the_text_encoder(tmp_path):
     """With its adapters."""
     data = tiny_data(text="tokens")
     settings = TextEncoderSettings(bert(tmp_path / "bert"), LoraSettings(rank=2))
@@ -67,30 +86,15 @@ def test_text_encoder_is_in_the_program(tmp_path):
     for name, parameter in module.text_encoder.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_()  # adapters that have learned something
-    module.save_pretrained(tmp_path / "model")
+    trainer = Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, max_steps=2,
+        enable_model_summary=False, num_sanity_val_steps=0, callbacks=[ModelExport()],
+    )  # fmt: skip
+    trainer.fit(module, data)
+    (program,) = tmp_path.rglob("model.pt2")
     batch = with_missing(first_batch(data))
     with torch.no_grad():
-        assert torch.allclose(load_exported(tmp_path / "model")(batch)[0], module(batch).value, atol=1e-5)
-
-
-def test_one_sample_of_one_position_and_fractions(tmp_path):
-    """Sizes that tracing likes to take for constants; and classes."""
-    data = tiny_data(task="classification")
-    module = built(T2DR(**SMALL), data)
-    module.save_pretrained(tmp_path / "model")
-    batch = shuffled(first_batch(data), torch.tensor([5]))
-    short = {
-        name: Modality(*(item[:, 1:2] for item in (part.values, part.valid, part.available * 0.5, part.special)))
-        for name, part in batch.modalities.items()
-    }
-    program = load_exported(tmp_path / "model")
-    for one in (batch, replace(batch, modalities=short)):
-        with torch.no_grad():
-            wanted, found = module(one), program(one)
-        assert found[0].shape == (1, 3)
-        assert torch.allclose(found[0], wanted.value, atol=1e-6)
-        assert torch.allclose(found[1], wanted.weights, atol=1e-6)
-    assert json.loads((tmp_path / "model" / "settings.json").read_text())["classes"] == 3
+        assert torch.allclose(load_exported(program.parent)(batch)[0], module.eval()(batch).value, atol=1e-5)
 
 
 def test_what_cannot_be_traced_is_a_notice(data, tmp_path, monkeypatch):
@@ -108,24 +112,12 @@ def test_what_cannot_be_traced_is_a_notice(data, tmp_path, monkeypatch):
     assert module.training
 
 
-def test_a_fit_ends_with_a_program(data, tmp_path):
-    module = LateFusion(**SMALL)
-    trainer = Trainer(
-        default_root_dir=tmp_path, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, max_steps=2,
-        enable_model_summary=False, num_sanity_val_steps=0, callbacks=[ModelExport()],
-    )  # fmt: skip
-    trainer.fit(module, data)
-    (program,) = tmp_path.rglob("model.pt2")
-    batch = first_batch(data)
-    with torch.no_grad():
-        assert torch.allclose(load_exported(program.parent)(batch)[0], module.eval()(batch).value, atol=1e-6)
-
-
-def test_errors_are_one_line(data, tmp_path):
+def test_errors_are_one_line(data, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"folder must contain model\.pt2"):
         load_exported(tmp_path)
     with pytest.raises(ValueError, match="the model is not built yet"):
         T2DR().save_pretrained(tmp_path / "x")
     (tmp_path / "file").write_text("")
+    monkeypatch.setattr(export, "_program", lambda *_: None)  # tracing takes seconds
     with pytest.raises(ValueError, match="cannot write "):
         built(LateFusion(**SMALL), data).save_pretrained(tmp_path / "file" / "model")
