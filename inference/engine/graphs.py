@@ -16,7 +16,7 @@ from saccade.inference.engine.fused.parts import adapter_states, why_not_fused
 from saccade.inference.engine.fused.step import FusedStep
 from saccade.inference.engine.hf_cache import session_cache
 from saccade.inference.engine.masks import DeviceMasks
-from saccade.inference.huggingface.models import is_windowed, last_position, text_config
+from saccade.inference.huggingface.models import is_windowed, last_position, text_config, towers
 from saccade.inference.huggingface.sublayer_skip import SublayerSkip, layer_output, skip_sets
 from saccade.inference.trees import MAX_NODES, TokenTree
 
@@ -236,9 +236,13 @@ def _addresses(weight: Tensor) -> tuple[int, ...]:
 def why_not_captured(model: nn.Module) -> str:
     """The reason why ``engine: auto`` does not capture a model's steps, or an empty string.
 
-    Hooks and replaced forwards run on the host: a graph would run them at its capture only, and not at replays.
+    Hooks and replaced forwards run on the host: a graph would run them at its capture only, and not at replays. Those
+    of towers do not matter, which no step runs: transformers leaves some on LLaVA's at its first forward.
     """
+    unused = {id(part) for tower in towers(model) for part in tower.modules()}
     for path, module in model.named_modules():
+        if id(module) in unused:
+            continue
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return f"{path or type(model).__name__} has a hook or a changed forward"
     return ""

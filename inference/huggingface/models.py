@@ -32,8 +32,20 @@ def text_config(model: Any) -> Any:
 
 def language_part(model: nn.Module) -> nn.Module:
     """The language part of a vision-language model: its embedding, decoder layers and final norm; else the model."""
-    named = model.named_modules()
-    return next((part for path, part in named if path.rpartition(".")[2] in _LANGUAGE_PARTS), model)
+    return next((part for path, part in model.named_modules() if _is_language(path)), model)
+
+
+def _is_language(path: str) -> bool:
+    return path.rpartition(".")[2] in _LANGUAGE_PARTS
+
+
+def towers(model: nn.Module) -> list[nn.Module]:
+    """What stands beside the language part as a model of its own and reads images, videos or sound, not text."""
+    path, part = next(((path, part) for path, part in model.named_modules() if _is_language(path)), ("", model))
+    if part is model:
+        return []
+    beside = model.get_submodule(path.rpartition(".")[0]).children()
+    return [child for child in beside if child is not part and hasattr(child, "config")]
 
 
 def base_model(model: Any) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from saccade.inference.huggingface.model_lock import ModelLock
-from saccade.inference.huggingface.models import language_part
+from saccade.inference.huggingface.models import towers
 
 # transformers hands all windows over at once, with their borders, where the name contains "flash"
 _NAME = "saccade_flash_windows"
@@ -34,12 +34,12 @@ def joined_windows(model: nn.Module) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(_NAME, window_attention)
-    towers = {id(part.config): part.config for part in _handed_borders(model)}
-    if not towers:
+    found = {id(part.config): part.config for part in _handed_borders(model)}
+    if not found:
         yield
         return
     with ModelLock(model).held():
-        changed = [config for config in towers.values() if config._attn_implementation_internal == "sdpa"]
+        changed = [config for config in found.values() if config._attn_implementation_internal == "sdpa"]
         try:
             for config in changed:
                 config._attn_implementation_internal = _NAME
@@ -51,10 +51,10 @@ def joined_windows(model: nn.Module) -> Iterator[None]:
 
 def _handed_borders(model: nn.Module) -> list[Any]:
     """The attention modules of towers that are handed the borders within which patches see each other."""
-    language = language_part(model)
-    inside = {id(part) for part in language.modules()} if language is not model else set()
-    parts: list[Any] = [part for part in model.modules() if id(part) not in inside and hasattr(part, "config")]
-    return [part for part in parts if "cu_seqlens" in inspect.signature(part.forward).parameters]
+    parts: list[Any] = [part for tower in towers(model) or [model] for part in tower.modules()]
+    return [
+        part for part in parts if hasattr(part, "config") and "cu_seqlens" in inspect.signature(part.forward).parameters
+    ]
 
 
 def window_attention(

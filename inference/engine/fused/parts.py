@@ -24,7 +24,10 @@ FUSED = {
     "Gemma3ForCausalLM",
     "GraniteForCausalLM",
     "GraniteMoeForCausalLM",
+    "InternVLForConditionalGeneration",
     "LlamaForCausalLM",
+    "LlavaForConditionalGeneration",
+    "LlavaNextForConditionalGeneration",
     "LlavaOnevisionForConditionalGeneration",
     "MinistralForCausalLM",
     "MistralForCausalLM",
@@ -37,6 +40,7 @@ FUSED = {
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
     "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
     "SeedOssForCausalLM",
     "SmolLM3ForCausalLM",
 }
@@ -47,8 +51,10 @@ _LANGUAGE_PARTS = {
     "Qwen2VLTextModel",
     "Qwen2_5_VLTextModel",
     "Qwen3Model",
+    "Qwen3VLMoeTextModel",
     "Qwen3VLTextModel",
 }
+"""Of vision-language models; behind a prompt they compute what their language models do."""
 _GATES = {"SiLU": "silu", "SiLUActivation": "silu", "GELUTanh": "gelu", "PytorchGELUTanh": "gelu"}
 _LORA = ("peft.tuners.lora.layer", "Linear")
 

@@ -24,7 +24,6 @@ from saccade.inference import (
     SelfSpeculative,
     SpecVLM,
 )
-from saccade.inference.engine.fused.parts import why_not_fused
 from saccade.inference.huggingface import visual_prompts
 from saccade.inference.huggingface.visual_prompts import VisualPrompt, read_visual_prompts
 from saccade.inference.verification.relaxed import Strict
@@ -87,11 +86,6 @@ def test_videos_in_a_padded_batch_at_both_doors(family: str, name: str) -> None:
     assert other[:, -NEW:].tolist() == right
     if name == "prompt_lookup":
         assert uncaptured(decoder).generate(model, **asked(prompts), max_new_tokens=NEW).tokens == right
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_steps_are_fused(family: str) -> None:
-    assert why_not_fused(video_model(family)) == ""
 
 
 @pytest.mark.parametrize("draft", [False, True])

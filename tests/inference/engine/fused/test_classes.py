@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.decoding import classes
+from benchmarks.decoding import classes, vision_classes
 from saccade.inference import Autoregressive, SelfSpeculative
 from saccade.inference.engine.fused.parts import FUSED, why_not_fused
 from saccade.inference.engine.session import Session
@@ -29,12 +29,21 @@ TYPES = {
     "SeedOssForCausalLM": "seed_oss",
     "SmolLM3ForCausalLM": "smollm3",
 }
-OF_VIDEOS = {"LlavaOnevisionForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration"}  # test_cuda.py
+OF_IMAGES = {
+    "InternVLForConditionalGeneration": "internvl",
+    "LlavaForConditionalGeneration": "llava",
+    "LlavaNextForConditionalGeneration": "llava_next",
+    "LlavaOnevisionForConditionalGeneration": "llava_onevision",
+    "Qwen2VLForConditionalGeneration": "qwen2_vl",
+    "Qwen2_5_VLForConditionalGeneration": "qwen2_5_vl",
+    "Qwen3VLForConditionalGeneration": "qwen3_vl",
+    "Qwen3VLMoeForConditionalGeneration": "qwen3_vl_moe",
+}
 LENGTHS = [4, 30, 7]
 
 
 def test_all_of_them_are_compared():
-    assert set(TYPES) | OF_VIDEOS == FUSED
+    assert set(TYPES) | set(OF_IMAGES) == FUSED
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -61,3 +70,16 @@ def test_fused_steps_are_the_modules_own(name):
             found.append(session.forward(tokens, tree))
     # routers are rounded to float32 in either, after other sums
     assert torch.allclose(*found, atol=1e-5 if "mo" in TYPES[name] else 1e-10)
+
+
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_steps_behind_images_are_fused_too(name):
+    kind = OF_IMAGES[name]
+    model = vision_classes.tiny_model(kind)
+    assert type(model).__name__ == name
+    batch = vision_classes.prompts(kind, model)
+    right = Autoregressive(engine="eager").generate(model, **batch, max_new_tokens=12).tokens
+    decoder = Autoregressive()
+    decoder.pool.uncaptured = True
+    assert decoder.generate(model, **batch, max_new_tokens=12).tokens == right
+    assert [engine._fused is not None for engine in decoder.pool._idle] == [True]
