@@ -5,6 +5,9 @@ A decoder is an object of settings. It is called as ``decoder.generate(model, ..
 return the model's own text: the greedy one, or the one that a seed draws from exactly the model's distribution.
 """
 
+from saccade.inference.compression.baselines.snap_kv import SnapKV
+from saccade.inference.compression.compressor import CacheCompressor
+from saccade.inference.compression.hybrid_kv import HybridKV
 from saccade.inference.decoder import Decoder
 from saccade.inference.decoders.assisted import AssistedDecoding
 from saccade.inference.decoders.autoregressive import Autoregressive
@@ -22,16 +25,19 @@ from saccade.inference.trees import TokenTree
 __all__ = [
     "AssistedDecoding",
     "Autoregressive",
+    "CacheCompressor",
     "Decoder",
     "DecodingStats",
     "EngineConfig",
     "GenerationOutput",
     "GenerationRun",
+    "HybridKV",
     "LVSpec",
     "PromptLookup",
     "Sampling",
     "SelfSpeculative",
     "Session",
+    "SnapKV",
     "SpecVLM",
     "TokenTree",
 ]
