@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from saccade.common.checks import check_count, check_positive, check_share
+from saccade.inference.compression.allocation import split_evenly, total_budget
 from saccade.inference.compression.merging import Merging
 from saccade.inference.compression.observation import Observation
 from saccade.inference.huggingface.models import layer_kinds
@@ -95,6 +96,14 @@ class CacheCompressor(ABC):
                 f"model must have full attention in every layer for {type(self).__name__}, got "
                 f"{type(model).__name__} with {', '.join(sorted(kinds))}: choose another model, or no compressor."
             )
+
+    def total(self, seen: Observation) -> int:
+        """Entries that a plan for a prompt may hold."""
+        return total_budget(self.budget, seen.units, seen.length)
+
+    def even_caps(self, seen: Observation) -> list[int]:
+        """The budget in as many parts as there are KV heads, which differ by one entry at most."""
+        return split_evenly(self.total(seen), seen.units)
 
     @abstractmethod
     def plan(self, seen: Observation) -> Plan:

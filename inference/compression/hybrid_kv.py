@@ -243,4 +243,6 @@ class HybridKV(CacheCompressor):
         classes = text_prior(visual, self.sinks, self.recent).expand(scores.shape)
         if self.visual_sink:
             classes = classes + (visual_sinks(scores, segments) & (classes == 0))
-        return best_positions(pooled(scores, runs(segments), self.pool), classes, [caps[head] for head in chosen])
+        return best_positions(
+            pooled(scores, runs(segments, self.recent), self.pool), classes, [caps[head] for head in chosen]
+        )

@@ -27,17 +27,20 @@ def check_pool(width: int, kind: str = "mean") -> None:
     check_choice("pool_kind", kind, get_args(PoolKind))
 
 
-def runs(segments: Tensor) -> Tensor:
+def runs(segments: Tensor, last: int = 0) -> Tensor:
     """Numbers the runs of equal neighbours: two texts with an image between them are two runs.
 
     Args:
         segments: ``[N]``.
+        last: Last tokens that begin a new run in any case, as those of a window that is kept whole.
 
     Returns:
         ``[N]`` int64, from 0.
     """
-    changed = (segments[1:] != segments[:-1]).long()
-    return F.pad(changed.cumsum(0), (min(1, len(segments)), 0))
+    changed = segments[1:] != segments[:-1]
+    if 0 < last < len(segments):
+        changed[-last] = True
+    return F.pad(changed.long().cumsum(0), (min(1, len(segments)), 0))
 
 
 def pooled(scores: Tensor, run: Tensor, width: int, kind: PoolKind = "mean") -> Tensor:
@@ -159,7 +162,7 @@ def window_and_best(
     Returns:
         For each layer and head the kept positions.
     """
-    run = runs(seen.segments)
+    run = runs(seen.segments, window)
     kept = []
     for scores, layer_caps in zip(seen.mean, seen.by_layer(caps), strict=True):
         _, back = ends(seen.length, 0, window, scores.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from saccade.common.checks import check_count
-from saccade.inference.compression.allocation import split_evenly, total_budget
 from saccade.inference.compression.compressor import CacheCompressor, Plan, static_plan
 from saccade.inference.compression.observation import Observation
 from saccade.inference.compression.selection import PoolKind, check_pool, window_and_best
@@ -39,5 +38,4 @@ class SnapKV(CacheCompressor):
 
     def plan(self, seen: Observation) -> Plan:
         """The window and the highest scores of every head."""
-        caps = split_evenly(total_budget(self.budget, seen.units, seen.length), seen.units)
-        return static_plan(window_and_best(seen, caps, self.window, self.pool, self.pool_kind))
+        return static_plan(window_and_best(seen, self.even_caps(seen), self.window, self.pool, self.pool_kind))

@@ -7,7 +7,20 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from saccade.inference import CacheCompressor, HybridKV, SnapKV
+from saccade.inference import (
+    AdaKV,
+    CacheCompressor,
+    FullKV,
+    HeadKV,
+    HybridKV,
+    LookM,
+    PyramidKV,
+    Quest,
+    RandomKV,
+    SnapKV,
+    StreamingLLM,
+    VLCache,
+)
 from saccade.inference.compression.chunks import pinned_chunks
 from saccade.inference.compression.compressor import Plan
 from saccade.inference.compression.observation import Observation, observed_rows
@@ -17,7 +30,17 @@ COMPRESSORS: dict[str, CacheCompressor] = {
     "HybridKV": HybridKV(budget=0.2),
     "HybridKV by layer": HybridKV(budget=0.2, scope="layer"),
     "SnapKV": SnapKV(budget=0.2),
+    "PyramidKV": PyramidKV(budget=0.2),
+    "AdaKV": AdaKV(budget=0.2),
+    "LookM": LookM(budget=0.2),
+    "VLCache": VLCache(budget=0.2),
+    "HeadKV": HeadKV([[1, 3], [1, 2, 0], [5]], budget=0.2),
+    "StreamingLLM": StreamingLLM(budget=0.2),
+    "Quest": Quest(budget=0.2),
+    "RandomKV": RandomKV(budget=0.2),
+    "FullKV": FullKV(),
 }
+"""For prompts of layers with two, three and one KV heads."""
 
 
 def prompt(length: int, images: tuple[tuple[int, int], ...]) -> tuple[Tensor, Tensor]:
@@ -31,7 +54,7 @@ def prompt(length: int, images: tuple[tuple[int, int], ...]) -> tuple[Tensor, Te
 def observation(
     seed: int = 0,
     length: int = 640,
-    heads: tuple[int, ...] = (2, 2, 2),
+    heads: tuple[int, ...] = (2, 3, 1),
     images: tuple[tuple[int, int], ...] = ((20, 250), (250, 420), (440, 600)),
     window: int = 64,
 ) -> Observation:

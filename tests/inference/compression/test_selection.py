@@ -11,6 +11,8 @@ from tests.inference.compression.compressors import prompt
 def test_runs_are_numbered_in_order() -> None:
     assert runs(torch.tensor([-1, -1, 0, 1, 1, -1])).tolist() == [0, 0, 1, 2, 2, 3]
     assert runs(torch.tensor([3])).tolist() == [0]
+    assert runs(torch.tensor([-1, -1, 0, -1, -1]), 1).tolist() == [0, 0, 1, 2, 3]
+    assert runs(torch.tensor([-1, -1]), 2).tolist() == [0, 0]
 
 
 def test_pooling_does_not_cross_a_border() -> None:
