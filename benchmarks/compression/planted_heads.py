@@ -11,15 +11,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from matplotlib.figure import Figure
 
 from benchmarks import rows
-from benchmarks.compression.world import World, outcome, planted_heads
+from benchmarks.compression.world import World, outcome, planted_heads, recall
 from saccade.inference import (
     AdaKV,
     CacheCompressor,
@@ -32,6 +33,7 @@ from saccade.inference import (
     StreamingLLM,
 )
 from saccade.inference.compression.baselines.head_kv import needle_scores
+from saccade.inference.compression.compressor import Representative
 from saccade.inference.compression.hybrid_kv import Roles
 from saccade.inference.compression.observation import Observation
 
@@ -39,6 +41,7 @@ IMAGE = Path(__file__).parents[2] / "docs" / "images" / "planted_heads.png"
 BUDGETS = (0.05, 0.1, 0.2, 0.4)
 THETAS = (0.85, 0.88, 0.9, 0.92, 0.95)
 RATIOS = (1.0, 2.0, 4.0, 6.3, 10.0)
+FOUND = (1, 4, 16)  # chunks among which the best one should be
 CALIBRATION = 1_000_000  # seeds from here on make the worlds that scores of heads are measured on
 
 
@@ -96,7 +99,7 @@ def arms(world: World, seed: int, scores: list[list[float]]) -> Iterator[tuple[s
 
 
 def study(seeds: int) -> list[dict[str, Any]]:
-    """Rows of all arms, with one value for each seed.
+    """Rows of all arms, and of the recall of chunks, with one value for each seed.
 
     Args:
         seeds: Number of worlds.
@@ -122,6 +125,10 @@ def study(seeds: int) -> list[dict[str, Any]]:
         }
         where = f"{case}, 32 heads, 2048 tokens"
         made.append(rows.row("planted_heads", where, method, "error", errors, "relative L2", seed=0, extra=extra))
+    where = "recall, 32 heads, 2048 tokens"
+    for kind, count in product(get_args(Representative), FOUND):
+        shares = [recall(planted_heads(seed), kind, count) for seed in range(seeds)]
+        made.append(rows.row("planted_heads", where, f"{kind} {count}", "recall", shares, "share", seed=0))
     return made
 
 
@@ -131,7 +138,7 @@ def figure(made: list[dict[str, Any]]) -> Figure:
     Args:
         made: Rows of :func:`study`.
     """
-    found = {(row["case"].split(", ")[0], row["method"]): row for row in made}
+    found = {(row["case"].split(", ")[0], row["method"]): row for row in made if row["metric"] == "error"}
     drawing = Figure(figsize=(13, 4.2), layout="constrained")
     left, middle, right = drawing.subplots(1, 3, width_ratios=(1.25, 1, 1))
     shown = (
@@ -162,10 +169,13 @@ def figure(made: list[dict[str, Any]]) -> Figure:
         label="right labels",
     )  # fmt: skip
     middle.set_xlabel("theta")
+    middle.set_ylim(0.03, 12)  # room for the legend
     _line(right, RATIOS, [found["ratio", f"ratio {ratio}"] for ratio in RATIOS], "#228833", "right labels")
-    right.set_xlabel("share of a static head over that of a dynamic one (r)")
+    right.set_xlabel("ratio of a static head's share to a dynamic one's")
+    right.set_ylim(bottom=0)
     for axes in (left, middle, right):
-        axes.set_yscale("log")
+        if axes is not right:
+            axes.set_yscale("log")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
@@ -193,6 +203,8 @@ def main() -> None:
     IMAGE.parent.mkdir(parents=True, exist_ok=True)
     figure(made).savefig(IMAGE, dpi=110)
     for item in made:
+        if item["metric"] != "error":
+            continue
         where, fetched = item["case"].split(",")[0], f"{item['fetched']:.0f}"
         print(f"{where:>15} {item['method']:<32} {item['mean']:.3f} +- {item['sd']:.3f} {fetched:>6}")
 

@@ -14,13 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.inference.compression.chunks import (
+    chunk_bounds,
     chunk_scores,
     pinned_chunks,
     replace_slots,
     representatives,
     top_chunks,
 )
-from saccade.inference.compression.compressor import Plan
+from saccade.inference.compression.compressor import Plan, Representative
 from saccade.inference.compression.observation import Observation, attention_scores
 
 FRONT, BACK = 32, 64  # text before and behind the visual tokens
@@ -127,6 +128,28 @@ def outcome(world: World, plan: Plan) -> tuple[float, float]:
     made = logits.masked_fill(~held, -torch.inf).softmax(-1) @ values
     error = (made - right).norm(dim=-1) / right.norm(dim=-1)
     return float(error.mean()), fetched / world.queries.shape[1]
+
+
+def recall(world: World, representative: Representative, count: int, chunk: int = 16) -> float:
+    """How often the chunk with the most attention is among those that a representative finds.
+
+    Args:
+        world: The heads; the dynamic ones count.
+        representative: What stands for a chunk.
+        count: Chunks that are found.
+        chunk: Tokens of a chunk.
+
+    Returns:
+        The share of heads and steps.
+    """
+    keys, queries = world.keys[~world.static], world.queries[~world.static]
+    bounds = chunk_bounds(world.seen.segments, chunk)
+    index = torch.arange(len(bounds) - 1).repeat_interleave(bounds.diff())
+    weights = (queries @ keys.transpose(1, 2) * keys.shape[-1] ** -0.5).softmax(-1)
+    mass = weights.new_zeros(*weights.shape[:2], len(bounds) - 1).index_add_(-1, index, weights)
+    standing = representatives(keys, bounds, chunk, representative)[:, None]  # the same for all steps
+    found = top_chunks(chunk_scores(queries[..., None, :], standing), count)
+    return float((found == mass.argmax(-1, keepdim=True)).any(-1).float().mean())
 
 
 def _fetch(world: World, plan: Plan, held: Tensor) -> int:

@@ -14,7 +14,7 @@ from benchmarks import rows
 from benchmarks.compression import planted_heads as study
 from benchmarks.compression import tables
 from benchmarks.compression.planted_heads import Labelled, labels
-from benchmarks.compression.world import World, outcome, planted_heads
+from benchmarks.compression.world import World, outcome, planted_heads, recall
 from saccade.common.provenance import provenance
 from saccade.inference import CacheCompressor, FullKV, HybridKV, Quest, RandomKV
 from saccade.inference.compression.selection import runs
@@ -82,6 +82,14 @@ def test_only_new_chunks_are_fetched(worlds) -> None:
     assert once < moved * 12 < plan.entries * 12
 
 
+def test_the_best_chunk_is_found_more_often_among_more(worlds) -> None:
+    for kind in ("mean", "minmax"):
+        shares = [recall(worlds[0], kind, count) for count in (1, 4, 16, 80)]
+        assert shares == sorted(shares)
+        assert shares[0] > 0.5
+        assert shares[-1] > 0.99
+
+
 def test_planted_numbers_do_not_leak_over_borders(worlds) -> None:
     seen = worlds[0].seen
     assert runs(seen.segments).bincount().tolist() == [32, 1248, 64]
@@ -93,10 +101,11 @@ def test_rows_tables_and_figure_are_made_of_every_arm(monkeypatch: pytest.Monkey
     origin = provenance(0)  # asks git, so not for every row
     monkeypatch.setattr(rows, "provenance", lambda seed: dict(origin))
     made = study.study(2)
-    assert all(row["runs"] == 2 and math.isfinite(row["mean"]) for row in made)
+    assert all(row["runs"] == 2 and math.isfinite(row["value"]) for row in made)
     assert len(study.figure(made).axes) == 3
     monkeypatch.setattr(tables, "read", lambda name: made)
     assert "| HybridKV, right labels |" in tables.planted_heads()
     assert tables.planted_heads_settings().count("\n") == 24
+    assert tables.planted_heads_recall().count("\n") == 5
     monkeypatch.setattr(tables, "read", lambda name: [])
     assert tables.planted_heads().startswith("No rows yet: run `python -m ")

@@ -58,6 +58,9 @@ def test_a_chunk_counts_by_the_query_head_that_wants_it_most() -> None:
     generator = torch.Generator().manual_seed(0)
     query, rep = torch.randn(2, 7, 8, generator=generator), torch.randn(2, 5, 8, generator=generator)
     torch.testing.assert_close(chunk_scores(query, rep), torch.einsum("hgd,hmd->hgm", query, rep).amax(1))
+    high = rep + torch.rand(2, 5, 8, generator=generator)
+    bound = torch.maximum(query[:, :, None] * rep[:, None], query[:, :, None] * high[:, None]).sum(-1).amax(1)
+    torch.testing.assert_close(chunk_scores(query, torch.stack([rep, high], -3)), bound)
 
 
 @pytest.mark.parametrize("kind", ["mean", "minmax"])

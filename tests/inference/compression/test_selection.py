@@ -33,6 +33,15 @@ def test_classes_come_before_scores_and_of_equal_scores_the_earliest() -> None:
         assert best_positions(scores, classes, [cap])[0].tolist() == kept
 
 
+def test_no_score_is_as_good_as_a_class() -> None:
+    assert best_positions(torch.tensor([[3e38, 0.0]]), torch.tensor([0, 1]), [1])[0].tolist() == [1]
+
+
+def test_of_many_equal_scores_the_earliest_are_kept() -> None:
+    kept = best_positions(torch.ones(1, 5000), torch.zeros(5000, dtype=torch.long), [700])
+    assert kept[0].equal(torch.arange(700))
+
+
 def test_heads_keep_different_numbers() -> None:
     scores = torch.rand(3, 50, generator=torch.Generator().manual_seed(0))
     kept = best_positions(scores, torch.zeros(50, dtype=torch.long), [0, 50, 7])
