@@ -195,14 +195,16 @@ class HybridKV(CacheCompressor):
         roles = self.roles(seen)
         caps = seen.by_layer(self.caps(roles, seen.heads, seen.length))
         static = seen.by_layer(roles.static.tolist())
-        visual = seen.visual.cpu()
+        pins = self._pins(seen.visual.cpu())
         kept, slots = [], []
         for scores, layer_caps, layer_static in zip(seen.mean, caps, static, strict=True):
             # a head with room for everything needs no choice, whatever its kind
             whole = [kind or cap == seen.length for kind, cap in zip(layer_static, layer_caps, strict=True)]
             sets = iter(self._static_sets(scores, seen, whole, layer_caps))
-            pins = [self._pins(visual, cap).to(scores.device) for cap in layer_caps]
-            chosen = [next(sets) if prune else held for prune, held in zip(whole, pins, strict=True)]
+            chosen = [
+                next(sets) if prune else next(held for held, least in pins if cap >= least).to(scores.device)
+                for prune, cap in zip(whole, layer_caps, strict=True)
+            ]
             kept.append(chosen)
             slots.append(
                 [
@@ -221,15 +223,14 @@ class HybridKV(CacheCompressor):
         """Last tokens that a dynamic head keeps: with its sinks, whole chunks."""
         return self.recent + -(self.sinks + self.recent) % self.chunk
 
-    def _pins(self, visual: Tensor, cap: int) -> Tensor:
-        """Positions that a dynamic head always holds."""
+    def _pins(self, visual: Tensor) -> list[tuple[Tensor, int]]:
+        """Sets that a dynamic head may always hold, each with the least entries of a head that holds it."""
         front, back = ends(len(visual), self.sinks, self._recent)
-        pins = front | back
-        if self.pin_text and 4 * int((~visual).sum()) <= cap:
-            with_text = pins | ~visual
-            if int(with_text.sum()) + self.chunk <= cap:
-                pins = with_text
-        return pins.nonzero()[:, 0]
+        plain = (front | back).nonzero()[:, 0]
+        if not self.pin_text:
+            return [(plain, 0)]
+        with_text = (front | back | ~visual).nonzero()[:, 0]
+        return [(with_text, max(4 * int((~visual).sum()), len(with_text) + self.chunk)), (plain, 0)]
 
     def _static_sets(
         self, scores: Tensor, seen: Observation, whole: Sequence[bool], caps: Sequence[int]
