@@ -5,6 +5,18 @@ A decoder is an object of settings. It is called as ``decoder.generate(model, ..
 return the model's own text: the greedy one, or the one that a seed draws from exactly the model's distribution.
 """
 
+from saccade.inference.compression.baselines.ada_kv import AdaKV
+from saccade.inference.compression.baselines.full_kv import FullKV
+from saccade.inference.compression.baselines.head_kv import HeadKV
+from saccade.inference.compression.baselines.look_m import LookM
+from saccade.inference.compression.baselines.pyramid_kv import PyramidKV
+from saccade.inference.compression.baselines.quest import Quest
+from saccade.inference.compression.baselines.random_kv import RandomKV
+from saccade.inference.compression.baselines.snap_kv import SnapKV
+from saccade.inference.compression.baselines.streaming_llm import StreamingLLM
+from saccade.inference.compression.baselines.vl_cache import VLCache
+from saccade.inference.compression.compressor import CacheCompressor
+from saccade.inference.compression.hybrid_kv import HybridKV
 from saccade.inference.decoder import Decoder
 from saccade.inference.decoders.assisted import AssistedDecoding
 from saccade.inference.decoders.autoregressive import Autoregressive
@@ -20,18 +32,30 @@ from saccade.inference.statistics import DecodingStats
 from saccade.inference.trees import TokenTree
 
 __all__ = [
+    "AdaKV",
     "AssistedDecoding",
     "Autoregressive",
+    "CacheCompressor",
     "Decoder",
     "DecodingStats",
     "EngineConfig",
+    "FullKV",
     "GenerationOutput",
     "GenerationRun",
+    "HeadKV",
+    "HybridKV",
     "LVSpec",
+    "LookM",
     "PromptLookup",
+    "PyramidKV",
+    "Quest",
+    "RandomKV",
     "Sampling",
     "SelfSpeculative",
     "Session",
+    "SnapKV",
     "SpecVLM",
+    "StreamingLLM",
     "TokenTree",
+    "VLCache",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from saccade.common.checks import check_choice
+from saccade.inference.compression.compressor import CacheCompressor
 from saccade.inference.drafting.control import ControlKind, DraftControl
 from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.engine.config import EngineConfig, EngineKind
@@ -49,6 +50,9 @@ class Decoder(ABC):
 
     engine: EngineConfig | EngineKind = "auto"
     """How forwards run, the chunk size of the prefill and the capacity of the cache."""
+
+    compressor: CacheCompressor | None = None
+    """What is left of the key-value cache of a prompt; ``None`` is all of it."""
 
     control: ControlKind = "fixed"
     """Whether the number of drafted tokens follows from measured costs and acceptances (:class:`DraftControl`)."""
@@ -124,6 +128,8 @@ class Decoder(ABC):
             check_supported(model)
             self.skipped(model)
             self.recording(model)
+            if self.compressor is not None:
+                self.compressor.check(model)
 
     def independent(self) -> Self:
         """A copy with the same settings, with its own engines, whose results do not depend on earlier calls."""
@@ -155,6 +161,7 @@ class Decoder(ABC):
             pool=self.pool,
             recording=self.recording(model),
             rollback=self.rollback,
+            compressor=self.compressor,
         )
 
     def check_session(self, session: Session, model: nn.Module, capacity: int) -> None:
@@ -425,6 +432,8 @@ class EngineDecoder(Decoder):
     """Base of all decoding methods: a decoder with the settings ``control`` and ``engine``.
 
     Args:
+        compressor: What is left of the key-value cache of a prompt; ``None`` is all of it. The text is then that of the
+            compressed cache, and a lossless decoder writes what :class:`Autoregressive` writes with it.
         control: ``auto`` drafts as many tokens as give the most text for the time, up to the decoder's own limit and
             down to none, by what rounds have cost and what was accepted so far; ``fixed`` always drafts as many as the
             decoder allows.
@@ -434,6 +443,7 @@ class EngineDecoder(Decoder):
         ValueError: A setting of the engine outside its range, or another control.
     """
 
+    compressor: CacheCompressor | None = field(default=None, kw_only=True)
     control: ControlKind = field(default="auto", kw_only=True)
     engine: EngineConfig | EngineKind = field(default="auto", kw_only=True)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saccade.common.transfer import to_device
+from saccade.inference.engine.attention import decode_attention
 from saccade.inference.engine.captured import Captured
 
 
@@ -95,6 +96,25 @@ class KVCache:
             key_buffer[rows, :, slots] = keys.transpose(1, 2)
             value_buffer[rows, :, slots] = values.transpose(1, 2)
         return key_buffer[:, :, : self.extent], value_buffer[:, :, : self.extent]
+
+    def targets(self, layer: int, batch: int) -> tuple[Tensor, Tensor, None]:
+        """The buffers that a fused step writes keys and values to, and ``None`` for the units of a flat buffer."""
+        keys, values = self.buffers(layer)
+        return keys[:batch], values[:batch], None
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        lengths: Tensor,
+        ancestors: Tensor,
+        depths: Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> Tensor:
+        """Attention of a step's nodes over this cache (:func:`saccade.inference.engine.attention.decode_attention`)."""
+        keys, values, _ = self.targets(layer, len(query))
+        return decode_attention(query, keys, values, lengths, ancestors, scaling=scaling, window=window, depths=depths)
 
     def gather(self, starts: Sequence[int], paths: Sequence[Sequence[int]]) -> None:
         """Moves the accepted path of every row to the front: slot ``starts[b] + paths[b][i]`` to ``starts[b] + i``.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any, Literal
 
 from saccade.common.checks import check_count, check_switch
@@ -63,3 +64,15 @@ class EngineConfig:
                 )
             return cls(**given)
         return given if isinstance(given, EngineConfig) else cls(given)
+
+    def pieces(self, known: int, lengths: Sequence[int], *, at_every_end: bool = False) -> list[tuple[int, int]]:
+        """Where the pieces begin and end in which prompts are read.
+
+        Args:
+            known: Tokens that are not read again.
+            lengths: Tokens of every prompt.
+            at_every_end: Whether a piece ends where a prompt ends.
+        """
+        longest = max(lengths)
+        edges = {*range(known, longest, self.prefill_chunk), longest, *(lengths if at_every_end else ())}
+        return list(pairwise(sorted(edges)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from saccade.inference.engine.cache import KVCache
 from saccade.inference.engine.capture_turns import TURNS
+from saccade.inference.engine.compressed.cache import RaggedCache
 from saccade.inference.engine.fused.parts import adapter_states, why_not_fused
 from saccade.inference.engine.fused.step import FusedStep
 from saccade.inference.engine.hf_cache import session_cache
@@ -72,6 +73,8 @@ class GraphEngine:
         capacity: Slots of each row for texts; the widest padded step is added.
         skip: Sub-layers that steps with ``skipped=True`` skip.
         observed: Layer whose output is recorded (:class:`saccade.inference.engine.recording.Recording`).
+        compressed: The compressed cache of one batch of prompts, which the steps read and write; ``None`` makes a cache
+            of the whole texts.
     """
 
     def __init__(
@@ -81,11 +84,15 @@ class GraphEngine:
         capacity: int,
         skip: SublayerSkip | None,
         observed: int | str | None = None,
+        compressed: RaggedCache | None = None,
     ) -> None:
         config = text_config(model)
         self.model: Any = model
         self.batch, self.capacity, self.skip, self.observed = batch, capacity, skip, observed
-        self.storage = KVCache(config.num_hidden_layers, capacity + MAX_NODES, captured=True)
+        self.compressed = compressed
+        self.storage: KVCache | RaggedCache = compressed or KVCache(
+            config.num_hidden_layers, capacity + MAX_NODES, captured=True
+        )
         self.cache = session_cache(self.storage, config.num_hidden_layers)
         self._last_position = last_position(model)
         self._windowed = is_windowed(model)
@@ -117,6 +124,7 @@ class GraphEngine:
         """Whether this engine's buffers and graphs can be used for a call with these arguments."""
         return (
             model is self.model
+            and self.compressed is None
             and observed == self.observed
             and batch == self.batch
             and capacity <= self.capacity
@@ -187,7 +195,8 @@ class GraphEngine:
             )
         masks = DeviceMasks(lengths, ancestors, depths)
         recorded = layer_output(self.model, self.observed)
-        with attached(skipped), self.storage.on_device(lengths), masks.active(), recorded as states:
+        ragged = nullcontext() if self.compressed is None else self.compressed.active()
+        with attached(skipped), self.storage.on_device(lengths), ragged, masks.active(), recorded as states:
             logits: Tensor = self.model(
                 input_ids=step.tokens,
                 attention_mask=None if self._windowed else masks.full(),

@@ -12,8 +12,9 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from saccade.inference.engine.attention import decode_attention, prompt_attention
+from saccade.inference.engine.compressed.cache import active_ragged
 from saccade.inference.engine.masks import DeviceMasks, active_masks, session_mask
-from saccade.inference.engine.recording import active_recorder
+from saccade.inference.engine.recording import active_recorders
 from saccade.inference.huggingface.model_lock import ModelLock, evaluation_mode
 
 ATTENTION_NAME = "saccade"
@@ -82,13 +83,16 @@ def session_attention(
     # transformers' "sdpa" leaves both out in the versions that let such a model use it, and a session follows the model
     left_out = _REPLACED.get() == "sdpa"
     cap, sinks = (None, None) if left_out else (others.get("softcap"), others.get("s_aux"))
-    if (watcher := active_recorder()) is not None:
+    if watchers := active_recorders():
         if attention_mask is not None or cap is not None or sinks is not None:
             raise ValueError(
-                f"{type(module).__name__} has a window, a cap or sinks, with which attention on a video is not "
-                "recorded: choose a decoder or a selector that does not need it."
+                f"{type(module).__name__} has a window, a cap or sinks, with which attention is not "
+                "recorded: choose a decoder, a selector or a compressor that does not need it."
             )
-        watcher.add(query, key, scaling)
+        for watcher in watchers:
+            watcher.add(query, key, scaling)
+    if isinstance(masks, DeviceMasks) and (ragged := active_ragged()) is not None:
+        return ragged.attend(module.layer_idx, query, masks.lengths, masks.ancestors, masks.depths, scaling), None
     if isinstance(masks, DeviceMasks):
         window = masks.window(attention_mask)
         out = decode_attention(

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
+from saccade.common.transfer import to_device
 from saccade.inference.trees import TokenTree
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -23,9 +24,15 @@ class StepMasks(ABC):
 
     Attributes:
         served: Number of masks that the model has asked for.
+        reads_prompts: Whether the forward reads a piece of the prompts.
+        starts: ``[rows or 1, 1]`` tokens before the forward.
+        depths: ``[nodes]`` depths of the new tokens.
     """
 
     served: int = 0
+    reads_prompts: bool = False
+    starts: Tensor
+    depths: Tensor
 
     @abstractmethod
     def full(self) -> Tensor | None:
@@ -122,9 +129,15 @@ class DeviceMasks(StepMasks):
 
     def __init__(self, lengths: Tensor, ancestors: Tensor, depths: Tensor) -> None:
         self.lengths, self.ancestors, self.depths = lengths, ancestors, depths
+        self.starts = lengths[:, None]
         # with a mask of four dimensions transformers builds none
         self._full = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=lengths.device)
         self._windows: list[tuple[Tensor, int]] = []
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], tree: TokenTree, device: torch.device) -> DeviceMasks:
+        """The masks of a step, from what the host knows."""
+        return cls(*(to_device(list(item), device) for item in (lengths, tree.ancestor_bits, tree.depths)))
 
     def full(self) -> Tensor:
         """A mask that says nothing."""

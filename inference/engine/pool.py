@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from saccade.inference.engine.captured import Captured
+from saccade.inference.engine.compressed.cache import RaggedCache
 from saccade.inference.engine.config import EngineConfig
 from saccade.inference.engine.fused.parts import why_not_fused
 from saccade.inference.engine.graphs import GraphEngine, NotCapturedError, why_not_captured
@@ -56,6 +57,7 @@ class EnginePool:
         skip: SublayerSkip | None,
         synced: bool,
         observed: int | str | None = None,
+        compressed: RaggedCache | None = None,
     ) -> GraphEngine | None:
         """Takes an engine for one call out of the pool, or creates one.
 
@@ -66,6 +68,7 @@ class EnginePool:
             skip: Sub-layers that skipped steps skip.
             synced: Whether the forwards of several ranks are kept in step.
             observed: Layer whose output is recorded.
+            compressed: The compressed cache of the call, for which a new engine is made; ``None`` for a whole one.
 
         Returns:
             The engine, or ``None`` if steps run eagerly. Return it with :meth:`give_back`.
@@ -91,6 +94,8 @@ class EnginePool:
             self._warn_once(f"{reason}, so steps run eagerly instead of as graphs.")
         if reason or (kind == "auto" and why_not_captured(model)):
             return None
+        if compressed is not None:
+            return GraphEngine(model, batch, capacity, skip, observed, compressed)
         with self._lock:
             for index, engine in enumerate(self._idle):
                 if engine.fits(model, batch, capacity, skip, observed):
@@ -116,7 +121,9 @@ class EnginePool:
             self._warned.add(message)
 
     def give_back(self, engine: GraphEngine) -> None:
-        """Returns an engine to the pool, for later calls."""
+        """Returns an engine to the pool, for later calls; one of a compressed cache is of no further use."""
+        if engine.compressed is not None:
+            return
         with self._lock:
             self._idle.append(engine)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 QUERIES_AT_A_TIME = 64  # limits memory: attention of 64 queries x 28 heads x 16k keys takes 115 MB
-_ACTIVE: ContextVar[AttentionRecorder | None] = ContextVar("saccade_visual_attention", default=None)
+_ACTIVE: ContextVar[tuple[Recorder, ...]] = ContextVar("saccade_recorders", default=())
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,38 @@ class Recording:
     layer: int | str | None = None
 
 
-class AttentionRecorder:
+class Recorder(ABC):
+    """Sees the queries and keys of every layer while prompts are read."""
+
+    start: int = 0
+    """Position in the prompts of the first token of the running forward."""
+
+    @contextmanager
+    def recording(self, start: int) -> Iterator[None]:
+        """Context in which this recorder sees every layer.
+
+        Args:
+            start: Position in the prompts of the first token of the forward.
+        """
+        self.start = start
+        token = _ACTIVE.set((*_ACTIVE.get(), self))
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+
+    @abstractmethod
+    def add(self, query: Tensor, key: Tensor, scaling: float | None) -> None:
+        """Takes one layer.
+
+        Args:
+            query: ``[batch, heads, tokens, head_dim]``, with rotary embeddings applied.
+            key: ``[batch, kv_heads, slots, head_dim]`` of all tokens so far.
+            scaling: Factor of the scores; ``None`` is ``head_dim ** -0.5``.
+        """
+
+
+class AttentionRecorder(Recorder):
     """Computes the mean attention on each visual token, over all heads, layers and text tokens after the last of them.
 
     This is the score of SpecVLM's verifier guidance (arXiv 2508.16201). It is accumulated in float32 during the
@@ -48,21 +80,6 @@ class AttentionRecorder:
         ]
         self.sums = [torch.zeros(len(places), dtype=torch.float32, device=places.device) for places in visual]
         self.counts = [0] * len(self.visual)
-        self.start = 0
-
-    @contextmanager
-    def recording(self, start: int) -> Iterator[None]:
-        """Context in which the attention of every layer is added to the scores.
-
-        Args:
-            start: Position in the prompts of the first token of the forward.
-        """
-        self.start = start
-        token = _ACTIVE.set(self)
-        try:
-            yield
-        finally:
-            _ACTIVE.reset(token)
 
     def add(self, query: Tensor, key: Tensor, scaling: float | None) -> None:
         """Adds the attention of one layer.
@@ -93,8 +110,8 @@ class AttentionRecorder:
         return [total / max(1, count) for total, count in zip(self.sums, self.counts, strict=True)]
 
 
-def active_recorder() -> AttentionRecorder | None:
-    """The active attention recorder, if any."""
+def active_recorders() -> tuple[Recorder, ...]:
+    """The recorders that see the running forward."""
     return _ACTIVE.get()
 
 

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import pairwise
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
 from saccade.common.transfer import to_device
+from saccade.inference.compression.compressor import CacheCompressor
 from saccade.inference.engine.cache import KVCache
+from saccade.inference.engine.compressed.cache import RaggedCache
+from saccade.inference.engine.compressed.observing import PromptObserver
 from saccade.inference.engine.config import EngineConfig
 from saccade.inference.engine.graphs import GraphEngine, NotCapturedError
 from saccade.inference.engine.hf_attention import SessionAttention
 from saccade.inference.engine.hf_cache import session_cache
-from saccade.inference.engine.masks import SlotMasks
+from saccade.inference.engine.masks import DeviceMasks, SlotMasks, StepMasks
 from saccade.inference.engine.pool import EnginePool
 from saccade.inference.engine.rank_agreement import RankAgreement
-from saccade.inference.engine.recording import AttentionRecorder, Recorded, Recording
+from saccade.inference.engine.recording import AttentionRecorder, Recorded, Recorder, Recording
 from saccade.inference.huggingface.models import (
     cache_argument,
-    cache_bytes,
+    check_cache_fits,
     check_supported,
     device_of,
-    free_bytes,
     has_attention,
     is_windowed,
     kept_logits,
@@ -66,6 +68,7 @@ class Session:
         recording: What is stored in ``recorded`` besides the logits; ``None`` records nothing.
         rollback: Committed tokens that :meth:`truncate` can take back from a model with recurrent layers, which keeps
             a state for each of them. What is not committed needs none, and without such layers there is no limit.
+        compressor: What is left of the cache behind the prefill, anew for every prompt; ``None`` is all of it.
 
     Raises:
         ValueError: The model is not supported; the message gives the reason.
@@ -81,9 +84,12 @@ class Session:
         pool: EnginePool | None = None,
         recording: Recording | None = None,
         rollback: int = 0,
+        compressor: CacheCompressor | None = None,
     ) -> None:
         check_supported(model)
-        self.model = model
+        if compressor is not None:
+            compressor.check(model)
+        self.model, self.compressor = model, compressor
         self.states = RecurrentStates(rollback) if recurrent_layers(model) else None
         self._forwards = None if self.states is None else RecurrentForwards(model, self.states)
         self.skip = skip
@@ -113,7 +119,8 @@ class Session:
         self._closed = False
         self._in_use = False
         self._attention = SessionAttention(model)
-        self.agreement = self._make_agreement() if synced else None
+        kinds = {"target": self._dummy} | ({} if skip is None else {"draft": partial(self._dummy, True)})
+        self.agreement = RankAgreement(kinds, self.device) if synced else None
         # sharded weights are gathered into tensors that training uses later, which must not be inference tensors
         self._grad_free = torch.no_grad if synced else torch.inference_mode
 
@@ -177,34 +184,37 @@ class Session:
         if not all(lengths):
             raise ValueError(f"the prompt of row {lengths.index(0)} is empty: give at least one token.")
         longest = max(lengths)
-        known = 0 if visual is not None else self._known(prompts)
+        known = 0 if visual is not None or self.compressor is not None else self._known(prompts)
         if known == 0:
             if self.lengths:
                 self._free()
                 self._new_storage()
-            self._allocate(len(prompts))
+            self._allocate(len(prompts), longest)
         elif self._engine is not None:
             self._engine.refresh()
         tokens = torch.tensor([list(prompt) + [0] * (longest - len(prompt)) for prompt in prompts]).to(self.device)
-        recorder = None
+        recorder = observer = None
         if visual is not None and self.recording.attention:
             recorder = AttentionRecorder([prompt.visual for prompt in visual], lengths)
+        if self.compressor is not None:
+            observer = PromptObserver(self.compressor, lengths, visual, self.device)
         states: list[Tensor] = []
         last: list[Tensor | None] = [None] * len(prompts)
         with self._all_or_nothing():
-            for start, stop in self._pieces(known, lengths):
+            # a recurrent layer returns the state at the end of a piece
+            stateful = self._forwards is not None and self._forwards.stateful
+            for start, stop in self.pool.settings.pieces(known, lengths, at_every_end=stateful):
                 self.storage.place([start] * len(prompts), stop - start)
                 masks = SlotMasks([start], stop - start, self.device)
                 ends = sorted({length - 1 - start for length in lengths if start < length <= stop})
                 keep = torch.tensor(ends or [0], device=self.device)
-                around = None
                 if visual is None:
                     read = {"input_ids": tokens[:, start:stop]}
                     positions = torch.arange(start, stop, device=self.device)[None]
                 else:
                     read, positions = visual_piece(visual, start, stop)
-                    around = self._reading(visual, start, stop, recorder)
-                self._count(skipped=False)
+                around = self._reading(visual, start, stop, recorder, observer)
+                self.target_forwards += 1
                 logits = self._call(read, masks, positions, keep, False, around)
                 if self.states is not None:
                     self.states.commit([min(max(length - start, 0), stop - start) for length in lengths])
@@ -224,6 +234,11 @@ class Session:
             whole = torch.cat(states, 1)
             self.recorded.visual_states = [whole[row, prompt.visual] for row, prompt in enumerate(visual)]
         self.recorded.states = None  # states of the prompts; only those of later forwards are kept
+        if observer is not None and isinstance(self.storage, KVCache):
+            with self._all_or_nothing(), self._grad_free():
+                self.storage = observer.compressed(self.storage, self.capacity)
+                self.cache = session_cache(self.storage, len(self.storage.chunks))
+                self._take_engine(len(prompts), self.storage)
         return torch.stack([row for row in last if row is not None])
 
     def _known(self, prompts: Sequence[Sequence[int]]) -> int:
@@ -249,17 +264,9 @@ class Session:
             self._new_storage()
             raise
 
-    def _pieces(self, known: int, lengths: Sequence[int]) -> list[tuple[int, int]]:
-        """Where the pieces begin and end in which prompts are read."""
-        longest = max(lengths)
-        edges = {*range(known, longest, self.pool.settings.prefill_chunk), longest}
-        if self._forwards is not None and self._forwards.stateful:
-            edges |= set(lengths)  # a layer returns the state at the end of a piece
-        return list(pairwise(sorted(edges)))
-
     def _new_storage(self) -> None:
         layers = text_config(self.model).num_hidden_layers
-        self.storage = KVCache(layers, self.capacity)
+        self.storage: KVCache | RaggedCache = KVCache(layers, self.capacity)
         self.cache = session_cache(self.storage, layers, self.states)
         self.lengths, self.offsets, self._texts, self.recorded = [], [], [], Recorded()
 
@@ -277,20 +284,20 @@ class Session:
             self.pool.give_back(self._engine)
             self._engine = None
 
-    def _allocate(self, batch: int) -> None:
+    def _allocate(self, batch: int, longest: int) -> None:
         """Takes an engine if the settings ask for one, and checks that the cache fits on the device."""
-        layer = self.recording.layer
-        self._engine = self.pool.lease(self.model, batch, self.capacity, self.skip, self.agreement is not None, layer)
+        if self.compressor is None:
+            self._take_engine(batch)
+        else:  # first the whole prompts, without room for new tokens
+            self.storage.capacity = longest
+        if not self.storage.bytes:
+            check_cache_fits(self.model, batch, self.storage.capacity, self.device)
+
+    def _take_engine(self, batch: int, compressed: RaggedCache | None = None) -> None:
+        synced, layer = self.agreement is not None, self.recording.layer
+        self._engine = self.pool.lease(self.model, batch, self.capacity, self.skip, synced, layer, compressed)
         if self._engine is not None:
             self.storage, self.cache = self._engine.storage, self._engine.cache
-        if not self.storage.bytes:
-            needed = cache_bytes(self.model, batch, self.storage.capacity)
-            free = free_bytes(self.device)
-            if free is not None and needed > free:
-                raise ValueError(
-                    f"the cache of {batch} x {self.storage.capacity} tokens needs {needed:,} bytes, but {free:,} are "
-                    f"free on {self.device}: shorten the texts, lower engine.capacity, or use fewer rows."
-                )
 
     def forward(self, tokens: Tensor, tree: TokenTree | None = None, *, skipped: bool = False) -> Tensor:
         """Runs the model on new tokens after the committed ones, without changing the lengths.
@@ -321,7 +328,8 @@ class Session:
                 "use a decoder that drafts chains, such as PromptLookup or AssistedDecoding."
             )
         self.storage.place(self.lengths, nodes)
-        self._count(skipped)
+        self.draft_forwards += skipped
+        self.target_forwards += not skipped
         if self._engine is not None:
             try:
                 with self._grad_free():
@@ -354,7 +362,9 @@ class Session:
         return eager
 
     def _eager(self, tokens: Tensor, shape: TokenTree, skipped: bool) -> Tensor:
-        masks = SlotMasks(self.lengths, tokens.shape[1], self.device, shape)
+        masks: StepMasks = SlotMasks(self.lengths, tokens.shape[1], self.device, shape)
+        if isinstance(self.storage, RaggedCache):
+            masks = DeviceMasks.of(self.lengths, shape, self.device)
         offsets = torch.tensor(self.offsets, device=self.device)[:, None] if any(self.offsets) else 0
         # only padding, whose logits are not used, can exceed the context, where learned position embeddings end
         positions = (masks.starts + offsets + masks.depths).clamp(max=self._last_position)
@@ -422,17 +432,21 @@ class Session:
 
     @contextmanager
     def _reading(
-        self, visual: Sequence[VisualPrompt], start: int, stop: int, recorder: AttentionRecorder | None
+        self, visual: Sequence[VisualPrompt] | None, start: int, stop: int, *recorders: Recorder | None
     ) -> Iterator[None]:
-        """Context of the forward that reads the places from ``start`` to ``stop`` of prompts with images or videos."""
-        recording = nullcontext() if recorder is None else recorder.recording(start)
-        with recording, deep_features(self.model, *deep_piece(visual, start, stop)):
+        """Context of the forward that reads the places from ``start`` to ``stop`` of prompts."""
+        with ExitStack() as around:
+            for recorder in recorders:
+                if recorder is not None:
+                    around.enter_context(recorder.recording(start))
+            if visual is not None:
+                around.enter_context(deep_features(self.model, *deep_piece(visual, start, stop)))
             yield
 
     def _call(
         self,
         read: dict[str, Tensor],
-        masks: SlotMasks,
+        masks: StepMasks,
         positions: Tensor,
         keep: Tensor | int,
         skipped: bool,
@@ -470,28 +484,17 @@ class Session:
         if self._closed:
             raise ValueError("the session is closed and its cache is freed: use it inside its with block.")
 
-    def _count(self, skipped: bool) -> None:
-        if skipped:
-            self.draft_forwards += 1
-        else:
-            self.target_forwards += 1
-
     @contextmanager
     def _attached(self, skipped: bool) -> Iterator[None]:
         with (
             self._attention.active(),  # holds the model's lock
             nullcontext() if self._forwards is None else self._forwards.active(),
+            self.storage.active() if isinstance(self.storage, RaggedCache) else nullcontext(),
             self.skip.active() if skipped and self.skip is not None else nullcontext(),
         ):
             yield
 
-    def _make_agreement(self) -> RankAgreement:
-        def dummy(skipped: bool) -> None:
-            token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
-            with self._attached(skipped), SlotMasks([0], 1, self.device).active():
-                self.model(input_ids=token, position_ids=torch.zeros_like(token), use_cache=False)
-
-        kinds = {"target": lambda: dummy(False)}
-        if self.skip is not None:
-            kinds["draft"] = lambda: dummy(True)
-        return RankAgreement(kinds, self.device)
+    def _dummy(self, skipped: bool = False) -> None:
+        token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        with self._attached(skipped), SlotMasks([0], 1, self.device).active():
+            self.model(input_ids=token, position_ids=torch.zeros_like(token), use_cache=False)

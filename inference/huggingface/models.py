@@ -224,6 +224,26 @@ def is_sharded(model: nn.Module) -> bool:
     return spread and torch.distributed.get_world_size() > 1
 
 
+def check_cache_fits(model: nn.Module, batch: int, capacity: int, device: torch.device) -> None:
+    """Checks that there is memory for a cache.
+
+    Args:
+        model: The model.
+        batch: Rows.
+        capacity: Tokens of each row.
+        device: Where the cache will be.
+
+    Raises:
+        ValueError: There is not; the message says how much is needed.
+    """
+    needed, free = cache_bytes(model, batch, capacity), free_bytes(device)
+    if free is not None and needed > free:
+        raise ValueError(
+            f"the cache of {batch} x {capacity} tokens needs {needed:,} bytes, but {free:,} are free on {device}: "
+            "shorten the texts, lower engine.capacity, or use fewer rows."
+        )
+
+
 def check_supported(model: nn.Module) -> None:
     """Refuses models whose cache or attention a session cannot drive exactly.
 

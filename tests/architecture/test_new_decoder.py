@@ -87,6 +87,9 @@ def changed(path: str) -> str:
         lines.append(line)
         if CHANGED[path] in line:
             lines.append(line.replace("PromptLookup", "Repeat").replace("prompt_lookup", "repeat"))
+    if "__all__ = [\n" in lines:  # the names are in order
+        names = slice(lines.index("__all__ = [\n") + 1, -1)
+        lines[names] = sorted(lines[names])
     return "".join(lines)
 
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 COUNTS = {
+    "compression.planted_heads": "--seeds",
     "decoding.coupling": "--count",
     "decoding.decode": "--runs",
     "decoding.layer_skip": "--trials",

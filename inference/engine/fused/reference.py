@@ -24,6 +24,25 @@ class Norm(NamedTuple):
     shift: float = 0.0
 
 
+class Units(NamedTuple):
+    """Where the KV heads of a layer lie in a flat buffer, each with consecutive slots.
+
+    Args:
+        shifts: ``[batch, kv_heads]``: slot of the token at a place of the text, minus that place.
+        limit: Places that a text has room for.
+        spare: First of the slots to which tokens behind the room are written; nobody reads them.
+    """
+
+    shifts: Tensor
+    limit: int
+    spare: int
+
+    def places(self, tokens: Tensor) -> Tensor:
+        """Slots ``[batch, kv_heads, tokens]`` of tokens at places ``[batch, tokens]`` of the texts."""
+        spare = self.spare + torch.arange(tokens.shape[1], device=tokens.device)
+        return torch.where(tokens[:, None] < self.limit, tokens[:, None] + self.shifts[..., None], spare)
+
+
 class LowRank(NamedTuple):
     """What an adapter adds to a matrix: ``scale * up @ down`` (LoRA, arXiv 2106.09685).
 
@@ -155,6 +174,7 @@ def reference_rotate(
     values: Tensor,
     *,
     norms: tuple[Norm, Norm] | None = None,
+    units: Units | None = None,
 ) -> Tensor:
     """Applies rotary embeddings to queries and keys and writes keys and values; the reference of the kernel.
 
@@ -163,15 +183,16 @@ def reference_rotate(
         cos: ``[batch, nodes, head_dim]``.
         sin: Like ``cos``.
         lengths: ``[batch]``: the slot that node 0 is written to.
-        keys: ``[batch, kv_heads, slots, head_dim]``, the key cache; written.
+        keys: ``[batch, kv_heads, slots, head_dim]``, the key cache, or ``[slots, head_dim]`` with ``units``; written.
         values: Like ``keys``, the value cache.
         norms: Of every head of the queries and of the keys before the rotation, or ``None``.
+        units: Where KV heads lie in a flat buffer, or ``None``.
 
     Returns:
         Queries ``[batch, heads, nodes, head_dim]``.
     """
     batch, nodes, head_dim = cos.shape
-    kv_heads = keys.shape[1]
+    kv_heads = keys.shape[1] if units is None else units.shifts.shape[1]
     heads = packed.view(batch, nodes, -1, head_dim)
     query, key, value = heads.split([heads.shape[2] - 2 * kv_heads, kv_heads, kv_heads], 2)
     if norms is not None:
@@ -180,10 +201,15 @@ def reference_rotate(
     for part in (query, key):
         low, high = part.chunk(2, -1)
         rotated.append(part * cos[:, :, None] + torch.cat([-high, low], -1) * sin[:, :, None])
-    rows = torch.arange(batch, device=packed.device)[:, None]
-    slots = lengths[:, None] + torch.arange(nodes, device=packed.device)
-    keys[rows, :, slots] = rotated[1]
-    values[rows, :, slots] = value
+    steps = torch.arange(nodes, device=packed.device)
+    slots = lengths[:, None] + steps
+    if units is not None:
+        place = units.places(slots)
+        keys[place], values[place] = rotated[1].transpose(1, 2), value.transpose(1, 2)
+    else:
+        rows = torch.arange(batch, device=packed.device)[:, None]
+        keys[rows, :, slots] = rotated[1]
+        values[rows, :, slots] = value
     return rotated[0].transpose(1, 2)
 
 

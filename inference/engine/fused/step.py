@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saccade.inference.engine.attention import decode_attention
 from saccade.inference.engine.cache import KVCache
+from saccade.inference.engine.compressed.cache import RaggedCache
 from saccade.inference.engine.fused.parts import Attention, Gated, Matrix, Mixture, SubLayer, norm_of, read_sublayers
 from saccade.inference.engine.fused.reference import (
     Norm,
@@ -55,7 +55,7 @@ class FusedStep:
         lengths: Tensor,
         ancestors: Tensor,
         depths: Tensor,
-        storage: KVCache,
+        storage: KVCache | RaggedCache,
         skipped_attention: Collection[int] = (),
         skipped_mlp: Collection[int] = (),
         observed: int | str | None = None,
@@ -96,13 +96,12 @@ class FusedStep:
         for item in chosen:
             if isinstance(item.part, Attention):
                 packed = stream.enter(item.part.inputs)
-                keys, values = (buffer[:batch] for buffer in storage.buffers(item.layer))
+                keys, values, units = storage.targets(item.layer, batch)
                 turn = angles[item.part.kind if item.part.rotated else ""]
-                query = kernels.rotate(packed, *turn, lengths, keys, values, norms=item.part.head_norms())
-                mixed = decode_attention(
-                    query, keys, values, lengths, ancestors, scaling=item.part.scaling, window=item.part.window,
-                    depths=depths,
-                )  # fmt: skip
+                query = kernels.rotate(packed, *turn, lengths, keys, values, norms=item.part.head_norms(), units=units)
+                mixed = storage.attend(
+                    item.layer, query, lengths, ancestors, depths, item.part.scaling, item.part.window
+                )
                 stream.leave(mixed.reshape(batch * nodes, -1), item.part.output)
             elif isinstance(item.part, Gated):
                 stream.leave(stream.enter(item.part.inputs, item.part.gated), item.part.output)

@@ -23,9 +23,9 @@ _MIN_SLOTS = 64  # minimum size of a split: one tile
 
 @triton.jit
 def _fold(
-    q, bits, oldest, best, total, mixed, keys, values, slot, key_s, value_s, column, head_dim, length, high, scale, cap,
-    EDGE: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, PADDED: tl.constexpr, PRECISION: tl.constexpr,
-    UPCAST: tl.constexpr,
+    q, bits, oldest, best, total, mixed, keys, values, seen_base, slot, key_s, value_s, column, head_dim, length, high,
+    scale, cap, EDGE: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, PADDED: tl.constexpr,
+    HOLES: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Adds a tile of slots to the running softmax of every query row. With EDGE, masks what a row does not see."""
     reach = (slot < high)[:, None] & (column < head_dim)[None, :]
@@ -54,6 +54,9 @@ def _fold(
         if WINDOW:
             seen = seen & (slot[None, :] >= oldest[:, None])
         score = tl.where(seen, score, float("-inf"))
+    if HOLES:
+        held = tl.load(seen_base + slot, mask=slot < high, other=0) != 0
+        score = tl.where(held[None, :], score, float("-inf"))
     top = tl.maximum(best, tl.max(score, 1))
     anchor = tl.where(top == float("-inf"), 0.0, top)  # -inf for a row that has not seen any slot yet
     weight = tl.exp2(score - anchor[:, None])
@@ -65,12 +68,12 @@ def _fold(
 
 @triton.jit
 def _attend(
-    query, keys, values, lengths, starts, ancestors, depths, sums, logs, scale, cap, window,
+    query, keys, values, lengths, starts, bases, seen, ancestors, depths, sums, logs, scale, cap, window,
     query_b, query_h, query_n, key_b, key_h, key_s, value_b, value_h, value_s,
-    length_b, length_h, kv_heads, nodes, groups, head_dim,
-    HAS_STARTS: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr,
-    SLOTS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    EARLY: tl.constexpr,
+    length_b, length_h, kv_heads, nodes, span, groups, head_dim,
+    HAS_STARTS: tl.constexpr, FLAT: tl.constexpr, HOLES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
+    SPLITS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     follow(EARLY)
     split = tl.program_id(0)
@@ -96,7 +99,7 @@ def _attend(
         # what lies before the window of the root lies before those of all nodes
         start = tl.maximum(start, length - window + 1)
         oldest = length + tl.load(depths + node, mask=real, other=0).to(tl.int32) - window + 1
-    stop = length + nodes
+    stop = length + span
     part = tl.cdiv(tl.cdiv(stop - start, SPLITS), SLOTS) * SLOTS
     low = start + split * part
     high = tl.minimum(low + part, stop)
@@ -105,6 +108,12 @@ def _attend(
     mixed = tl.zeros([ROWS, WIDTH], tl.float32)
     key_base = keys + b.to(tl.int64) * key_b + h.to(tl.int64) * key_h
     value_base = values + b.to(tl.int64) * value_b + h.to(tl.int64) * value_h
+    seen_base = seen
+    if FLAT:  # units of one flat buffer
+        base = tl.load(bases + b * length_b + h * length_h).to(tl.int64)
+        key_base = keys + base * key_s
+        value_base = values + base * value_s
+        seen_base = seen + base
     # first whole tiles of the cache, without the mask of the tree, which would take longer than the products
     edge = low + tl.maximum(tl.minimum(high, length) - low, 0) // SLOTS * SLOTS
     inner = low
@@ -113,21 +122,21 @@ def _attend(
         inner = tl.minimum(low + tl.cdiv(tl.maximum(start + nodes - low, 0), SLOTS) * SLOTS, edge)
         for first in range(low, inner, SLOTS):
             best, total, mixed = _fold(
-                q, bits, oldest, best, total, mixed, key_base, value_base, first + tl.arange(0, SLOTS), key_s, value_s,
-                column, head_dim, length, high, scale, cap, EDGE=True, WINDOW=True, CAP=CAP, PADDED=PADDED,
-                PRECISION=PRECISION, UPCAST=UPCAST,
+                q, bits, oldest, best, total, mixed, key_base, value_base, seen_base, first + tl.arange(0, SLOTS),
+                key_s, value_s, column, head_dim, length, high, scale, cap, EDGE=True, WINDOW=True, CAP=CAP,
+                PADDED=PADDED, HOLES=HOLES, PRECISION=PRECISION, UPCAST=UPCAST,
             )  # fmt: skip
     for first in range(inner, edge, SLOTS):
         best, total, mixed = _fold(
-            q, bits, oldest, best, total, mixed, key_base, value_base, first + tl.arange(0, SLOTS), key_s, value_s,
-            column, head_dim, length, high, scale, cap, EDGE=False, WINDOW=WINDOW, CAP=CAP, PADDED=PADDED,
-            PRECISION=PRECISION, UPCAST=UPCAST,
+            q, bits, oldest, best, total, mixed, key_base, value_base, seen_base, first + tl.arange(0, SLOTS), key_s,
+            value_s, column, head_dim, length, high, scale, cap, EDGE=False, WINDOW=WINDOW, CAP=CAP, PADDED=PADDED,
+            HOLES=HOLES, PRECISION=PRECISION, UPCAST=UPCAST,
         )  # fmt: skip
     for first in range(edge, high, SLOTS):
         best, total, mixed = _fold(
-            q, bits, oldest, best, total, mixed, key_base, value_base, first + tl.arange(0, SLOTS), key_s, value_s,
-            column, head_dim, length, high, scale, cap, EDGE=True, WINDOW=WINDOW, CAP=CAP, PADDED=PADDED,
-            PRECISION=PRECISION, UPCAST=UPCAST,
+            q, bits, oldest, best, total, mixed, key_base, value_base, seen_base, first + tl.arange(0, SLOTS), key_s,
+            value_s, column, head_dim, length, high, scale, cap, EDGE=True, WINDOW=WINDOW, CAP=CAP, PADDED=PADDED,
+            HOLES=HOLES, PRECISION=PRECISION, UPCAST=UPCAST,
         )  # fmt: skip
     anchor = tl.where(best == float("-inf"), 0.0, best)
     at = ((pair * SPLITS + split) * groups * nodes + row).to(tl.int64)
@@ -216,13 +225,79 @@ def triton_decode_attention(
     Returns:
         ``[batch, nodes, heads, head_dim]``.
     """
-    batch, heads, nodes, head_dim = query.shape
     kv_heads, slots = keys.shape[1], keys.shape[2]
+    nodes = query.shape[2]
+    return _launch(
+        query, keys, values, lengths, ancestors, scaling, kv_heads,
+        slots if window is None else min(slots, window + nodes), nodes,
+        starts=starts, window=window, depths=depths, cap=cap, sinks=sinks,
+    )  # fmt: skip
+
+
+def triton_ragged_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bases: Tensor,
+    lengths: Tensor,
+    ancestors: Tensor,
+    span: int,
+    room: int,
+    scaling: float | None = None,
+    *,
+    seen: Tensor | None = None,
+) -> Tensor:
+    """Attention of units in a flat buffer, as its reference computes it.
+
+    The reference is :func:`saccade.inference.engine.compressed.attention.reference_ragged_attention`.
+
+    Args:
+        query: ``[batch, heads, nodes, head_dim]``, bfloat16, float16 or float32; the last dimension contiguous.
+        keys: ``[slots, head_dim]``; slots without a token must not hold NaN.
+        values: Like ``keys``.
+        bases: ``[batch, kv_heads]``, of the layout of ``lengths``.
+        lengths: ``[batch, kv_heads]``.
+        ancestors: ``[nodes]`` int64.
+        span: Slots that the step has written.
+        room: The most slots that a unit has in use.
+        scaling: Factor of the scores.
+        seen: ``[slots]`` booleans, or ``None``.
+
+    Returns:
+        ``[batch, nodes, heads, head_dim]``.
+    """
+    bases, lengths = bases.contiguous(), lengths.contiguous()
+    return _launch(
+        query, keys, values, lengths, ancestors, scaling, bases.shape[1], room, span, bases=bases,
+        seen=None if seen is None else seen.view(torch.uint8),
+    )  # fmt: skip
+
+
+def _launch(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    ancestors: Tensor,
+    scaling: float | None,
+    kv_heads: int,
+    read: int,
+    span: int,
+    *,
+    starts: Tensor | None = None,
+    bases: Tensor | None = None,
+    seen: Tensor | None = None,
+    window: int | None = None,
+    depths: Tensor | None = None,
+    cap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Launches the kernels; ``read`` is the most slots that a program pair reads."""
+    batch, heads, nodes, head_dim = query.shape
     groups = heads // kv_heads
     rows = groups * nodes
     block = min(64, max(16, triton.next_power_of_2(rows)))
     tiles = triton.cdiv(rows, block)
-    read = slots if window is None else min(slots, window + nodes)
     splits = _splits(query.device, batch * kv_heads, tiles, read)
     width = max(16, triton.next_power_of_2(head_dim))
     sums = torch.empty(batch * kv_heads * splits * rows, width, dtype=torch.float32, device=query.device)
@@ -230,16 +305,19 @@ def triton_decode_attention(
     out = torch.empty(batch, nodes, heads, head_dim, dtype=query.dtype, device=query.device)
     wide = query.element_size() > 2
     interpreted = query.device.type == "cpu"  # Triton's interpreter multiplies bfloat16 as if it were integers
+    flat = bases is not None
+    key_strides = (0, 0, keys.stride(0)) if flat else keys.stride()[:3]
+    value_strides = (0, 0, values.stride(0)) if flat else values.stride()[:3]
     _attend[(splits, batch * kv_heads, tiles)](
-        query, keys, values, lengths, lengths if starts is None else starts, ancestors,
-        ancestors if depths is None else depths, sums, logs, head_dim**-0.5 if scaling is None else scaling,
-        1.0 if cap is None else cap, 0 if window is None else window,
-        query.stride(0), query.stride(1), query.stride(2),
-        keys.stride(0), keys.stride(1), keys.stride(2), values.stride(0), values.stride(1), values.stride(2),
-        lengths.stride(0), lengths.stride(1) if lengths.dim() == 2 else 0, kv_heads, nodes, groups, head_dim,
-        HAS_STARTS=starts is not None, WINDOW=window is not None, CAP=cap is not None, SPLITS=splits, ROWS=block,
-        SLOTS=32 if wide else 64, WIDTH=width, PADDED=width != head_dim, PRECISION="ieee" if wide else "tf32",
-        UPCAST=interpreted, num_warps=4, **early(query.device),
+        query, keys, values, lengths, lengths if starts is None else starts, lengths if bases is None else bases,
+        ancestors if seen is None else seen, ancestors, ancestors if depths is None else depths, sums, logs,
+        head_dim**-0.5 if scaling is None else scaling, 1.0 if cap is None else cap, 0 if window is None else window,
+        query.stride(0), query.stride(1), query.stride(2), *key_strides, *value_strides,
+        lengths.stride(0), lengths.stride(1) if lengths.dim() == 2 else 0, kv_heads, nodes, span, groups, head_dim,
+        HAS_STARTS=starts is not None, FLAT=flat, HOLES=seen is not None, WINDOW=window is not None,
+        CAP=cap is not None, SPLITS=splits, ROWS=block, SLOTS=32 if wide else 64, WIDTH=width,
+        PADDED=width != head_dim, PRECISION="ieee" if wide else "tf32", UPCAST=interpreted, num_warps=4,
+        **early(query.device),
     )  # fmt: skip
     _join[(batch * kv_heads, rows)](
         sums,

@@ -151,10 +151,13 @@ def main() -> None:
             close = {"BIAS": flag, "SHIFT": float(flag), "AFTER": flag, "AFTER_SHIFT": 0.0, "SPLITS": 4, "LANES": 1024}
             made.append(compiled(norms._close, dtype, 8, **close, EARLY=True))
             shift = float(flag)
-            made.append(compiled(rotation._rotate, dtype, 1, NORM=flag, SHIFT=shift, HALF=64, LANES=64, EARLY=True))
+            made.append(
+                compiled(rotation._rotate, dtype, 1, NORM=flag, SHIFT=shift, FLAT=flag, HALF=64, LANES=64, EARLY=True)
+            )
             if dtype == "bf16" or (flag and dtype == "fp32"):  # half precision is as large as bfloat16
                 made += mixtures(dtype, size, flag, {key: shared[key] for key in ("PRECISION", "UPCAST", "EARLY")})
-            attend = {"HAS_STARTS": flag, "SPLITS": 4, "ROWS": 16, "SLOTS": 32, "WIDTH": 128, "PADDED": flag}
+            attend = {"HAS_STARTS": flag, "FLAT": not flag, "HOLES": not flag, "SPLITS": 4, "ROWS": 16, "SLOTS": 32}
+            attend |= {"WIDTH": 128, "PADDED": flag}
             attend |= {"PRECISION": precision, "UPCAST": False, "EARLY": True}
             # all settings are compiled for bf16; fp16 is as large, and of fp32 the kernel that needs the most is
             wanted = {"bf16": (False, True) if flag else (False,), "fp16": (False,) * flag, "fp32": (True,) * flag}

@@ -8,6 +8,7 @@ import torch
 from saccade.inference.engine.fused.reference import (
     LowRank,
     Norm,
+    Units,
     reference_add,
     reference_linear,
     reference_rotate,
@@ -182,3 +183,18 @@ def test_a_wrong_neighbour_shows():
     ]
     for one, other in itertools.combinations([right, *wrong], 2):
         assert float((one - other).norm() / right.norm()) > 1e-2
+
+
+def test_rotation_into_units_of_a_flat_buffer():
+    draw = torch.Generator().manual_seed(1)
+    packed, cos, sin = (torch.randn(*shape, generator=draw).to(DEVICE) for shape in ((6, 96), (2, 3, 16), (2, 3, 16)))
+    lengths = torch.tensor([4, 8], device=DEVICE)
+    units = Units(torch.tensor([[-2, 10], [22, 30]], device=DEVICE), 10, 50)
+    ours, theirs = ([torch.zeros(60, 16, device=DEVICE) for _ in range(2)] for _ in range(2))
+    found = triton_rotate(packed, cos, sin, lengths, *ours, units=units)
+    exact = reference_rotate(packed, cos, sin, lengths, *theirs, units=units)
+    for mine, right in zip((found, *ours), (exact, *theirs), strict=True):
+        assert far(mine, right.double()) < BOUND[torch.float32]
+    used = theirs[0].any(-1).nonzero()[:, 0].tolist()
+    # row 0 at places 4 to 6; row 1 at 8 and 9, and behind the room of ten places in a spare slot
+    assert used == [2, 3, 4, 14, 15, 16, 30, 31, 38, 39, 52]

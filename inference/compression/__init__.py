@@ -1,0 +1,1 @@
+"""Compression of the key-value cache: what is kept of a prompt."""

@@ -1,0 +1,1 @@
+"""Other methods of cache compression, to compare with."""

@@ -1,0 +1,249 @@
+"""HybridKV (arXiv 2604.05887, ACL 2026): some heads are pruned, others fetch what they need at every step.
+
+Of the paper are the two kinds of heads, the sparsity of the text's attention as the sign of a kind, theta, the budget
+that goes down from the model to the kinds and to the heads, text before visual tokens, and chunks in host memory. Its
+formulas were not at hand: those of sparsity, shares and classes below are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from saccade.common.checks import (
+    check_choice,
+    check_count,
+    check_not_negative,
+    check_positive,
+    check_share,
+    check_switch,
+)
+from saccade.inference.compression.allocation import BudgetTooSmallError, allocate
+from saccade.inference.compression.chunks import chunk_bounds
+from saccade.inference.compression.compressor import CacheCompressor, Plan
+from saccade.inference.compression.merging import Merging
+from saccade.inference.compression.observation import Observation
+from saccade.inference.compression.selection import (
+    best_positions,
+    check_pool,
+    ends,
+    pooled,
+    runs,
+    text_prior,
+    visual_sinks,
+)
+from saccade.inference.compression.sparsity import SPARSITIES
+
+_SPARE = 16  # entries of a static head beside its sinks and recent tokens, at the least
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The kind of each KV head for one prompt, layer after layer.
+
+    Args:
+        sparsity: ``[units]`` float32, the score of each head.
+        static: ``[units]`` bool.
+        theta: The threshold. Heads near it may be of the other kind; a dynamic head that is taken for static loses
+            what it would have fetched, which is the worse error.
+    """
+
+    sparsity: Tensor
+    static: Tensor
+    theta: float
+
+    @property
+    def margin(self) -> Tensor:
+        """``[units]`` float32: distance of the score from the threshold."""
+        return (self.sparsity - self.theta).abs()
+
+
+@dataclass
+class HybridKV(CacheCompressor):
+    """Prunes heads whose attention is sparse, and lets the others fetch chunks from host memory.
+
+    A head is static if the attention of the last text tokens of this prompt is sparse, else dynamic. A static head
+    keeps its sinks, its recent tokens, text, and the visual tokens around which attention is high, in this order. A
+    dynamic head keeps sinks and recent tokens, and at every step holds the chunks that its queries want most.
+
+    Args:
+        budget: Share of the prompt's entries that the device has room for.
+        window: Most observed rows: the last text tokens behind the last visual token.
+        theta: A head is static from this sparsity on. 0 prunes all heads, above 1 all fetch.
+        sparsity: ``threshold``: one minus the share of keys with at least ``alive_share`` of their row's largest
+            attention; ``concentration``: attention on the best ``budget * N`` keys (both ours).
+        alive_share: See ``sparsity``.
+        ratio: How many times as much of the budget a static head gets on average (r; ours).
+        weighting: How static heads share: ``inverse`` gives more to less sparse heads, ``direct`` to sparser ones,
+            ``uniform`` the same to all.
+        scope: Whether the budget is divided over the whole ``model``, or over each ``layer`` alone.
+        chunk: Most tokens of a chunk.
+        representative: What stands for a chunk: its ``mean`` key, or ``minmax``, the bounds of its keys.
+        pool: Width over which scores are averaged, odd; not across images.
+        sinks: First tokens that every head keeps.
+        recent: Last tokens of the prompt that every head keeps; dynamic ones a few more, so that what they hold for
+            good is whole chunks.
+        pin_text: Dynamic heads keep all text on the device if it is at most a quarter of their share.
+        visual_sink: Static heads keep the visual token with the most attention of each image, directly after text.
+        merge: Average what static heads delete into what they keep, text into text and visual into visual
+            (:class:`saccade.inference.compression.merging.Merging`).
+        min_static: Least share of static heads; the sparsest are taken.
+        max_static: Most.
+
+    Raises:
+        ValueError: A setting outside its range.
+    """
+
+    budget: float = 0.1
+    window: int = 64
+    theta: float = 0.9
+    sparsity: Literal["threshold", "concentration"] = "threshold"
+    alive_share: float = 0.01
+    ratio: float = 4.0
+    weighting: Literal["inverse", "direct", "uniform"] = "inverse"
+    scope: Literal["model", "layer"] = "model"
+    chunk: int = 16
+    representative: Literal["mean", "minmax"] = "mean"
+    pool: int = 5
+    sinks: int = 4
+    recent: int = 32
+    pin_text: bool = True
+    visual_sink: bool = True
+    merge: bool = False
+    min_static: float = 0.0
+    max_static: float = 1.0
+
+    dynamic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("window", self.window, advice="the roles of heads follow from observed rows")
+        check_not_negative("theta", self.theta)
+        check_choice("sparsity", self.sparsity, SPARSITIES)
+        check_positive("ratio", self.ratio)
+        check_choice("weighting", self.weighting, ("inverse", "direct", "uniform"))
+        check_choice("scope", self.scope, ("model", "layer"))
+        check_choice("representative", self.representative, ("mean", "minmax"))
+        check_count("chunk", self.chunk)
+        check_pool(self.pool)
+        for name in ("sinks", "recent"):
+            check_count(name, getattr(self, name), least=0)
+        for name in ("pin_text", "visual_sink", "merge"):
+            check_switch(name, getattr(self, name))
+        check_share("min_static", self.min_static)
+        check_share("max_static", self.max_static)
+        if self.min_static > self.max_static:
+            raise ValueError(
+                f"min_static must be at most max_static, {self.max_static}, got {self.min_static}: lower it."
+            )
+
+    def roles(self, seen: Observation) -> Roles:
+        """The kind of each head for one prompt; a subclass may decide by another score."""
+        score = SPARSITIES[self.sparsity](seen, self.budget)
+        static = score >= self.theta
+        count = int(static.sum())
+        least, most = (round(share * len(score)) for share in (self.min_static, self.max_static))
+        if not least <= count <= most:
+            wanted = min(max(count, least), most)
+            static = torch.zeros_like(static)
+            static[score.sort(descending=True, stable=True).indices[:wanted]] = True
+        return Roles(score, static, self.theta)
+
+    def caps(self, roles: Roles, heads: Sequence[int], length: int) -> list[int]:
+        """Entries of each head.
+
+        Args:
+            roles: The kinds of the heads.
+            heads: KV heads of each layer.
+            length: Tokens of the prompt.
+
+        Raises:
+            BudgetTooSmallError: The heads' least shares are more than the budget.
+        """
+        weight = {
+            "inverse": 1 - roles.sparsity + 1e-3,
+            "direct": roles.sparsity,
+            "uniform": torch.ones_like(roles.sparsity),
+        }[self.weighting]
+        sizes = [sum(heads)] if self.scope == "model" else list(heads)
+        found: list[int] = []
+        errors = []
+        for static, weights in zip(roles.static.split(sizes), weight.split(sizes), strict=True):
+            try:
+                found += allocate(
+                    static.tolist(),
+                    weights.tolist(),
+                    budget=self.budget,
+                    length=length,
+                    ratio=self.ratio,
+                    chunk=self.chunk,
+                    least_static=self.sinks + self.recent + _SPARE,
+                    least_dynamic=self.sinks + self._recent + self.chunk,
+                )
+            except BudgetTooSmallError as error:
+                errors.append(error)
+        if errors:
+            raise max(errors, key=lambda error: error.smallest)  # the budget with which all layers can work
+        return found
+
+    def plan(self, seen: Observation) -> Plan:
+        """Roles, shares, and the positions of each head."""
+        roles = self.roles(seen)
+        caps = seen.by_layer(self.caps(roles, seen.heads, seen.length))
+        static = seen.by_layer(roles.static.tolist())
+        pins = self._pins(seen.visual.cpu())
+        kept, slots = [], []
+        for scores, layer_caps, layer_static in zip(seen.mean, caps, static, strict=True):
+            # a head with room for everything needs no choice, whatever its kind
+            whole = [kind or cap == seen.length for kind, cap in zip(layer_static, layer_caps, strict=True)]
+            sets = iter(self._static_sets(scores, seen, whole, layer_caps))
+            chosen = [
+                next(sets) if prune else next(held for held, least in pins if cap >= least).to(scores.device)
+                for prune, cap in zip(whole, layer_caps, strict=True)
+            ]
+            kept.append(chosen)
+            slots.append(
+                [
+                    0 if prune else (cap - len(held)) // self.chunk
+                    for prune, cap, held in zip(whole, layer_caps, chosen, strict=True)
+                ]
+            )
+        merged = Merging(seen.visual.long()) if self.merge else None
+        if not any(map(any, slots)):
+            return Plan(kept, slots, merged=merged)
+        bounds = chunk_bounds(seen.segments, self.chunk, (self.sinks, seen.length - self._recent))
+        return Plan(kept, slots, self.chunk, bounds, self.representative, merged)
+
+    @property
+    def _recent(self) -> int:
+        """Last tokens that a dynamic head keeps: with its sinks, whole chunks."""
+        return self.recent + -(self.sinks + self.recent) % self.chunk
+
+    def _pins(self, visual: Tensor) -> list[tuple[Tensor, int]]:
+        """Sets that a dynamic head may always hold, each with the least entries of a head that holds it."""
+        front, back = ends(len(visual), self.sinks, self._recent)
+        plain = (front | back).nonzero()[:, 0]
+        if not self.pin_text:
+            return [(plain, 0)]
+        with_text = (front | back | ~visual).nonzero()[:, 0]
+        return [(with_text, max(4 * int((~visual).sum()), len(with_text) + self.chunk)), (plain, 0)]
+
+    def _static_sets(
+        self, scores: Tensor, seen: Observation, whole: Sequence[bool], caps: Sequence[int]
+    ) -> list[Tensor]:
+        """The sets of those heads of a layer that hold no chunks."""
+        chosen = [head for head, static in enumerate(whole) if static]
+        if not chosen:
+            return []
+        scores = scores[chosen]
+        visual, segments = seen.visual.to(scores.device), seen.segments.to(scores.device)
+        classes = text_prior(visual, self.sinks, self.recent).expand(scores.shape)
+        if self.visual_sink:
+            classes = classes + (visual_sinks(scores, segments) & (classes == 0))
+        return best_positions(
+            pooled(scores, runs(segments, self.recent), self.pool), classes, [caps[head] for head in chosen]
+        )

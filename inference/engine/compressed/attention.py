@@ -1,0 +1,79 @@
+"""Attention over units of different lengths in one flat buffer."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saccade.inference.engine.attention import weighted_values
+
+_WIDEST = 256
+
+
+def reference_ragged_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bases: Tensor,
+    lengths: Tensor,
+    ancestors: Tensor,
+    span: int,
+    room: int,
+    scaling: float | None = None,
+    *,
+    seen: Tensor | None = None,
+) -> Tensor:
+    """Reference implementation in plain torch (ours); the Triton kernel is tested against it.
+
+    A node of row ``b`` attends, in KV head ``h``, to the slots ``bases .. bases + lengths - 1`` and, of the ``span``
+    slots of the step behind them, to those of its ancestors and itself.
+
+    Args:
+        query: ``[batch, heads, nodes, head_dim]``; fewer nodes than ``span`` where a step is computed in parts.
+        keys: ``[slots, head_dim]`` of all units.
+        values: Like ``keys``.
+        bases: ``[batch, kv_heads]`` first slot of every unit.
+        lengths: ``[batch, kv_heads]`` slots of a unit in use before the step.
+        ancestors: ``[nodes]`` int64 bits (:attr:`saccade.inference.trees.TokenTree.ancestor_bits`).
+        span: Slots that the step has written, at most 64.
+        room: The most slots that a unit has in use, those of the step included.
+        scaling: Factor of the scores; ``None`` is ``head_dim ** -0.5``.
+        seen: ``[slots]`` booleans: which slots of ``keys`` hold a token; ``None`` is all.
+
+    Returns:
+        ``[batch, nodes, heads, head_dim]`` in the precision of ``query``.
+    """
+    slot = torch.arange(room, device=query.device)
+    own = slot - lengths[..., None]  # [batch, kv_heads, room]
+    at = (bases[..., None] + slot).clamp(max=len(keys) - 1)
+    bits = (ancestors[:, None, None, None] >> own.clamp(0, 63)) & 1  # [nodes, batch, kv_heads, room]
+    visible = (own < 0) | ((own < span) & (bits == 1))
+    if seen is not None:
+        visible = visible & seen[at]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # slots behind a unit belong to other units, and what no node sees must not be NaN
+    held = (own < span)[..., None]
+    picked = (keys[at].masked_fill(~held, 0.0), values[at].masked_fill(~held, 0.0))
+    return weighted_values(query, *picked, visible.permute(1, 2, 0, 3), scale, None, None).transpose(1, 2)
+
+
+def ragged_attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    bases: Tensor,
+    lengths: Tensor,
+    ancestors: Tensor,
+    span: int,
+    room: int,
+    scaling: float | None = None,
+    *,
+    seen: Tensor | None = None,
+) -> Tensor:
+    """Attention of :func:`reference_ragged_attention`, with the Triton kernel on CUDA unless in float64."""
+    attend = reference_ragged_attention
+    if query.device.type == "cuda" and query.dtype != torch.float64 and keys.shape[-1] <= _WIDEST:
+        from saccade.inference.engine.kernels.decode_attention import triton_ragged_attention
+
+        attend = triton_ragged_attention
+    return attend(query, keys, values, bases, lengths, ancestors, span, room, scaling, seen=seen)

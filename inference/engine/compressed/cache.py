@@ -1,0 +1,244 @@
+"""A key-value cache whose KV heads hold different numbers of tokens, for compressed prompts (ours).
+
+One flat buffer of keys and one of values serve all layers, rows and KV heads. A *unit* is a KV head of a layer in a
+row; it owns consecutive slots of the buffers: first what is left of its prompt, then room for new tokens. Attention
+does not depend on the order of its keys, and rotary positions are part of them, so what was deleted needs no trace: a
+unit whose prompt lost ``removed`` tokens has its new tokens that many slots earlier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from saccade.common.transfer import to_device
+from saccade.inference.compression.compressor import Plan
+from saccade.inference.engine.cache import KVCache
+from saccade.inference.engine.compressed.attention import ragged_attention
+from saccade.inference.engine.compressed.chunk_store import ChunkStore
+from saccade.inference.engine.fused.reference import Units
+from saccade.inference.trees import MAX_NODES
+
+_ACTIVE: ContextVar[RaggedCache | None] = ContextVar("saccade_ragged_cache", default=None)
+
+
+class RaggedCache:
+    """The compressed cache of one batch; it takes the place of a :class:`KVCache` behind the prefill.
+
+    Args:
+        full: The cache of the whole prompts.
+        plans: What is kept of every row.
+        lengths: Tokens of every prompt.
+        capacity: Tokens that each row may have, new ones included.
+
+    Attributes:
+        bases: ``[layers, batch, kv_heads]`` first slot of every unit.
+        removed: ``[layers, batch, kv_heads]`` tokens of the prompt that are not among a unit's slots.
+    """
+
+    def __init__(self, full: KVCache, plans: Sequence[Plan], lengths: Sequence[int], capacity: int) -> None:
+        first = full.buffers(0)[0]
+        layers, heads, width = len(full.keys), first.shape[1], first.shape[-1]
+        self.capacity, self.extent = capacity, max(lengths)
+        self.starts: list[int] = list(lengths)
+        self._starts_on_device: Tensor | None = None
+        self._made: Tensor | None = None
+        sizes = [
+            [
+                [len(plan.kept[layer][head]) + plan.slots[layer][head] * plan.chunk for head in range(heads)]
+                for plan in plans
+            ]
+            for layer in range(layers)
+        ]
+        held = torch.tensor(sizes)
+        prompt = torch.tensor(list(lengths))[:, None]
+        # a unit's room for new tokens is the same, whatever is left of its prompt
+        ends = (held + capacity - prompt).flatten().cumsum(0)
+        bases = torch.cat([ends.new_zeros(1), ends[:-1]]).view(layers, len(plans), heads)
+        device = first.device
+        self.bases, self.removed = bases.to(device), (prompt - held).to(device)
+        self.shifts = self.bases - self.removed
+        """``[layers, batch, kv_heads]``: slot of a new token minus its place in the text."""
+        self.rooms = (held + capacity - prompt).flatten(1).amax(1).tolist()
+        """The most slots of a unit, by layer."""
+        self._spare = int(ends[-1])  # where rows write that have ended
+        slots = self._spare + MAX_NODES
+        # empty slots of chunks are read, though they do not count
+        self.keys, self.values = (first.new_zeros(slots, width) for _ in range(2))
+        self.chunks: list[ChunkStore | None] = []
+        for layer in range(layers):
+            keys, values = full.buffers(layer)
+            for row, plan in enumerate(plans):
+                for head, kept in enumerate(plan.kept[layer]):
+                    pair = keys[row, head, : lengths[row]], values[row, head, : lengths[row]]
+                    kept = kept.to(device)
+                    deleting = plan.merged is not None and not plan.slots[layer][head]
+                    left = plan.merged.merge(*pair, kept) if deleting else tuple(part[kept] for part in pair)
+                    slot = int(bases[layer, row, head])
+                    for buffer, part in zip((self.keys, self.values), left, strict=True):
+                        buffer[slot : slot + len(kept)] = part
+            self.chunks.append(ChunkStore.of(layer, keys, values, plans, bases[layer], lengths))
+            full.keys[layer] = full.values[layer] = None  # freed layer by layer
+        self.seen = None
+        if any(self.chunks):  # slots of chunks may hold fewer tokens than a chunk has room for
+            self.seen = torch.ones(slots, dtype=torch.bool, device=device)
+            for store in self.chunks:
+                if store is not None:
+                    store.hide(self.seen)
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Context in which the session's attention reads this cache."""
+        token = _ACTIVE.set(self)
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+
+    @contextmanager
+    def on_device(self, starts: Tensor) -> Iterator[None]:
+        """Context in which rows are written at ``starts`` ``[batch]``, a tensor: nothing is read from the host."""
+        self._starts_on_device = starts
+        try:
+            yield
+        finally:
+            self._starts_on_device = None
+
+    @property
+    def start(self) -> int:
+        """Tokens of the longest row before the current step, deleted ones included."""
+        return max(self.starts)
+
+    def place(self, starts: Sequence[int], tokens: int) -> None:
+        """Sets where the next step writes: behind ``starts[b]`` tokens of row ``b``, deleted ones included.
+
+        Raises:
+            ValueError: The step does not fit.
+        """
+        self.starts, self._made = list(starts), None
+        self.extent = max(starts) + tokens
+        if self.extent > self.capacity:
+            raise ValueError(
+                f"capacity must be at least {self.extent} tokens for this step, got {self.capacity}: raise it."
+            )
+
+    def lengths(self) -> Tensor:
+        """Tokens of every row before the current step, ``[batch]``."""
+        if self._starts_on_device is not None:
+            return self._starts_on_device
+        if self._made is None:
+            self._made = to_device(self.starts, self.keys.device)
+        return self._made
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes keys and values ``[batch, kv_heads, tokens, head_dim]`` of a step and returns them."""
+        _, _, units = self.targets(layer, len(keys))
+        slots = units.places(self.lengths()[:, None] + torch.arange(keys.shape[2], device=keys.device))
+        self.keys[slots], self.values[slots] = keys, values
+        return keys, values
+
+    def targets(self, layer: int, batch: int) -> tuple[Tensor, Tensor, Units]:
+        """The flat buffers, and where the units of a layer lie in them.
+
+        Args:
+            layer: The layer.
+            batch: Rows of the step: fewer than the tables have where others have ended.
+        """
+        return self.keys, self.values, Units(self.shifts[layer, :batch], self.capacity, self._spare)
+
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        lengths: Tensor,
+        ancestors: Tensor,
+        depths: Tensor,
+        scaling: float | None,
+        window: int | None = None,
+    ) -> Tensor:
+        """Attention of the nodes of a step over what every unit holds.
+
+        Where a unit fetches chunks, the nodes are computed one after the other, each with the chunks that it asks for
+        itself: then the text does not depend on how many tokens a step verifies.
+
+        Args:
+            layer: The layer.
+            query: ``[batch, heads, nodes, head_dim]``.
+            lengths: ``[batch]`` tokens of every row before the step, deleted ones included.
+            ancestors: ``[nodes]`` bits of the tree.
+            depths: ``[nodes]`` of the tree; a node behind the first that has depth 0 fills up a captured step, and
+                fetches nothing.
+            scaling: Factor of the scores; ``None`` is ``head_dim ** -0.5``.
+            window: Must be ``None``: layers with windows are not compressed.
+
+        Returns:
+            ``[batch, nodes, heads, head_dim]``.
+        """
+        rows, nodes = len(query), query.shape[2]
+        store, room, bases = self.chunks[layer], self.rooms[layer], self.bases[layer, :rows]
+        held = lengths[:, None] - self.removed[layer, :rows]
+        flat = (self.keys, self.values, bases, held)
+        if store is None:
+            return ragged_attention(query, *flat, ancestors, nodes, room, scaling)
+        out = []
+        for node in range(nodes):
+            asking = query[:, :, node : node + 1]
+            store.fetch(asking[:, :, 0], self.keys, self.values, self.seen, depths[node] > 0 if node else None)
+            bits = ancestors[node : node + 1]
+            out.append(ragged_attention(asking, *flat, bits, nodes, room, scaling, seen=self.seen))
+        return torch.cat(out, 1)
+
+    def gather(self, starts: Sequence[int], paths: Sequence[Sequence[int]]) -> None:
+        """Moves the accepted path of every row to the front, as :meth:`KVCache.gather` does."""
+        width = max(len(path) for path in paths)
+        padded = [[start, *path, *range(len(path), width)] for start, path in zip(starts, paths, strict=True)]
+        moves = to_device(padded, self.keys.device)
+        first = self.shifts[:, : len(moves)] + moves[:, :1]
+        target = first[..., None] + torch.arange(width, device=self.keys.device)
+        source = first[..., None] + moves[:, None, 1:]
+        for buffer in (self.keys, self.values):
+            buffer[target] = buffer[source]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keeps the given rows and drops the others; slots do not move."""
+        picked = list(rows)
+        self.bases, self.removed, self.shifts = (table[:, picked] for table in (self.bases, self.removed, self.shifts))
+        self.starts, self._made = [self.starts[row] for row in picked], None
+        self.chunks = [None if store is None else store.keep(picked) for store in self.chunks]
+
+    def compact(self, rows: Sequence[int]) -> None:
+        """Moves the given rows, ascending, to the front, in place; the others write to slots that nobody reads."""
+        count, picked = len(rows), list(rows)
+        for table, ended in ((self.bases, self._spare), (self.removed, 0), (self.shifts, self._spare)):
+            front = table[:, picked].clone()
+            table.fill_(ended)
+            table[:, :count] = front
+        for store in self.chunks:
+            if store is not None:
+                store.compact(picked)
+
+    @property
+    def bytes(self) -> int:
+        """Size in bytes on the device."""
+        tables = (self.bases, self.removed, self.shifts, *(() if self.seen is None else (self.seen,)))
+        own = sum(item.nbytes for item in (self.keys, self.values, *tables))
+        return own + sum(store.bytes for store in self.chunks if store is not None)
+
+    @property
+    def host_bytes(self) -> int:
+        """Size in bytes in host memory."""
+        return sum(store.host_bytes for store in self.chunks if store is not None)
+
+    def clear(self) -> None:
+        """Frees the buffers."""
+        self.keys = self.values = self.keys.new_empty(0, self.keys.shape[1])
+        self.chunks, self.seen = [], None
+
+
+def active_ragged() -> RaggedCache | None:
+    """The compressed cache that the running forward reads, if any."""
+    return _ACTIVE.get()
