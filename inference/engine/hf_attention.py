@@ -92,7 +92,8 @@ def session_attention(
         for watcher in watchers:
             watcher.add(query, key, scaling)
     if isinstance(masks, DeviceMasks) and (ragged := active_ragged()) is not None:
-        return ragged.attend(module.layer_idx, query, masks.lengths, masks.ancestors, masks.depths, scaling), None
+        layer: Any = module.layer_idx
+        return ragged.attend(layer, query, masks.lengths, masks.ancestors, masks.depths, scaling), None
     if isinstance(masks, DeviceMasks):
         window = masks.window(attention_mask)
         out = decode_attention(

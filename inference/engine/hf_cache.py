@@ -9,6 +9,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 if TYPE_CHECKING:
     from saccade.inference.engine.cache import KVCache
+    from saccade.inference.engine.compressed.cache import RaggedCache
     from saccade.inference.recurrent.states import RecurrentStates
 
 
@@ -17,7 +18,7 @@ class _SessionLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, storage: KVCache, index: int) -> None:
+    def __init__(self, storage: KVCache | RaggedCache, index: int) -> None:
         super().__init__()
         self.storage, self.index = storage, index
 
@@ -82,7 +83,7 @@ class _SessionCache(Cache):
         return self._given
 
 
-def session_cache(storage: KVCache, layers: int, states: RecurrentStates | None = None) -> Cache:
+def session_cache(storage: KVCache | RaggedCache, layers: int, states: RecurrentStates | None = None) -> Cache:
     """A transformers ``Cache`` over ``layers`` layers whose storage is the session's preallocated buffers.
 
     Args:

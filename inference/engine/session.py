@@ -106,10 +106,10 @@ class Session:
         self.recorded = Recorded()
         self.lengths: list[int] = []
         self.offsets: list[int] = []
-        self.target_forwards = 0
-        self.draft_forwards = 0
+        self.target_forwards = self.draft_forwards = 0
         self._texts: list[list[int]] = []  # known leading tokens of every row of the cache
         self._engine: GraphEngine | None = None
+        self.storage: KVCache | RaggedCache
         self._new_storage()
         self._last_position = last_position(model)
         self._keeps_logits = takes_logits_to_keep(model)
@@ -236,9 +236,9 @@ class Session:
         self.recorded.states = None  # states of the prompts; only those of later forwards are kept
         if observer is not None and isinstance(self.storage, KVCache):
             with self._all_or_nothing(), self._grad_free():
-                self.storage = observer.compressed(self.storage, self.capacity)
-                self.cache = session_cache(self.storage, len(self.storage.chunks))
-                self._take_engine(len(prompts), self.storage)
+                self.storage = left = observer.compressed(self.storage, self.capacity)
+                self.cache = session_cache(left, len(left.chunks))
+                self._take_engine(len(prompts), left)
         return torch.stack([row for row in last if row is not None])
 
     def _known(self, prompts: Sequence[Sequence[int]]) -> int:
@@ -266,7 +266,7 @@ class Session:
 
     def _new_storage(self) -> None:
         layers = text_config(self.model).num_hidden_layers
-        self.storage: KVCache | RaggedCache = KVCache(layers, self.capacity)
+        self.storage = KVCache(layers, self.capacity)
         self.cache = session_cache(self.storage, layers, self.states)
         self.lengths, self.offsets, self._texts, self.recorded = [], [], [], Recorded()
 

@@ -76,8 +76,9 @@ class RaggedCache:
                 for head, kept in enumerate(plan.kept[layer]):
                     pair = keys[row, head, : lengths[row]], values[row, head, : lengths[row]]
                     kept = kept.to(device)
-                    deleting = plan.merged is not None and not plan.slots[layer][head]
-                    left = plan.merged.merge(*pair, kept) if deleting else tuple(part[kept] for part in pair)
+                    left = tuple(part[kept] for part in pair)
+                    if plan.merged is not None and not plan.slots[layer][head]:
+                        left = plan.merged.merge(*pair, kept)
                     slot = int(bases[layer, row, head])
                     for buffer, part in zip((self.keys, self.values), left, strict=True):
                         buffer[slot : slot + len(kept)] = part
@@ -182,7 +183,7 @@ class RaggedCache:
         store, room, bases = self.chunks[layer], self.rooms[layer], self.bases[layer, :rows]
         held = lengths[:, None] - self.removed[layer, :rows]
         flat = (self.keys, self.values, bases, held)
-        if store is None:
+        if store is None or self.seen is None:
             return ragged_attention(query, *flat, ancestors, nodes, room, scaling)
         out = []
         for node in range(nodes):
