@@ -14,7 +14,7 @@ from saccade.inference.engine.fused.reference import (
     reference_rotate,
     rms_norm,
 )
-from tests.support.pairs import pairs
+from tests.inference.pairs import pairs
 from tests.support.triton_mode import DEVICE, triton_add, triton_linear, triton_norm, triton_rotate
 
 BOUND = {torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
