@@ -1,6 +1,7 @@
 """The files of a text corpus, and the split into training, validation and test part."""
 
 import hashlib
+import os
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,11 +52,13 @@ def standard_library_files() -> list[CorpusFile]:
     """
     root = Path(sysconfig.get_path("stdlib"))
     found = []
-    for path in root.rglob("*.py"):
-        relative = path.relative_to(root)
-        # the build settings contain paths and compiler flags of the machine
-        if _SKIPPED_FOLDERS.isdisjoint(relative.parts[:-1]) and not relative.name.startswith("_sysconfigdata"):
-            found.append(CorpusFile(relative.as_posix(), path))
+    for place, folders, names in os.walk(root):
+        folders[:] = [folder for folder in folders if folder not in _SKIPPED_FOLDERS]  # most files are in these
+        for name in names:
+            # the build settings contain paths and compiler flags of the machine
+            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
+                path = Path(place, name)
+                found.append(CorpusFile(path.relative_to(root).as_posix(), path))
     return sorted(found, key=lambda file: file.name)
 
 
