@@ -19,10 +19,11 @@ from triton.compiler import ASTSource
 from saccade.inference.engine.kernels import adapters, decode_attention, experts, linear, noise, norms, rotation
 
 SPECIAL = {
-    **dict.fromkeys(("lengths", "starts", "ancestors", "depths", "positions", "seeds"), "*i64"),
+    **dict.fromkeys(("lengths", "starts", "ancestors", "depths", "positions", "seeds", "bases", "shifts"), "*i64"),
     **dict.fromkeys(("sums", "logs", "picked", "low"), "*fp32"),
     **dict.fromkeys((f"{name}_{index}" for name in ("down", "up") for index in range(3)), "*fp32"),  # adapters
     "chosen": "*i32",
+    "seen": "*u8",
     "noise": "*fp64",
 }
 FLOATS = ("eps", "after_eps", "factor", "scale", "scale_0", "scale_1", "scale_2", "cap")
@@ -64,9 +65,12 @@ NUMBERS = (  # integers
     "length_b",
     "length_h",
     "window",
+    "span",
+    "limit",
+    "spare",
 )
 
-ODD = ("rows", "nodes", "count", "groups", "heads", "kv_heads", "rank_0", "rank_1", "rank_2")
+ODD = ("rows", "nodes", "span", "count", "groups", "heads", "kv_heads", "rank_0", "rank_1", "rank_2")
 """Integers that need not be multiples of 16; sizes of models are."""
 
 SHARED = 227 * 1024  # bytes that a block may use
