@@ -216,19 +216,25 @@ def _shut_rows(
 
 
 def _row_tiles(width: int, depth: int, count: int, size: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """For one row: outputs and inputs of a program's tile and its warps, of the first and of the second kernel."""
+    """For one row: outputs and inputs of a program's tile and its warps, of the first and of the second kernel.
+
+    The fastest of those measured on an H200 for 8 experts of Qwen3 30B-A3B in bfloat16.
+    """
     whole = triton.next_power_of_2(depth)
-    first = (4, max(64, min(512 // size, whole)), 2)
+    first = (8, max(64, min(512 // size, whole)), 4)
     places = triton.next_power_of_2(count)
-    step = max(64, min(4096 // size // places, triton.next_power_of_2(width)))
-    return first, (2, step, 2)
+    step = max(64, min(2048 // size // places, triton.next_power_of_2(width)))
+    return first, (4, step, 4)
 
 
-def _rows_tiles(rows: int, width: int, depth: int, size: int) -> tuple[tuple[int, int, int, int], ...]:
-    """For several rows: outputs and inputs of a program's tile, its warps and stages, of both kernels."""
+def _rows_tiles(size: int) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    """For several rows: outputs and inputs of a program's tile, its warps and stages, of both kernels.
+
+    The fastest of those measured on an H200 for 2 to 32 rows of Qwen3 30B-A3B.
+    """
     if size > 2:  # exact products of float32 hold several copies of their operands in shared memory
         return (32, 32, 4, 2), (32, 32, 4, 2)
-    return (32, 128, 4, 4 if rows <= 32 else 3), (32, 128, 4, 4)
+    return (64, 128, 4, 3), (64, 128, 4, 4)
 
 
 def triton_experts(
@@ -300,7 +306,7 @@ def triton_experts_add(
         inner = torch.empty(rows, count, width, dtype=inputs.dtype, device=device)
         picked = torch.empty(rows, count, dtype=torch.float32, device=device)
         sums = torch.empty(count, rows, depth, dtype=torch.float32, device=device)
-        opened, shut = _rows_tiles(rows, width, depth, size)
+        opened, shut = _rows_tiles(size)
         shared = {
             "EXPERTS": triton.next_power_of_2(number), "ROWS": max(16, triton.next_power_of_2(rows)),
             "PRECISION": "ieee" if size > 2 else "tf32", "UPCAST": device.type == "cpu", **early(device),

@@ -6,7 +6,7 @@ can start and load its first weights while the previous kernel still runs; it wa
 (programmatic dependent launch, compute capability 9). With several rows the kernel that writes the residual stream also
 normalizes it, and matrices of the same input still share a launch. A single matrix without residual sum (the output
 head) and products of more than 64 rows run in cuBLAS. What an adapter adds is computed in the same kernel from its
-inner values, which a small projection before it makes.
+inner values (:mod:`saccade.inference.engine.kernels.adapters`).
 
 The kernels are ours; their references are in :mod:`saccade.inference.engine.fused.reference`.
 """
@@ -14,7 +14,6 @@ The kernels are ours; their references are in :mod:`saccade.inference.engine.fus
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import triton
@@ -22,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from saccade.inference.engine.fused.reference import LowRank, Norm, activate, project
+from saccade.inference.engine.kernels.adapters import Adapters, lift
 from saccade.inference.engine.kernels.launch import early, follow
 from saccade.inference.engine.kernels.norms import triton_close, triton_norm
 
@@ -60,31 +60,13 @@ def _choose(
 
 
 @triton.jit
-def _lift(
-    which, low, up_0, up_1, up_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2, row, real, column, wanted, low_row,
-    RANK: tl.constexpr,
-):  # fmt: skip
-    # what the adapter of a matrix adds, from its inner values [rows, ranks of all matrices]
-    up, rank, scale, first = up_0, rank_0, scale_0, 0
-    if which == 2:
-        up, rank, scale, first = up_2, rank_2, scale_2, rank_0 + rank_1
-    elif which == 1:
-        up, rank, scale, first = up_1, rank_1, scale_1, rank_0
-    lane = tl.arange(0, RANK)
-    known = (lane < rank)[None, :]
-    inner = tl.load(low + row[:, None] * low_row + first + lane[None, :], mask=real[:, None] & known, other=0.0)
-    lifts = tl.load(up + column[:, None].to(tl.int64) * rank + lane[None, :], mask=wanted[:, None] & known, other=0.0)
-    return inner.to(tl.float32), lifts.to(tl.float32) * scale
-
-
-@triton.jit
 def _stream(
     inputs, weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, norm, residual, out,
     low, up_0, up_1, up_2, depth, size_0, size_1, size_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2,
     eps, factor,
     NORM: tl.constexpr, SHIFT: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, GATED: tl.constexpr,
     EVEN: tl.constexpr, OUTPUTS: tl.constexpr, DEPTH: tl.constexpr, PEEL: tl.constexpr, RANK: tl.constexpr,
-    EARLY: tl.constexpr,
+    PARTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     weight, bias, size, offset, first, which = _choose(
         tl.program_id(0), weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, size_0, size_1, size_2, GATED, OUTPUTS
@@ -132,6 +114,19 @@ def _stream(
         if GATED:
             gated += u.to(tl.float32) * x.to(tl.float32)[None, :]
     result, gate = tl.sum(total, 1), tl.sum(gated, 1)
+    if RANK:  # the inner values are of inputs that lack the norm's factor, as the sums do
+        one = tl.zeros([1], tl.int32)
+        inner, lifts = lift(
+            which, low, up_0, up_1, up_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2, 1, one, column, wanted,
+            RANK, PARTS,
+        )  # fmt: skip
+        result += tl.sum(inner * lifts, 1)
+        if GATED:
+            inner, lifts = lift(
+                1, low, up_0, up_1, up_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2, 1, one, column, wanted,
+                RANK, PARTS,
+            )  # fmt: skip
+            gate += tl.sum(inner * lifts, 1)
     if NORM:
         shrink = tl.rsqrt(tl.sum(square, 0) / depth + eps)
         result = result * shrink
@@ -140,19 +135,6 @@ def _stream(
         result += tl.load(bias + column, mask=wanted, other=0.0).to(tl.float32)
         if GATED:
             gate += tl.load(bias_1 + column, mask=wanted, other=0.0).to(tl.float32)
-    if RANK:
-        one = tl.zeros([1], tl.int32)
-        inner, lifts = _lift(
-            which, low, up_0, up_1, up_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2, one, one == 0, column,
-            wanted, 0, RANK,
-        )  # fmt: skip
-        result += tl.sum(inner * lifts, 1)
-        if GATED:
-            inner, lifts = _lift(
-                1, low, up_0, up_1, up_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2, one, one == 0, column,
-                wanted, 0, RANK,
-            )  # fmt: skip
-            gate += tl.sum(inner * lifts, 1)
     if GATED:
         result = activated(result, GATED) * gate
     if RESIDUAL:
@@ -164,10 +146,10 @@ def _stream(
 def _product(
     inputs, weight_0, weight_1, weight_2, bias_0, bias_1, bias_2, out,
     low, up_0, up_1, up_2, rows, depth, size_0, size_1, size_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2,
-    input_row, out_row, low_row,
+    input_row, out_row,
     BIAS: tl.constexpr, GATED: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
     DEPTH: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, RANK: tl.constexpr,
-    EARLY: tl.constexpr,
+    PARTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(1)  # part of the depth; every part writes separate sums
     part = tl.cdiv(tl.cdiv(depth, SPLITS), DEPTH) * DEPTH
@@ -206,17 +188,17 @@ def _product(
             gated += tl.load(bias_1 + column, mask=wanted, other=0.0).to(tl.float32)[None, :]
     if RANK:  # noqa: SIM102 - known to the compiler, unlike the next condition
         if split == 0:
-            inner, lifts = _lift(
-                which, low, up_0, up_1, up_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2, row, real, column,
-                wanted, low_row, RANK,
+            inner, lifts = lift(
+                which, low, up_0, up_1, up_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2, rows, row, column,
+                wanted, RANK, PARTS,
             )  # fmt: skip
-            total += tl.dot(inner, tl.trans(lifts), input_precision="ieee")
+            total += tl.dot(inner, tl.trans(lifts), input_precision=PRECISION)
             if GATED:
-                inner, lifts = _lift(
-                    1, low, up_0, up_1, up_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2, row, real, column,
-                    wanted, low_row, RANK,
+                inner, lifts = lift(
+                    1, low, up_0, up_1, up_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2, rows, row, column,
+                    wanted, RANK, PARTS,
                 )  # fmt: skip
-                gated += tl.dot(inner, tl.trans(lifts), input_precision="ieee")
+                gated += tl.dot(inner, tl.trans(lifts), input_precision=PRECISION)
     if GATED:
         total = activated(total, GATED) * gated
     shown = real[:, None] & wanted[None, :]
@@ -230,7 +212,7 @@ def _row_tile(outputs: int, depth: int, size: int, gated: bool) -> tuple[int, in
     The fastest of those measured on an H200 in bfloat16. Loading early takes registers and is faster only for small
     matrices.
     """
-    if outputs <= 512:  # a router, or an adapter's inner values: few programs, which read their whole row at once
+    if outputs <= 512:  # a router: few programs, which read their whole row at once
         step = min(4096 * 2 // size, triton.next_power_of_2(depth))
         return 1, max(64, step), 8 if step * size > 4096 else 4, True
     if gated or outputs >= 32768:
@@ -275,33 +257,6 @@ def _close_tile(rows: int, outputs: int, depth: int, size: int) -> tuple[int, in
     return block, step, 4, stages, triton.next_power_of_2(splits)
 
 
-class _Adapters(NamedTuple):
-    """What kernels take of the adapters of up to three matrices: inner values, matrices, ranks and factors."""
-
-    low: Tensor
-    ups: list[Tensor]
-    ranks: list[int]
-    scales: list[float]
-    lanes: int
-
-    @classmethod
-    def of(cls, inputs: Tensor, adapters: Sequence[LowRank | None], norm: Norm | None) -> _Adapters:
-        """Computes the inner values ``[rows, ranks]``. Without adapters no kernel is launched."""
-        found = [item for item in adapters if item is not None]
-        if not found:
-            return cls(inputs, [inputs] * 3, [0] * 3, [0.0] * 3, 0)
-        low = triton_linear(inputs, [item.down for item in found], [None] * len(found), norm=norm)
-        given = [*adapters, None, None][:3]
-        ranks = [0 if item is None else len(item.down) for item in given]
-        return cls(
-            low,
-            [low if item is None else item.up for item in given],
-            ranks,
-            [0.0 if item is None else float(item.scale) for item in given],
-            max(16, triton.next_power_of_2(max(ranks))),
-        )
-
-
 def _one_row(
     inputs: Tensor,
     weights: Sequence[Tensor],
@@ -316,14 +271,14 @@ def _one_row(
     depth, size = inputs.shape[1], weights[0].element_size()
     block, step, warps, peel = _row_tile(out.shape[-1], depth, size, bool(gated))
     sizes, matrices, vectors = _three(inputs, weights, biases)
-    added = _Adapters.of(inputs, adapters, norm)
+    added = Adapters.of(inputs, adapters, size > 2, norm)
     _stream[(sum(triton.cdiv(item, block) for item in (sizes[:1] if gated else sizes)),)](
         inputs, *matrices, *vectors, inputs if norm is None else norm.weight, inputs if residual is None else residual,
         out, added.low, *added.ups, depth, *sizes, *added.ranks, *added.scales, 0.0 if norm is None else norm.eps,
         factor,
         NORM=norm is not None, SHIFT=0.0 if norm is None else norm.shift, BIAS=biases[0] is not None,
         RESIDUAL=residual is not None, GATED=GATES[gated], EVEN=depth % step == 0, OUTPUTS=block, DEPTH=step, PEEL=peel,
-        RANK=added.lanes, num_warps=warps, **early(inputs.device),
+        RANK=added.lanes, PARTS=added.parts, num_warps=warps, **early(inputs.device),
     )  # fmt: skip
 
 
@@ -373,7 +328,7 @@ def triton_linear(
         inputs = triton_norm(inputs, norm)
     plain = len(weights) == 1 and extra[0] is None
     if rows > 1 and (plain or rows > _MOST_ROWS):
-        parts = [project(inputs.to(dtype), *each) for each in zip(weights, biases, extra, strict=True)]
+        parts = [project(inputs, *each) for each in zip(weights, biases, extra, strict=True)]
         product = (
             activate(parts[0], gated) * parts[1] if gated else torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         )
@@ -384,14 +339,14 @@ def triton_linear(
         return out
     size = weights[0].element_size()
     block, step, warps, stages = _product_tile(rows, outputs, size, bool(gated))
-    added = _Adapters.of(inputs, extra, None)
+    added = Adapters.of(inputs, extra, size > 2)
     _product[(sum(triton.cdiv(item, block) for item in (sizes[:1] if gated else sizes)),)](
         inputs, *matrices, *vectors, out, added.low, *added.ups, rows, depth, *sizes, *added.ranks, *added.scales,
-        inputs.stride(0), out.stride(0), added.low.stride(0),
+        inputs.stride(0), out.stride(0),
         BIAS=biases[0] is not None, GATED=GATES[gated], EVEN=depth % step == 0,
         ROWS=max(16, triton.next_power_of_2(rows)), OUTPUTS=block, DEPTH=step, SPLITS=1,
-        PRECISION="ieee" if size > 2 else "tf32", UPCAST=device.type == "cpu" or inputs.dtype != dtype,
-        RANK=added.lanes, num_warps=warps, num_stages=stages, **early(device),
+        PRECISION="ieee" if size > 2 else "tf32", UPCAST=device.type == "cpu",
+        RANK=added.lanes, PARTS=added.parts, num_warps=warps, num_stages=stages, **early(device),
     )  # fmt: skip
     return _added(out, residual, factor)
 
@@ -441,13 +396,13 @@ def triton_add(
         return triton_close(sums, bias, residual, norm, after, factor)
     block, step, warps, stages, splits = _close_tile(rows, outputs, depth, size)
     sums = torch.empty(splits, rows, outputs, dtype=torch.float32, device=device)
-    added = _Adapters.of(inputs, [adapter], None)
+    added = Adapters.of(inputs, [adapter], size > 2)
     none = inputs  # passed for tensors that a kernel does not read
     _product[(triton.cdiv(outputs, block), splits)](
         inputs, weight, weight, weight, none, none, none, sums, added.low, *added.ups, rows, depth, outputs, 0, 0,
-        *added.ranks, *added.scales, inputs.stride(0), outputs, added.low.stride(0),
+        *added.ranks, *added.scales, inputs.stride(0), outputs,
         BIAS=False, GATED=0, EVEN=depth % step == 0, ROWS=max(16, triton.next_power_of_2(rows)), OUTPUTS=block,
         DEPTH=step, SPLITS=splits, PRECISION="ieee" if size > 2 else "tf32", UPCAST=device.type == "cpu",
-        RANK=added.lanes, num_warps=warps, num_stages=stages, **early(device),
+        RANK=added.lanes, PARTS=added.parts, num_warps=warps, num_stages=stages, **early(device),
     )  # fmt: skip
     return triton_close(sums, bias, residual, norm, after, factor)

@@ -6,18 +6,24 @@ The interpreter that tests use on a processor is laxer than the compiler: it let
 from __future__ import annotations
 
 import itertools
+import re
+import subprocess
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from saccade.inference.engine.kernels import decode_attention, experts, linear, noise, norms, rotation
+from saccade.inference.engine.kernels import adapters, decode_attention, experts, linear, noise, norms, rotation
 
 SPECIAL = {
-    **dict.fromkeys(("lengths", "starts", "ancestors", "depths", "positions", "seeds"), "*i64"),
-    **dict.fromkeys(("sums", "logs", "picked"), "*fp32"),
+    **dict.fromkeys(("lengths", "starts", "ancestors", "depths", "positions", "seeds", "bases", "shifts"), "*i64"),
+    **dict.fromkeys(("sums", "logs", "picked", "low"), "*fp32"),
+    **dict.fromkeys((f"{name}_{index}" for name in ("down", "up") for index in range(3)), "*fp32"),  # adapters
     "chosen": "*i32",
+    "seen": "*u8",
     "noise": "*fp64",
 }
 FLOATS = ("eps", "after_eps", "factor", "scale", "scale_0", "scale_1", "scale_2", "cap")
@@ -30,7 +36,6 @@ NUMBERS = (  # integers
     "rank_0",
     "rank_1",
     "rank_2",
-    "low_row",
     "logits_row",
     "width",
     "count",
@@ -60,10 +65,17 @@ NUMBERS = (  # integers
     "length_b",
     "length_h",
     "window",
+    "span",
+    "limit",
+    "spare",
 )
 
+ODD = ("rows", "nodes", "span", "count", "groups", "heads", "kv_heads", "rank_0", "rank_1", "rank_2")
+"""Integers that need not be multiples of 16; sizes of models are."""
 
 SHARED = 227 * 1024  # bytes that a block may use
+REGISTERS = 65536  # of a multiprocessor
+TOOL = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
 def compiled(kernel: Any, dtype: str, warps: int, stages: int = 3, **constants: Any) -> str:
@@ -77,12 +89,37 @@ def compiled(kernel: Any, dtype: str, warps: int, stages: int = 3, **constants: 
         else:
             signature[name] = "fp32" if name in FLOATS else SPECIAL.get(name, f"*{dtype}")
     places = {name: index for index, name in enumerate(kernel.arg_names)}
-    source = ASTSource(kernel, signature, {(places[name],): value for name, value in constants.items()})
+    aligned = {
+        (places[name],): [["tt.divisibility", 16]]
+        for name, kind in signature.items()
+        if kind.startswith("*") or (kind == "i32" and name not in ODD)
+    }
+    source = ASTSource(kernel, signature, {(places[name],): value for name, value in constants.items()}, aligned)
     options = {"num_warps": warps, "num_stages": stages, "launch_pdl": constants["EARLY"]}
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     used = made.metadata.shared
     assert used <= SHARED, f"{kernel.__name__} of {dtype} with {constants} needs {used} bytes of shared memory"
+    if kernel in STREAMS + PRODUCTS and dtype != "fp32":  # exact products are not made to be fast
+        name = f"{kernel.__name__} of {dtype} with {constants}"
+        registers, stack = resources(made.asm["cubin"])
+        assert stack == 0, f"{name} keeps {stack} bytes of registers in memory"
+        # 12 warps of a multiprocessor, with 4 loads of 512 bytes each, hide the latency of memory
+        running = REGISTERS // (registers * 32 * warps) * warps
+        assert kernel in PRODUCTS or running >= 12, f"{name} takes {registers} registers"
     return str(made.asm["ptx"])
+
+
+def resources(binary: bytes) -> tuple[int, int]:
+    """Registers of a thread, and the bytes of those that did not fit and are in memory."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        shown = subprocess.run([TOOL, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    return int(re.search(r"REG:(\d+)", shown.stdout)[1]), int(re.search(r"STACK:(\d+)", shown.stdout)[1])
+
+
+STREAMS = (linear._stream, experts._open_row, experts._shut_row)  # of one row
+PRODUCTS = (experts._open_rows, experts._shut_rows, adapters._inner)
 
 
 def tiles(size: int, gated: bool) -> set[tuple[int, int, int, int, int, int]]:
@@ -113,7 +150,7 @@ def mixtures(dtype: str, size: int, flag: bool, shared: dict[str, Any]) -> list[
         compiled(experts._shut_row, dtype, part_warps, **row, **shut),
     ]
     rows = 16 if flag else 64
-    first, second = experts._rows_tiles(rows, width, depth, size)
+    first, second = experts._rows_tiles(size)
     both = {"EVEN": flag, "EXPERTS": number, "ROWS": rows, **shared}
     more = ({"GATED": 1 + flag}, {"NORMALISED": flag, "COUNT": count})
     for kernel, tile, own in zip((experts._open_rows, experts._shut_rows), (first, second), more, strict=True):
@@ -128,7 +165,7 @@ def main() -> None:
     for early, gated, even in itertools.product((True, False), repeat=3):
         peel = early ^ gated ^ even  # any three of the four flags come in all combinations
         stream = {"NORM": gated, "BIAS": even, "RESIDUAL": not gated, "GATED": 2 * gated, "EVEN": even, "PEEL": peel}
-        stream |= {"SHIFT": float(even), "RANK": 16 * (not even)}
+        stream |= {"SHIFT": float(even), "RANK": 16 * (not even), "PARTS": 16}
         ptx = compiled(linear._stream, "bf16", 2, **stream, OUTPUTS=4, DEPTH=256, EARLY=early)
         assert ("griddepcontrol.wait" in ptx) == early
         before = ptx.split("griddepcontrol.wait")[0]
@@ -147,7 +184,14 @@ def main() -> None:
             for rows, outputs, depth, warps, stages, splits in wanted:
                 product = shared | {"ROWS": rows, "OUTPUTS": outputs, "DEPTH": depth, "SPLITS": splits}
                 gated = int(flag and splits == 1)
-                made.append(compiled(linear._product, dtype, warps, stages, **product, GATED=gated, RANK=16 * gated))
+                made.append(
+                    compiled(linear._product, dtype, warps, stages, **product, GATED=gated, RANK=16 * gated, PARTS=16)
+                )
+            if dtype != "fp16":
+                step, parts = adapters.inner_tile(4096, dtype == "fp32")
+                inner = {"NORM": flag, "SHIFT": 1.0, "ROWS": 16 if flag else 64, "OUTPUTS": 16, "DEPTH": step}
+                inner |= {"PARTS": parts, "PRECISION": precision, "UPCAST": dtype != "fp32", "EARLY": True}
+                made.append(compiled(adapters._inner, dtype, 4, **inner))
             close = {"BIAS": flag, "SHIFT": float(flag), "AFTER": flag, "AFTER_SHIFT": 0.0, "SPLITS": 4, "LANES": 1024}
             made.append(compiled(norms._close, dtype, 8, **close, EARLY=True))
             shift = float(flag)

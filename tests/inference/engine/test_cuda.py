@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 
 from benchmarks.decoding import classes
 from saccade.inference import Autoregressive, LVSpec, PromptLookup, Sampling, SelfSpeculative, SpecVLM
-from saccade.inference.engine import hf_attention
+from saccade.inference.engine import cache, hf_attention
 from saccade.inference.engine.fused import step as fused
 from saccade.inference.engine.fused.step import FusedStep
 from saccade.inference.verification.relaxed import VisualRelaxation
@@ -207,7 +207,7 @@ def test_fused_steps_through_interpreted_kernels(monkeypatch, kind, lengths):
     monkeypatch.setattr(linear, "_row_tile", lambda *_: (32, 64, 1, True))
     monkeypatch.setattr(triton_mode.experts, "_row_tiles", lambda *_: ((16, 64, 1), (32, 64, 1)))
     monkeypatch.setattr(fused, "_kernels", lambda like: kernels)
-    monkeypatch.setattr(fused, "decode_attention", lambda *a, **k: called.append(1) or attend(*a, **k))
+    monkeypatch.setattr(cache, "decode_attention", lambda *a, **k: called.append(1) or attend(*a, **k))
     assert decoder.generate(model, **batch, max_new_tokens=3).tokens == right
     assert len(called) == 2 * 2  # two steps behind the prefill, two layers
     assert isinstance(decoder.pool._idle[0]._fused, FusedStep)
@@ -232,7 +232,7 @@ def test_windows_through_interpreted_kernels(monkeypatch, kind):
         called.append(window)
         return triton_decode_attention(*given, window=window, **named)
 
-    for module in (fused, hf_attention):
+    for module in (cache, hf_attention):
         monkeypatch.setattr(module, "decode_attention", attend)
     assert decoder.generate(model, **batch, max_new_tokens=3).tokens == right
     assert called[:2] == [64, 64 if kind == "mistral" else None]

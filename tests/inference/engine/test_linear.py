@@ -81,7 +81,8 @@ def test_adapters(precise, rows, gated):
     def random(*shape, dtype=torch.bfloat16):
         return torch.randn(shape, generator=draw).to(dtype).to(DEVICE)
 
-    depth, sizes, ranks = 20, (5, 5) if gated else (6, 4, 3), (1, 17) if gated else (8, 0, 5)
+    # the depth has three parts with inner values and one without, the rank of 17 two blocks
+    depth, sizes, ranks = 300, (5, 5) if gated else (6, 4, 3), (1, 17) if gated else (8, 0, 5)
     weights = [random(size, depth) for size in sizes]
     adapters = [
         LowRank(random(rank, depth, dtype=precise), random(size, rank, dtype=precise), 0.5 + rank) if rank else None
