@@ -113,6 +113,9 @@ def load_video_tokenizer(source: str, family: Family) -> PreTrainedTokenizerFast
             f"tokenizer must have the token {missing[0]!r} for family={family}, got {source!r} without: choose the"
             " tokenizer of a model of this family."
         )
+    # a tokenizer that was converted from another format may know its special tokens as words only, and split them
+    if split := [token for token in needed if tokenizer.encode(token, add_special_tokens=False) != [vocabulary[token]]]:
+        tokenizer.add_special_tokens({"additional_special_tokens": split}, replace_extra_special_tokens=False)
     return tokenizer
 
 

@@ -14,7 +14,7 @@ from tests.support.decoders import DECODERS, LOSSLESS
 from tests.support.models import prompts, tiny_model
 from tests.support.stories import load_stories, spec_bench_prompts
 
-NEW = 128
+NEW = 64
 MODELS = [(name, tied, ties) for name, tied in (("llama", False), ("qwen2", True), ("qwen3", False)) for ties in (0, 1)]
 # 34 prompts on each of 6 models
 LENGTHS = [1 + (7 * row) % 33 for row in range(34)]

@@ -1,5 +1,6 @@
 """A LLaVA-OneVision from a trained language model: same logits, what is frozen, its folder, refusals."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from saccade.modules import LoraSettings, VisionLanguageModel
 from saccade.modules.language.export import merged_state_dict
 from saccade.modules.language.vision_construction import LANGUAGE_PATH
 from tests.modules.language.tiny import trainer
-from tests.support.chat_models import QWEN_SHAPE, chat_qwen
+from tests.support.chat_models import QWEN_PADS, QWEN_SHAPE, chat_qwen
 from tests.support.errors import one_line
 
 VISION = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
@@ -161,6 +162,22 @@ def test_tokens_are_added_where_the_tokenizer_has_none_for_pictures(tmp_path: Pa
     made = module(folder)
     made.build_for(clips(folder))
     assert made.model.config.video_token_id == len(tokenizer) - 1
+
+
+def test_special_tokens_that_a_conversion_left_as_words_are_special_again(tmp_path: Path) -> None:
+    folder = chat_qwen(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    data = json.loads(path.read_text())
+    words = {item["content"]: item["id"] for item in data["added_tokens"] if item["content"] in QWEN_PADS}
+    data["added_tokens"] = [item for item in data["added_tokens"] if item["content"] not in words]
+    data["model"]["vocab"] |= words
+    path.write_text(json.dumps(data))
+    settings = tmp_path / "tokenizer_config.json"
+    kept = {key: value for key, value in json.loads(settings.read_text()).items() if "special_tokens" not in key}
+    settings.write_text(json.dumps({key: value for key, value in kept.items() if key != "added_tokens_decoder"}))
+    assert len(AutoTokenizer.from_pretrained(folder).encode(QWEN_PADS[1])) > 1, "the case must be there"
+    tokenizer = load_video_tokenizer(folder, "llava_onevision")
+    assert [tokenizer.encode(word, add_special_tokens=False) for word in words] == [[place] for place in words.values()]
 
 
 def test_refusals_are_one_line(tmp_path: Path, language: str) -> None:
