@@ -440,7 +440,7 @@ class EngineDecoder(Decoder):
         engine: How forwards run: the name of a kind, or all settings (:class:`saccade.inference.EngineConfig`).
 
     Raises:
-        ValueError: A setting of the engine outside its range, or another control.
+        ValueError: A setting of the engine outside its range, another control, or no compressor.
     """
 
     compressor: CacheCompressor | None = field(default=None, kw_only=True)
@@ -449,4 +449,9 @@ class EngineDecoder(Decoder):
 
     def __post_init__(self) -> None:
         check_choice("control", self.control, get_args(ControlKind))
+        if not isinstance(self.compressor, CacheCompressor | None):
+            raise ValueError(
+                f"compressor must be a cache compressor or None, got {self.compressor!r}: give an object, such as "
+                "HybridKV(budget=0.1)."
+            )
         EngineConfig.of(self.engine)  # validates the settings

@@ -98,6 +98,7 @@ def test_a_skip_file_replaces_no_other_file(model: PreTrainedModel, tmp_path: Pa
         (lambda: PromptLookup(max_ngram=0), ("max_ngram", "0")),
         (lambda: PromptLookup(draft_length=-1), ("draft_length", "-1")),
         (lambda: PromptLookup(draft_length=2.5), ("draft_length", "whole number", "2.5")),  # type: ignore[arg-type]
+        (lambda: Autoregressive(compressor="HybridKV"), ("compressor", "'HybridKV'")),  # type: ignore[arg-type]
         (lambda: SelfSpeculative(draft_length="8"), ("draft_length", "'8'")),  # type: ignore[arg-type]
         (lambda: AssistedDecoding("x", draft_length=True), ("draft_length", "True")),
         (lambda: Sampling(temperature="0.7"), ("temperature", "a number", "'0.7'")),  # type: ignore[arg-type]

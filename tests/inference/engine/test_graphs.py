@@ -208,7 +208,7 @@ def test_capacity():
 
 def test_a_cache_that_does_not_fit_is_refused_with_its_bytes(monkeypatch):
     model = tiny_model("llama")
-    monkeypatch.setattr("saccade.inference.engine.session.free_bytes", lambda device: 1000)
+    monkeypatch.setattr("saccade.inference.huggingface.models.free_bytes", lambda device: 1000)
     with pytest.raises(ValueError, match=r"the cache of 1 x \d+ tokens needs [\d,]+ bytes, but 1,000 are free on cpu"):
         Autoregressive().generate(model, **prompts(model, [10]), max_new_tokens=5)
 
