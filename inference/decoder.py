@@ -182,6 +182,11 @@ class Decoder(ABC):
                 f"session keeps the states of recurrent layers for {session.states.rollback} earlier tokens, "
                 f"{type(self).__name__} takes back up to {self.rollback}: {advice}."
             )
+        if session.compressor != self.compressor:
+            raise ValueError(
+                f"session has the compressor {session.compressor!r}, and {type(self).__name__} has "
+                f"{self.compressor!r}: {advice}."
+            )
         wanted = self.recording(model) or Recording()
         if wanted not in (Recording(), session.recording):
             raise ValueError(f"session does not record what {type(self).__name__} needs: {advice}.")

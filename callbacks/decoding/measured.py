@@ -61,8 +61,12 @@ def measured_decoders(decoders: Mapping[str, Decoder], baseline: bool, transform
 def compares(decoder: Decoder, sampling: Sampling | None) -> bool:
     """Whether a lossless decoder writes the baseline's text: greedy, or sampled with noise that decoders share.
 
+    With a compressed cache it writes that of the compressed cache.
+
     Args:
         decoder: The decoder; transformers' own ``generate`` knows no such noise.
         sampling: How tokens are drawn.
     """
+    if decoder.compressor is not None:
+        return False
     return sampling is None or (sampling.coupling == "gumbel" and not isinstance(decoder, TransformersGenerate))

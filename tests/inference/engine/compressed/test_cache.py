@@ -25,6 +25,7 @@ from saccade.inference.compression.compressor import Plan, static_plan
 from saccade.inference.engine.cache import KVCache
 from saccade.inference.engine.compressed.attention import reference_ragged_attention
 from saccade.inference.engine.compressed.cache import RaggedCache
+from tests.support.errors import one_line
 from tests.support.models import tiny_model
 from tests.support.triton_mode import DEVICE, triton_fetch, triton_ragged_attention
 
@@ -90,6 +91,15 @@ def test_rows_that_end_early_leave_the_others_alone():
         decoder = PromptLookup(draft_length=4, compressor=made, control="fixed", engine=engine)
         decoder.pool.uncaptured = True
         assert decoder.generate(MODEL, PROMPTS, max_new_tokens=16, eos_token_id=eos).tokens == right
+
+
+def test_a_session_with_another_compressor_is_refused():
+    with Autoregressive(compressor=KINDS["static"]).session(MODEL, 200) as session:
+        plain = Autoregressive()
+        one_line(lambda: plain.start(MODEL, PROMPTS[:1], max_new_tokens=2, session=session), "compressor", "SnapKV")
+        found = PromptLookup(compressor=SnapKV(budget=0.3)).start(MODEL, PROMPTS[:1], max_new_tokens=2, session=session)
+        with found:
+            assert len(found.prefill()) == 1
 
 
 def plans_and_cache(dtype=torch.float32):
