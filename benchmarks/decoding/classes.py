@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -289,17 +289,28 @@ def measured(name: str) -> dict[str, Any]:
     return row("classes", name, "text decoders", "equal", [equal], "decoders", seed=SEED, extra=facts)
 
 
-def main() -> None:
-    """Compares all classes, or those named, and writes their rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def compare_types(description: str | None, types: Iterable[str], measured: Callable[[str], dict[str, Any]]) -> None:
+    """Compares all classes, or those named on the command line, and writes their rows.
+
+    Args:
+        description: Of the command, for its help.
+        types: All types of models.
+        measured: The row of one of them.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("types", nargs="*", metavar="TYPE", help="model types; all of them by default")
     chosen = parser.parse_args()
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    for name in chosen.types or TYPES:
+    for name in chosen.types or types:
         made = measured(name)
         print(name, made["kind"], *dict.fromkeys(made["outcomes"].values()), sep="; ", flush=True)
         replace([made])
+
+
+def main() -> None:
+    """Compares all classes, or those named, and writes their rows."""
+    compare_types(__doc__, TYPES, measured)
 
 
 if __name__ == "__main__":

@@ -12,22 +12,19 @@ The draft of ``AssistedDecoding`` is the model's first layer.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from benchmarks.decoding import classes
-from benchmarks.decoding.classes import MOST, NEW, SEED, SPAN, compared, kind_of
-from benchmarks.rows import replace, row
+from benchmarks.decoding.classes import MOST, NEW, SEED, SPAN, compare_types, compared, kind_of
+from benchmarks.rows import row
 from saccade.inference import Decoder, SpecVLM
 from saccade.inference.huggingface.models import is_windowed, text_config
 
@@ -297,15 +294,7 @@ def measured(name: str) -> dict[str, Any]:
 
 def main() -> None:
     """Compares all classes, or those named, and writes their rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("types", nargs="*", metavar="TYPE", help="model types; all of them by default")
-    chosen = parser.parse_args()
-    transformers.logging.set_verbosity_error()
-    warnings.simplefilter("ignore")
-    for name in chosen.types or TYPES:
-        made = measured(name)
-        print(name, made["kind"], *dict.fromkeys(made["outcomes"].values()), sep="; ", flush=True)
-        replace([made])
+    compare_types(__doc__, TYPES, measured)
 
 
 if __name__ == "__main__":

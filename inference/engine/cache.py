@@ -13,7 +13,51 @@ from saccade.inference.engine.attention import decode_attention
 from saccade.inference.engine.captured import Captured
 
 
-class KVCache:
+class StepPlaces:
+    """Where the current step of a cache writes.
+
+    Args:
+        capacity: Tokens of each row.
+        starts: Tokens of every row before the step.
+    """
+
+    def __init__(self, capacity: int, starts: Sequence[int]) -> None:
+        self.capacity, self.extent = capacity, max(starts)
+        self.starts: list[int] = list(starts)
+        self._starts_on_device: Tensor | None = None
+
+    @contextmanager
+    def on_device(self, starts: Tensor) -> Iterator[None]:
+        """Context in which rows are written at ``starts`` ``[batch]``, a tensor.
+
+        Nothing is read from the host, so that a captured step stays valid while texts grow.
+        """
+        self._starts_on_device = starts
+        try:
+            yield
+        finally:
+            self._starts_on_device = None
+
+    @property
+    def start(self) -> int:
+        """Tokens of the longest row before the current step."""
+        return max(self.starts)
+
+    def place(self, starts: Sequence[int], tokens: int) -> None:
+        """Sets where the next step writes: row ``b`` behind ``starts[b]`` tokens, those included that were deleted.
+
+        Raises:
+            ValueError: The step does not fit.
+        """
+        self.starts = list(starts)
+        self.extent = max(starts) + tokens
+        if self.extent > self.capacity:
+            raise ValueError(
+                f"capacity must be at least {self.extent} tokens for this step, got {self.capacity}: raise it."
+            )
+
+
+class KVCache(StepPlaces):
     """Key and value buffers of one model for one batch; appending tokens moves no slots.
 
     The buffers of a layer are allocated at its first write, with the precision and on the device of what is written, so
@@ -26,33 +70,13 @@ class KVCache:
     """
 
     def __init__(self, layers: int, capacity: int, captured: bool = False) -> None:
-        self.capacity = capacity
+        super().__init__(capacity, [0])
         self.keys: list[Tensor | None] = [None] * layers
         self.values: list[Tensor | None] = [None] * layers
-        self.starts: list[int] = [0]
         self._uniform = True
-        self.extent = 0
         self._slots: tuple[Tensor, Tensor] | None = None
-        self._starts_on_device: Tensor | None = None
         self._captured = Captured(self._move) if captured else None
         self._moved: set[torch.Size] = set()
-
-    @contextmanager
-    def on_device(self, starts: Tensor) -> Iterator[None]:
-        """Context in which rows are written at ``starts`` ``[batch]``, a tensor, and whole buffers are returned.
-
-        Nothing is read from the host, so that a captured step stays valid while texts grow.
-        """
-        self._starts_on_device = starts
-        try:
-            yield
-        finally:
-            self._starts_on_device = None
-
-    @property
-    def start(self) -> int:
-        """First slot that the current step writes in the longest row."""
-        return max(self.starts)
 
     def place(self, starts: Sequence[int], tokens: int) -> None:
         """Sets where the next step writes: row ``b`` at slots ``starts[b] .. starts[b] + tokens - 1``.
@@ -60,14 +84,8 @@ class KVCache:
         Raises:
             ValueError: The step does not fit in the buffers.
         """
-        self.starts = list(starts)
-        self._uniform = len(set(starts)) == 1
-        self.extent = max(starts) + tokens
-        self._slots = None
-        if self.extent > self.capacity:
-            raise ValueError(
-                f"capacity must be at least {self.extent} tokens for this step, got {self.capacity}: raise it."
-            )
+        self._uniform, self._slots = len(set(starts)) == 1, None
+        super().place(starts, tokens)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Writes keys and values ``[batch, kv_heads, tokens, head_dim]`` and returns views of all slots in use."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saccade.common.transfer import to_device
 from saccade.inference.compression.compressor import Plan
-from saccade.inference.engine.cache import KVCache
+from saccade.inference.engine.cache import KVCache, StepPlaces
 from saccade.inference.engine.compressed.attention import ragged_attention
 from saccade.inference.engine.compressed.chunk_store import ChunkStore
 from saccade.inference.engine.fused.reference import Units
@@ -26,7 +26,7 @@ from saccade.inference.trees import MAX_NODES
 _ACTIVE: ContextVar[RaggedCache | None] = ContextVar("saccade_ragged_cache", default=None)
 
 
-class RaggedCache:
+class RaggedCache(StepPlaces):
     """The compressed cache of one batch; it takes the place of a :class:`KVCache` behind the prefill.
 
     Args:
@@ -43,9 +43,7 @@ class RaggedCache:
     def __init__(self, full: KVCache, plans: Sequence[Plan], lengths: Sequence[int], capacity: int) -> None:
         first = full.buffers(0)[0]
         layers, heads, width = len(full.keys), first.shape[1], first.shape[-1]
-        self.capacity, self.extent = capacity, max(lengths)
-        self.starts: list[int] = list(lengths)
-        self._starts_on_device: Tensor | None = None
+        super().__init__(capacity, lengths)
         self._made: Tensor | None = None
         sizes = [
             [
@@ -100,32 +98,14 @@ class RaggedCache:
         finally:
             _ACTIVE.reset(token)
 
-    @contextmanager
-    def on_device(self, starts: Tensor) -> Iterator[None]:
-        """Context in which rows are written at ``starts`` ``[batch]``, a tensor: nothing is read from the host."""
-        self._starts_on_device = starts
-        try:
-            yield
-        finally:
-            self._starts_on_device = None
-
-    @property
-    def start(self) -> int:
-        """Tokens of the longest row before the current step, deleted ones included."""
-        return max(self.starts)
-
     def place(self, starts: Sequence[int], tokens: int) -> None:
         """Sets where the next step writes: behind ``starts[b]`` tokens of row ``b``, deleted ones included.
 
         Raises:
             ValueError: The step does not fit.
         """
-        self.starts, self._made = list(starts), None
-        self.extent = max(starts) + tokens
-        if self.extent > self.capacity:
-            raise ValueError(
-                f"capacity must be at least {self.extent} tokens for this step, got {self.capacity}: raise it."
-            )
+        self._made = None
+        super().place(starts, tokens)
 
     def lengths(self) -> Tensor:
         """Tokens of every row before the current step, ``[batch]``."""
