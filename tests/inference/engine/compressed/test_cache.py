@@ -227,3 +227,22 @@ def test_accepted_paths_move_to_the_front_of_every_unit():
             begin = int(made.bases[0, row, head]) + left
             assert torch.equal(made.keys[begin : begin + len(path)], step[row, head, path])
             assert torch.equal(made.keys[begin - left : begin], keys[row, head, kept.kept[0][head]])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_graphs_write_what_eager_forwards_write(kind, dtype):
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model, made = tiny_model("llama", residual=0.3, seed=3, dtype=dtype).cuda(), KINDS[kind]
+    right = Autoregressive(compressor=made, engine="eager").generate(model, PROMPTS, **NEW).tokens
+    if dtype == torch.float64:
+        assert right == Autoregressive(compressor=made).generate(MODEL, PROMPTS, **NEW).tokens
+    for decoder in (
+        Autoregressive(compressor=made, engine="graph"),
+        PromptLookup(draft_length=4, compressor=made, control="fixed", engine="graph"),
+        SelfSpeculative({"mlp": [1]}, 4, gamma=0.0, adaptive=False, compressor=made, control="fixed", engine="graph"),
+    ):
+        for _ in range(2):
+            assert decoder.generate(model, PROMPTS, **NEW).tokens == right
