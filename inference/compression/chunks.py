@@ -106,46 +106,26 @@ def top_chunks(scores: Tensor, count: int, blocked: Tensor | None = None) -> Ten
     return scores.topk(count, dim=-1).indices
 
 
-def replace_slots(slots: Tensor, wanted: Tensor, idle: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def replace_slots(slots: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
     """Gives wanted chunks a slot each; those that have one keep it, so that only new ones are fetched.
 
-    A new chunk goes into a slot whose chunk is not wanted: an empty one first, then the one that has been idle for
-    longest, of equal ones the first.
+    A new chunk goes into a slot whose chunk is not wanted: an empty one first, then the first.
 
     Args:
         slots: ``[..., k]`` int64: the chunk in each slot, -1 for none.
         wanted: ``[..., w]`` int64, ``w <= k``: chunks, each once; -1 for none.
-        idle: ``[..., k]`` int64: for how many steps each slot's chunk has not been wanted (:func:`idle_steps`). Without
-            it, all are equal; with ``w = k`` that makes no difference.
 
     Returns:
         ``[..., k]`` int64, the new chunk of each slot, and ``[..., k]`` bool, slots whose chunk has to be fetched.
     """
     k = slots.shape[-1]
     same = (slots[..., :, None] == wanted[..., None, :]) & (wanted >= 0)[..., None, :]
-    held = same.any(-1)
     missing = (wanted >= 0) & ~same.any(-2)
-    age = torch.zeros_like(slots) if idle is None else idle
-    age = age.masked_fill(slots < 0, torch.iinfo(torch.int64).max).masked_fill(held, -1)
-    victims = age.sort(dim=-1, descending=True, stable=True).indices
+    order = (slots < 0).long().masked_fill(same.any(-1), -1)
+    victims = order.sort(dim=-1, descending=True, stable=True).indices
     turn = (missing.cumsum(-1) - 1).clamp(min=0)
     target = victims.gather(-1, turn).masked_fill(~missing, k)  # one more column takes what is not missing
     padded = torch.cat([slots, slots[..., :1]], dim=-1)
     new = padded.scatter(-1, target, wanted)[..., :k]
     fetch = torch.zeros_like(padded, dtype=torch.bool).scatter_(-1, target, True)[..., :k]
     return new, fetch
-
-
-def idle_steps(idle: Tensor, slots: Tensor, wanted: Tensor) -> Tensor:
-    """Counts for how many steps the chunk of each slot has not been wanted.
-
-    Args:
-        idle: ``[..., k]`` int64 before this step.
-        slots: ``[..., k]`` int64 after :func:`replace_slots`.
-        wanted: ``[..., w]`` int64 of this step.
-
-    Returns:
-        ``[..., k]`` int64: 0 where the chunk is wanted now, else one more.
-    """
-    now = (slots[..., :, None] == wanted[..., None, :]).any(-1)
-    return (idle + 1).masked_fill(now, 0)

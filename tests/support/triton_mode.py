@@ -40,12 +40,12 @@ if DEVICE == "cpu":
     patch_once_a_launch()
 
 from saccade.inference.engine.kernels import experts  # noqa: E402
+from saccade.inference.engine.kernels.chunks import triton_choose, triton_fetch  # noqa: E402
 from saccade.inference.engine.kernels.decode_attention import (  # noqa: E402
     triton_decode_attention,
     triton_ragged_attention,
 )
 from saccade.inference.engine.kernels.experts import triton_experts, triton_experts_add  # noqa: E402
-from saccade.inference.engine.kernels.fetch import triton_fetch  # noqa: E402
 from saccade.inference.engine.kernels.linear import triton_add, triton_linear  # noqa: E402
 from saccade.inference.engine.kernels.noise import triton_gumbel_noise  # noqa: E402
 from saccade.inference.engine.kernels.norms import triton_norm  # noqa: E402
@@ -55,6 +55,7 @@ __all__ = [
     "DEVICE",
     "experts",
     "triton_add",
+    "triton_choose",
     "triton_decode_attention",
     "triton_experts",
     "triton_experts_add",

@@ -168,7 +168,7 @@ class RaggedCache(StepPlaces):
         out = []
         for node in range(nodes):
             asking = query[:, :, node : node + 1]
-            store.fetch(asking[:, :, 0], self.keys, self.values, self.seen, depths[node] > 0 if node else None)
+            store.fetch(asking[:, :, 0], self.keys, self.values, self.seen, depths[node] if node else None)
             bits = ancestors[node : node + 1]
             out.append(ragged_attention(asking, *flat, bits, nodes, room, scaling, seen=self.seen))
         return torch.cat(out, 1)

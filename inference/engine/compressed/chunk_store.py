@@ -9,7 +9,6 @@ from torch import Tensor
 
 from saccade.inference.compression.chunks import (
     chunk_scores,
-    idle_steps,
     pinned_chunks,
     replace_slots,
     representatives,
@@ -55,9 +54,13 @@ class ChunkStore:
         self.summaries, self.filled, self.slots = summaries, filled, slots
         self.blocked = ~filled.any(-1)
         # a unit with fewer slots than others has the rest of its row filled with a chunk that nobody wants
-        self.beyond = torch.arange(slots.shape[1], device=slots.device) >= counts[:, None]
-        self.slots.masked_fill_(self.beyond, torch.iinfo(torch.int64).max)
-        self.idle = self._aged(torch.zeros_like(slots))
+        beyond = torch.arange(slots.shape[1], device=slots.device) >= counts[:, None]
+        self.slots.masked_fill_(beyond, torch.iinfo(torch.int64).max)
+        # the slot of every chunk, for the kernels
+        self.where = torch.full(filled.shape[:2], -1, dtype=torch.int32, device=slots.device)
+        held = (self.slots >= 0) & ~beyond
+        unit, slot = held.nonzero(as_tuple=True)
+        self.where[unit, self.slots[unit, slot]] = slot.int()
 
     @classmethod
     def of(
@@ -141,28 +144,35 @@ class ChunkStore:
             keys: ``[slots, head_dim]``, the flat buffer; written.
             values: Like ``keys``.
             seen: ``[slots]`` booleans; written.
-            asking: One boolean: whether anything is fetched; ``None`` is yes.
+            asking: One number, 0 if nothing is fetched; ``None`` is that something may be.
         """
+        self._copy(self._choose(query, asking), keys, values, seen)
+
+    def _choose(self, query: Tensor, asking: Tensor | None) -> Tensor:
+        """Gives the wanted chunks a slot each and returns which slots have to be filled."""
+        if query.device.type == "cuda" and query.dtype != torch.float64:
+            from saccade.inference.engine.kernels.chunks import MOST_CHUNKS, triton_choose
+
+            if self.filled.shape[1] <= MOST_CHUNKS:
+                return triton_choose(
+                    query, self.units, self.counts, self.summaries, self.blocked, self.slots, self.where, self.kv_heads,
+                    asking,
+                )  # fmt: skip
         batch, heads, width = query.shape
         grouped = query.reshape(batch, self.kv_heads, heads // self.kv_heads, width)
         asked = grouped[self.units[:, 0].clamp(max=batch - 1), self.units[:, 1]]
         best = top_chunks(chunk_scores(asked, self.summaries), self.slots.shape[1], self.blocked)
         wanted = torch.where(torch.arange(best.shape[1], device=best.device) < self.counts[:, None], best, -1)
         if asking is not None:
-            wanted = torch.where(asking, wanted, self.slots)
-        slots, missing = replace_slots(self.slots, wanted, self.idle)
-        self.idle.copy_(self._aged(idle_steps(self.idle, slots, wanted)))
+            wanted = torch.where(asking != 0, wanted, self.slots)
+        slots, missing = replace_slots(self.slots, wanted)
         self.slots.copy_(slots)
-        self._copy(missing, keys, values, seen)
-
-    def _aged(self, idle: Tensor) -> Tensor:
-        """Steps without a wish for each slot's chunk; slots that a unit does not have are never the oldest."""
-        return idle.masked_fill(self.beyond, -1)
+        return missing
 
     def _copy(self, missing: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> None:
         """Copies the chunks of the slots that ``missing`` marks, and notes which of their places hold a token."""
         if keys.device.type == "cuda":
-            from saccade.inference.engine.kernels.fetch import triton_fetch
+            from saccade.inference.engine.kernels.chunks import triton_fetch
 
             triton_fetch(
                 self.host_keys, self.host_values, keys, values, seen, self.filled, self.slots, missing, self.first,
@@ -212,7 +222,7 @@ class ChunkStore:
                 self.filled,
                 self.blocked,
                 self.slots,
-                self.idle,
+                self.where,
             )
         )
 

@@ -8,7 +8,6 @@ import torch
 from saccade.inference.compression.chunks import (
     chunk_bounds,
     chunk_scores,
-    idle_steps,
     pinned_chunks,
     replace_slots,
     representatives,
@@ -101,26 +100,24 @@ def test_only_new_chunks_move_and_kept_ones_stay_in_place() -> None:
     assert fetch.tolist() == [[True, False, False, True]]
 
 
-def test_the_longest_idle_chunk_goes_first() -> None:
-    slots, idle = torch.tensor([[7, 1, -1, 9]]), torch.tensor([[2, 5, 0, 0]])
-    new, fetch = replace_slots(slots, torch.tensor([[3, 4]]), idle)
-    assert new.tolist() == [[7, 4, 3, 9]]  # first the empty slot, then the one that has been idle for longest
-    assert fetch.tolist() == [[False, True, True, False]]
-    assert idle_steps(idle, new, torch.tensor([[3, 4]])).tolist() == [[3, 0, 0, 1]]
-    new, fetch = replace_slots(slots, torch.tensor([[-1, 1]]), idle)
+def test_an_empty_slot_is_filled_first() -> None:
+    slots = torch.tensor([[7, 1, -1, 9]])
+    new, fetch = replace_slots(slots, torch.tensor([[3, 4]]))
+    assert new.tolist() == [[4, 1, 3, 9]]
+    assert fetch.tolist() == [[True, False, True, False]]
+    new, fetch = replace_slots(slots, torch.tensor([[-1, 1]]))
     assert new.equal(slots)
     assert not fetch.any()
 
 
 def test_delta_fetching_keeps_the_wanted_set_and_moves_no_more_than_fetching_all() -> None:
     generator = torch.Generator().manual_seed(0)
-    slots, idle, moved, naive = torch.full((5, 12), -1), torch.zeros(5, 12, dtype=torch.long), 0, 0
+    slots, moved, naive = torch.full((5, 12), -1), 0, 0
     centre = torch.rand(5, 40, generator=generator)
     for _ in range(60):
         centre = centre + 0.1 * torch.rand(5, 40, generator=generator)
         wanted = top_chunks(centre, 8)
-        slots, fetch = replace_slots(slots, wanted, idle)
-        idle = idle_steps(idle, slots, wanted)
+        slots, fetch = replace_slots(slots, wanted)
         moved, naive = moved + int(fetch.sum()), naive + wanted.numel()
         for row in range(5):
             assert set(wanted[row].tolist()) <= set(slots[row].tolist())

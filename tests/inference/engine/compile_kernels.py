@@ -16,14 +16,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from saccade.inference.engine.kernels import adapters, decode_attention, experts, linear, noise, norms, rotation
+from saccade.inference.engine.kernels import adapters, chunks, decode_attention, experts, linear, noise, norms, rotation
 
 SPECIAL = {
     **dict.fromkeys(("lengths", "starts", "ancestors", "depths", "positions", "seeds", "bases", "shifts"), "*i64"),
-    **dict.fromkeys(("sums", "logs", "picked", "low"), "*fp32"),
+    **dict.fromkeys(("units", "counts", "slots", "asking", "first", "places"), "*i64"),
+    **dict.fromkeys(("sums", "logs", "picked", "low", "scores"), "*fp32"),
+    **dict.fromkeys(("blocked", "wants", "missing", "filled", "seen"), "*u8"),
     **dict.fromkeys((f"{name}_{index}" for name in ("down", "up") for index in range(3)), "*fp32"),  # adapters
-    "chosen": "*i32",
-    "seen": "*u8",
+    **dict.fromkeys(("chosen", "where", "queue"), "*i32"),
     "noise": "*fp64",
 }
 FLOATS = ("eps", "after_eps", "factor", "scale", "scale_0", "scale_1", "scale_2", "cap")
@@ -68,9 +69,13 @@ NUMBERS = (  # integers
     "span",
     "limit",
     "spare",
+    "batch",
+    "chunks",
+    "slots_each",
+    "chunks_each",
 )
 
-ODD = ("rows", "nodes", "span", "count", "groups", "heads", "kv_heads", "rank_0", "rank_1", "rank_2")
+ODD = ("batch", "chunks", "slots_each", "chunks_each", "rows", "nodes", "span", "count", "groups", "heads", "kv_heads", "rank_0", "rank_1", "rank_2")
 """Integers that need not be multiples of 16; sizes of models are."""
 
 SHARED = 227 * 1024  # bytes that a block may use
@@ -159,6 +164,19 @@ def mixtures(dtype: str, size: int, flag: bool, shared: dict[str, Any]) -> list[
     return made
 
 
+def retrieval(dtype: str, precision: str, flag: bool) -> list[str]:
+    """The three kernels of chunks, for prompts of 30,000 tokens or, without the flag, of 128,000."""
+    size = {"fp32": 4}.get(dtype, 2)
+    each = {"ASKING": flag, "EARLY": True}
+    score = {"BOUNDS": flag, "ROWS": 16, "TILE": 64, "WIDTH": 128, "PRECISION": precision, "UPCAST": False}
+    choose = {"BITS": 8 * size, "CHUNKS": 2048 if flag else 8192, "SLOTS": 128 if flag else 512}
+    return [
+        compiled(chunks._score, dtype, 4, **score, **each),
+        compiled(chunks._choose, dtype, 8 if flag else 16, **choose, **each),
+        compiled(chunks._fetch, dtype, 4, CHUNK=16, WIDTH=128, ROWS=16, COLUMNS=128, EARLY=True),
+    ]
+
+
 def main() -> None:
     """Compiles all of them and prints how many there were."""
     made = []
@@ -200,6 +218,8 @@ def main() -> None:
             )
             if dtype == "bf16" or (flag and dtype == "fp32"):  # half precision is as large as bfloat16
                 made += mixtures(dtype, size, flag, {key: shared[key] for key in ("PRECISION", "UPCAST", "EARLY")})
+            if dtype != "fp16":
+                made += retrieval(dtype, precision, flag)
             attend = {"HAS_STARTS": flag, "FLAT": not flag, "HOLES": not flag, "SPLITS": 4, "ROWS": 16, "SLOTS": 32}
             attend |= {"WIDTH": 128, "PADDED": flag}
             attend |= {"PRECISION": precision, "UPCAST": False, "EARLY": True}

@@ -21,13 +21,14 @@ from saccade.inference import (
     StreamingLLM,
     VLCache,
 )
+from saccade.inference.compression.chunks import chunk_scores
 from saccade.inference.compression.compressor import Plan, static_plan
 from saccade.inference.engine.cache import KVCache
 from saccade.inference.engine.compressed.attention import reference_ragged_attention
 from saccade.inference.engine.compressed.cache import RaggedCache
 from tests.support.errors import one_line
 from tests.support.models import tiny_model
-from tests.support.triton_mode import DEVICE, triton_fetch, triton_ragged_attention
+from tests.support.triton_mode import DEVICE, triton_choose, triton_fetch, triton_ragged_attention
 
 MODEL = tiny_model("llama", residual=0.3, seed=3)
 DRAW = torch.Generator().manual_seed(0)
@@ -193,6 +194,46 @@ def test_the_kernel_computes_what_the_reference_computes(holes):
         for at in range(3)
     ]
     assert torch.allclose(torch.cat(parts, 1), right, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("mean", torch.float32), ("minmax", torch.bfloat16)])
+def test_the_kernels_choose_what_the_reference_chooses(kind, dtype):
+    """Over some steps: the same chunks are held, each in one slot, and only new ones are to be fetched."""
+    draw = torch.Generator().manual_seed(7)
+    units, chunks, width, kv_heads, groups = 5, 70, 20, 2, 3
+    shape = (units, chunks, width) if kind == "mean" else (units, 2, chunks, width)
+    summaries = torch.randn(shape, generator=draw).sort(1).values.to(DEVICE, dtype)
+    blocked = (torch.rand(units, chunks, generator=draw) < 0.2).to(DEVICE)
+    table = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1], [2, 1]], device=DEVICE)  # the last row has ended
+    counts = torch.tensor([9, 4, 1, 12, 7], device=DEVICE)
+    slots = torch.full((units, 12), -1, device=DEVICE)
+    where = torch.full((units, chunks), -1, dtype=torch.int32, device=DEVICE)
+    query = torch.randn(2, kv_heads * groups, width, generator=draw)
+    fetched = 0
+    for turn in range(4):
+        query = (query + 0.3 * torch.randn(query.shape, generator=draw)).to(dtype).float()
+        asking = None if turn % 2 else torch.tensor(turn, device=DEVICE)  # nobody asks in the first turn
+        before = slots.clone()
+        given = (table, counts, summaries, blocked, slots, where, kv_heads, asking)
+        missing = triton_choose(query.to(DEVICE, dtype), *given).bool()
+        fetched += int(missing.sum())
+        if turn == 0:
+            assert torch.equal(slots, before)
+            continue
+        asked = query.view(2, kv_heads, groups, width)[table[:, 0].clamp(max=1).cpu(), table[:, 1].cpu()]
+        scores = chunk_scores(asked, summaries.cpu().float())
+        if dtype == torch.bfloat16:  # the kernel compares the first bits; of equal ones the first chunk is taken
+            scores = (scores.view(torch.int32) & -65536).view(torch.float32)
+        scores = scores.masked_fill(blocked.cpu(), -torch.inf)
+        for unit, count in enumerate(counts.tolist()):
+            best = scores[unit].sort(descending=True, stable=True).indices[:count].tolist()
+            held = slots[unit, :count].tolist()
+            assert sorted(held) == sorted(best)
+            assert {where[unit, chunk].item(): chunk for chunk in held} == dict(enumerate(held))
+            assert int((where[unit] >= 0).sum()) == count
+            new = set(held) - set(before[unit, :count].tolist())
+            assert {held[slot] for slot in missing[unit].nonzero()[:, 0].tolist()} == new
+    assert fetched < 3 * int(counts.sum()), "chunks that are held are not fetched again"
 
 
 def test_the_kernel_fetches_what_is_missing():

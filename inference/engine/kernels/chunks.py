@@ -1,0 +1,232 @@
+"""Triton kernels that choose chunks of keys and values and copy them from pinned host memory to the device (ours).
+
+Three kernels score the chunks, choose the best of every unit, and copy what no slot holds yet. The last one reads host
+memory through its device address, with indices that the device chose itself. So retrieval needs neither the host nor a
+second stream, and may be part of a CUDA graph. A unit is a KV head of a row.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from saccade.inference.engine.kernels.launch import early, follow
+
+MOST_CHUNKS = 16_384
+"""Chunks of a unit: one program holds the scores of all of them."""
+
+
+@triton.jit
+def _score(
+    query, summaries, blocked, units, asking, scores, query_b, query_h, batch, groups, chunks, head_dim,
+    ASKING: tl.constexpr, BOUNDS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    follow(EARLY)
+    go = 1
+    if ASKING:
+        go = tl.load(asking).to(tl.int32)
+    if go != 0:
+        unit = tl.program_id(0).to(tl.int64)
+        b = tl.minimum(tl.load(units + 2 * unit), batch - 1)  # units of rows that have ended ask for another row
+        h = tl.load(units + 2 * unit + 1)
+        row, column = tl.arange(0, ROWS), tl.arange(0, WIDTH)
+        chunk = tl.program_id(1) * TILE + tl.arange(0, TILE)
+        wide = (column < head_dim)[None, :]
+        place = query + b * query_b + (h * groups + row)[:, None] * query_h + column[None, :]
+        q = tl.load(place, mask=(row < groups)[:, None] & wide, other=0.0)
+        planes = 2 if BOUNDS else 1
+        at = summaries + (unit * planes * chunks + chunk)[:, None] * head_dim + column[None, :]
+        inside = (chunk < chunks)[:, None] & wide
+        low = tl.load(at, mask=inside, other=0.0)
+        if BOUNDS:
+            high = tl.load(at + chunks * head_dim, mask=inside, other=0.0)
+        if UPCAST:
+            q, low = q.to(tl.float32), low.to(tl.float32)
+            if BOUNDS:
+                high = high.to(tl.float32)
+        if BOUNDS:
+            score = tl.dot(tl.minimum(q, 0.0).to(q.dtype), tl.trans(low), input_precision=PRECISION)
+            score += tl.dot(tl.maximum(q, 0.0).to(q.dtype), tl.trans(high), input_precision=PRECISION)
+        else:
+            score = tl.dot(q, tl.trans(low), input_precision=PRECISION)
+        best = tl.max(tl.where((row < groups)[:, None], score, float("-inf")), 0)
+        shut = tl.load(blocked + unit * chunks + chunk, mask=chunk < chunks, other=1)
+        tl.store(scores + unit * chunks + chunk, tl.where(shut != 0, float("-inf"), best), mask=chunk < chunks)
+
+
+@triton.jit
+def _choose(
+    scores, counts, slots, where, wants, queue, missing, asking, chunks, slots_each,
+    ASKING: tl.constexpr, BITS: tl.constexpr, CHUNKS: tl.constexpr, SLOTS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    follow(EARLY)
+    unit = tl.program_id(0).to(tl.int64)
+    slot = tl.arange(0, SLOTS)
+    own = slot < slots_each
+    go = 1
+    if ASKING:
+        go = tl.load(asking).to(tl.int32)
+    if go == 0:
+        tl.store(missing + unit * slots_each + slot, tl.zeros([SLOTS], tl.uint8), mask=own)
+    else:
+        count = tl.load(counts + unit)
+        chunk = tl.arange(0, CHUNKS)
+        real = chunk < chunks
+        score = tl.load(scores + unit * chunks + chunk, mask=real, other=float("-inf"))
+        # integers in the order of the scores, from 1 on; 0 is what lies behind the chunks
+        bits = score.to(tl.int32, bitcast=True)
+        key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64) + 2147483649
+        key = tl.where(real, key >> (32 - BITS), -1)
+        # the largest key that at least `count` chunks reach, two bits in a turn: three counts are one sum
+        least = count * 0
+        for turn in tl.static_range(0, BITS // 2 + 1):
+            shift = BITS - 2 * turn
+            step = tl.full([], 1, tl.int64) << shift
+            reach = (key >= least + step).to(tl.int64)
+            reach += (key >= least + 2 * step).to(tl.int64) << 20
+            reach += (key >= least + 3 * step).to(tl.int64) << 40
+            found = tl.sum(reach, 0)
+            digit = ((found & 0xFFFFF) >= count).to(tl.int64)
+            digit += (((found >> 20) & 0xFFFFF) >= count).to(tl.int64)
+            digit += ((found >> 40) >= count).to(tl.int64)
+            least += digit * step
+        above, level = key > least, key == least
+        left = count - tl.sum(above.to(tl.int64), 0)
+        wanted = above | (level & (tl.cumsum(level.to(tl.int32), 0) <= left))
+        held = tl.load(where + unit * chunks + chunk, mask=real, other=-1) >= 0
+        lacking = wanted & ~held
+        turn_of = tl.cumsum(lacking.to(tl.int32), 0) - 1
+        tl.store(queue + unit * slots_each + turn_of, chunk, mask=lacking)
+        tl.store(wants + unit * chunks + chunk, wanted.to(tl.uint8), mask=real)
+        tl.debug_barrier()  # all threads read what others have written
+        mine = slot < count
+        old = tl.load(slots + unit * slots_each + slot, mask=mine, other=-1)
+        filled = mine & (old >= 0)
+        stays = filled & (tl.load(wants + unit * chunks + old, mask=filled, other=0) != 0)
+        free = mine & ~stays
+        # as many slots are free as chunks are lacking: a unit wants as many chunks as it has slots
+        new = tl.load(queue + unit * slots_each + tl.cumsum(free.to(tl.int32), 0) - 1, mask=free, other=0).to(tl.int64)
+        tl.store(where + unit * chunks + old, tl.full([SLOTS], -1, tl.int32), mask=filled & ~stays)
+        tl.store(where + unit * chunks + new, slot, mask=free)
+        tl.store(slots + unit * slots_each + slot, new, mask=free)
+        tl.store(missing + unit * slots_each + slot, free.to(tl.uint8), mask=own)
+
+
+@triton.jit
+def _fetch(
+    host_keys, host_values, keys, values, seen, filled, slots, missing, first, places, slots_each, chunks_each,
+    CHUNK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    follow(EARLY)
+    unit, slot = tl.program_id(0), tl.program_id(1)
+    at = unit * slots_each + slot
+    if tl.load(missing + at) != 0:
+        chunk = tl.load(slots + at)
+        row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+        inside = (row < CHUNK)[:, None] & (column < WIDTH)[None, :]
+        source = ((tl.load(first + unit) + chunk) * CHUNK + row)[:, None] * WIDTH + column[None, :]
+        begin = tl.load(places + unit) + slot * CHUNK
+        target = (begin + row)[:, None] * WIDTH + column[None, :]
+        tl.store(keys + target, tl.load(host_keys + source, mask=inside), mask=inside)
+        tl.store(values + target, tl.load(host_values + source, mask=inside), mask=inside)
+        held = tl.load(filled + (unit * chunks_each + chunk) * CHUNK + row, mask=row < CHUNK, other=0)
+        tl.store(seen + begin + row, held, mask=row < CHUNK)
+
+
+def triton_choose(
+    query: Tensor,
+    units: Tensor,
+    counts: Tensor,
+    summaries: Tensor,
+    blocked: Tensor,
+    slots: Tensor,
+    where: Tensor,
+    kv_heads: int,
+    asking: Tensor | None = None,
+) -> Tensor:
+    """Gives the best chunks of every unit a slot; those that have one keep it.
+
+    What :func:`saccade.inference.compression.chunks.top_chunks` and ``replace_slots`` compute, except that scores of
+    16-bit queries are compared by their first 16 bits. Of equal scores the first chunks are taken.
+
+    Args:
+        query: ``[batch, heads, head_dim]``, last dimension contiguous.
+        units: ``[units, 2]`` int64: row and KV head; rows beyond the batch have ended.
+        counts: ``[units]`` int64: slots of every unit, at most its chunks.
+        summaries: ``[units, chunks, head_dim]`` or ``[units, 2, chunks, head_dim]``, contiguous.
+        blocked: ``[units, chunks]`` booleans: chunks that are not taken while there are others.
+        slots: ``[units, slots]`` int64: chunk of every slot, -1 for none; written.
+        where: ``[units, chunks]`` int32: slot of every chunk, -1 for none; written.
+        kv_heads: KV heads of the layer.
+        asking: One number, 0 if nothing is to be chosen; ``None`` is that something is.
+
+    Returns:
+        ``[units, slots]`` uint8: slots whose chunk has to be fetched.
+
+    Raises:
+        ValueError: More than 16,384 chunks.
+    """
+    (count, each), (_, chunks) = slots.shape, blocked.shape
+    if chunks > MOST_CHUNKS:
+        raise ValueError(f"a unit must have at most {MOST_CHUNKS} chunks, got {chunks}: choose longer chunks.")
+    batch, heads, head_dim = query.shape
+    groups, narrow = heads // kv_heads, query.element_size() == 2
+    device = query.device
+    scores = torch.empty(count, chunks, dtype=torch.float32, device=device)
+    wants = torch.empty(count, chunks, dtype=torch.uint8, device=device)
+    queue = torch.empty(count, each, dtype=torch.int32, device=device)
+    missing = torch.empty(count, each, dtype=torch.uint8, device=device)
+    tile = 64
+    flag = {"asking": counts if asking is None else asking, "ASKING": asking is not None}
+    _score[(count, triton.cdiv(chunks, tile))](
+        query, summaries, blocked.view(torch.uint8), units, flag["asking"], scores, query.stride(0), query.stride(1),
+        batch, groups, chunks, head_dim, ASKING=flag["ASKING"], BOUNDS=summaries.ndim == 4,
+        ROWS=max(16, triton.next_power_of_2(groups)), TILE=tile, WIDTH=max(16, triton.next_power_of_2(head_dim)),
+        PRECISION="tf32" if narrow else "ieee", UPCAST=device.type == "cpu", num_warps=4, **early(device),
+    )  # fmt: skip
+    padded = max(16, triton.next_power_of_2(chunks))
+    _choose[(count,)](
+        scores, counts, slots, where, wants, queue, missing, flag["asking"], chunks, each, ASKING=flag["ASKING"],
+        BITS=16 if narrow else 32, CHUNKS=padded, SLOTS=max(16, triton.next_power_of_2(each)),
+        num_warps=16 if padded >= 4096 else 8, **early(device),
+    )  # fmt: skip
+    return missing
+
+
+def triton_fetch(
+    host_keys: Tensor,
+    host_values: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    seen: Tensor,
+    filled: Tensor,
+    slots: Tensor,
+    missing: Tensor,
+    first: Tensor,
+    places: Tensor,
+) -> None:
+    """Copies the chunk of every slot that ``missing`` marks.
+
+    Args:
+        host_keys: ``[chunks, chunk, head_dim]`` in pinned host memory, or on the device.
+        host_values: Like ``host_keys``.
+        keys: ``[slots, head_dim]`` on the device; written.
+        values: Like ``keys``.
+        seen: ``[slots]`` booleans; written.
+        filled: ``[units, chunks of a unit, chunk]`` booleans: which places of a chunk hold a token.
+        slots: ``[units, slots]`` chunk of every slot.
+        missing: ``[units, slots]`` booleans or uint8.
+        first: ``[units]`` first chunk of every unit.
+        places: ``[units]`` first slot of every unit.
+    """
+    chunk, width = host_keys.shape[1:]
+    units, each = slots.shape
+    _fetch[(units, each)](
+        host_keys, host_values, keys, values, seen.view(torch.uint8), filled.view(torch.uint8), slots,
+        missing.contiguous().view(torch.uint8), first, places, each, filled.shape[1], CHUNK=chunk, WIDTH=width,
+        ROWS=max(2, triton.next_power_of_2(chunk)), COLUMNS=max(16, triton.next_power_of_2(width)), num_warps=4,
+        **early(keys.device),
+    )  # fmt: skip
