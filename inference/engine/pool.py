@@ -123,6 +123,7 @@ class EnginePool:
     def give_back(self, engine: GraphEngine) -> None:
         """Returns an engine to the pool, for later calls; one of a compressed cache is of no further use."""
         if engine.compressed is not None:
+            engine.compressed.clear()  # also where somebody still holds the closed session
             return
         with self._lock:
             self._idle.append(engine)

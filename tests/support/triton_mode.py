@@ -49,12 +49,14 @@ from saccade.inference.engine.kernels.experts import triton_experts, triton_expe
 from saccade.inference.engine.kernels.linear import triton_add, triton_linear  # noqa: E402
 from saccade.inference.engine.kernels.noise import triton_gumbel_noise  # noqa: E402
 from saccade.inference.engine.kernels.norms import triton_norm  # noqa: E402
+from saccade.inference.engine.kernels.observe import triton_attention_scores  # noqa: E402
 from saccade.inference.engine.kernels.rotation import triton_rotate  # noqa: E402
 
 __all__ = [
     "DEVICE",
     "experts",
     "triton_add",
+    "triton_attention_scores",
     "triton_choose",
     "triton_decode_attention",
     "triton_experts",

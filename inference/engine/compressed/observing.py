@@ -56,7 +56,7 @@ class PromptObserver(Recorder):
             if low < high:
                 asked = query[row, :, low - self.start : high - self.start]
                 factor = asked.shape[-1] ** -0.5 if scaling is None else scaling
-                mean, alive = attention_scores(asked, key[row, :, :high], low, factor, self.compressor.alive_share)
+                mean, alive = _scores(asked, key[row, :, :high], low, factor, self.compressor.alive_share)
                 share = (high - low) / (last - first)
                 self.mean[row][self._layer][:, :high] += share * mean
                 self.alive[row][self._layer] += share * alive
@@ -76,6 +76,16 @@ class PromptObserver(Recorder):
             Observation(mean, alive, mask, _segments(mask), rows)
             for mean, alive, mask, rows in zip(self.mean, self.alive, self.visual, self.rows, strict=True)
         ]
+
+
+def _scores(query: Tensor, keys: Tensor, first: int, scaling: float, alive_share: float) -> tuple[Tensor, Tensor]:
+    """Attention of some rows, by kernels on CUDA unless in float64."""
+    if query.device.type == "cuda" and query.dtype != torch.float64:
+        from saccade.inference.engine.kernels.observe import MOST_ROWS, MOST_WIDTH, triton_attention_scores
+
+        if query.shape[1] <= MOST_ROWS and query.shape[2] <= MOST_WIDTH:
+            return triton_attention_scores(query, keys, first, scaling, alive_share)
+    return attention_scores(query, keys, first, scaling, alive_share)
 
 
 def _segments(visual: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from saccade.inference.compression import observation
 from saccade.inference.compression.observation import Observation, attention_scores, observed_rows
 from tests.inference.compression.compressors import prompt
+from tests.support.triton_mode import DEVICE, triton_attention_scores
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,20 @@ def test_scores_are_the_causal_softmax_of_the_rows(monkeypatch: pytest.MonkeyPat
     living = (weights >= 0.05 * weights.amax(-1, keepdim=True)).sum(-1) / (row[:, 0] + 1).double()
     torch.testing.assert_close(alive.double(), living.mean((1, 2)), atol=1e-6, rtol=1e-5)
     assert mean[:, 17:].eq(0).all()  # no row sees these
+
+
+@pytest.mark.parametrize(
+    ("first", "rows", "dtype"), [(300, 9, torch.float32), (0, 20, torch.float32), (60, 64, torch.bfloat16)]
+)
+def test_the_kernels_compute_what_the_reference_computes(first: int, rows: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    # as a piece of a prompt and a row of a cache lie in memory
+    query = (torch.randn(rows + 3, 6, 20, generator=generator) * 3).to(dtype).transpose(0, 1)[:, 3:]
+    keys = torch.randn(2, first + rows + 7, 20, generator=generator).to(dtype)[:, : first + rows]
+    right = attention_scores(query, keys, first, 0.3, alive_share=0.05)
+    found = triton_attention_scores(query.to(DEVICE), keys.to(DEVICE), first, 0.3, 0.05)
+    for mine, reference in zip(found, right, strict=True):
+        torch.testing.assert_close(mine.cpu(), reference, atol=1e-5, rtol=1e-4)
 
 
 def test_bytes_and_scores_do_not_depend_on_the_query_heads() -> None:

@@ -16,18 +16,29 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from saccade.inference.engine.kernels import adapters, chunks, decode_attention, experts, linear, noise, norms, rotation
+from saccade.inference.engine.kernels import (
+    adapters,
+    chunks,
+    decode_attention,
+    experts,
+    linear,
+    noise,
+    norms,
+    observe,
+    rotation,
+)
 
 SPECIAL = {
     **dict.fromkeys(("lengths", "starts", "ancestors", "depths", "positions", "seeds", "bases", "shifts"), "*i64"),
     **dict.fromkeys(("units", "counts", "slots", "asking", "first", "places"), "*i64"),
     **dict.fromkeys(("sums", "logs", "picked", "low", "scores"), "*fp32"),
+    **dict.fromkeys(("tops", "totals", "mean", "alive"), "*fp32"),
     **dict.fromkeys(("blocked", "wants", "missing", "filled", "seen"), "*u8"),
     **dict.fromkeys((f"{name}_{index}" for name in ("down", "up") for index in range(3)), "*fp32"),  # adapters
     **dict.fromkeys(("chosen", "where", "queue"), "*i32"),
     "noise": "*fp64",
 }
-FLOATS = ("eps", "after_eps", "factor", "scale", "scale_0", "scale_1", "scale_2", "cap")
+FLOATS = ("eps", "after_eps", "factor", "scale", "scale_0", "scale_1", "scale_2", "cap", "least")
 NUMBERS = (  # integers
     "rows",
     "depth",
@@ -73,9 +84,14 @@ NUMBERS = (  # integers
     "chunks",
     "slots_each",
     "chunks_each",
+    "first_row",
+    "keys_each",
 )
 
-ODD = ("batch", "chunks", "slots_each", "chunks_each", "rows", "nodes", "span", "count", "groups", "heads", "kv_heads", "rank_0", "rank_1", "rank_2")
+ODD = (
+    "batch", "chunks", "slots_each", "chunks_each", "rows", "nodes", "span", "count", "groups", "heads", "kv_heads",
+    "rank_0", "rank_1", "rank_2", "first_row", "keys_each",
+)  # fmt: skip
 """Integers that need not be multiples of 16; sizes of models are."""
 
 SHARED = 227 * 1024  # bytes that a block may use
@@ -165,14 +181,17 @@ def mixtures(dtype: str, size: int, flag: bool, shared: dict[str, Any]) -> list[
 
 
 def retrieval(dtype: str, precision: str, flag: bool) -> list[str]:
-    """The three kernels of chunks, for prompts of 30,000 tokens or, without the flag, of 128,000."""
+    """The kernels of observation and of chunks, for prompts of 30,000 tokens or, without the flag, of 128,000."""
     size = {"fp32": 4}.get(dtype, 2)
     each = {"ASKING": flag, "EARLY": True}
     score = {"BOUNDS": flag, "ROWS": 16, "TILE": 64, "WIDTH": 128, "PRECISION": precision, "UPCAST": False}
     choose = {"BITS": 8 * size, "CHUNKS": 2048 if flag else 8192, "SLOTS": 128 if flag else 512}
+    observed = {"ROWS": 64, "TILE": 64, "WIDTH": 128, "PRECISION": precision, "UPCAST": False, "EARLY": True}
     return [
         compiled(chunks._score, dtype, 4, **score, **each),
         compiled(chunks._choose, dtype, 8 if flag else 16, **choose, **each),
+        compiled(observe._peaks, dtype, 4, **observed, SPLITS=32),
+        compiled(observe._weigh, dtype, 4, **observed),
         compiled(chunks._fetch, dtype, 4, CHUNK=16, WIDTH=128, ROWS=16, COLUMNS=128, EARLY=True),
     ]
 
