@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.compression.speed_tables import SPEED_TABLES
 from benchmarks.rows import commits_of, read, spread
 
 BUDGETS = ("0.05", "0.1", "0.2", "0.4")
@@ -88,4 +89,5 @@ TABLES: dict[str, Callable[[], str]] = {
     "planted_heads": planted_heads,
     "planted_heads_recall": planted_heads_recall,
     "planted_heads_settings": planted_heads_settings,
+    **SPEED_TABLES,
 }
