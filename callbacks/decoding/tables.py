@@ -45,10 +45,14 @@ def _of_all(records: Records) -> list[Mapping[str, Any]]:
     return [row for row in records if row["category"] is None]
 
 
+def _uncompressed(records: Records) -> Records:
+    """The rows of decoders on the full cache, or if there are none all rows."""
+    return [row for row in records if row["compression"] is None] or records
+
+
 def table(records: Records) -> Table:
     """Make the table of all prompts, with a row for each decoder on the full cache, or if there are none for all."""
-    rows = _of_all(records)
-    rows = [row for row in rows if row["compression"] is None] or rows
+    rows = _of_all(_uncompressed(records))
     first = rows[0]
     greedy = "greedy" if first["greedy"] else "sampling"
     repeated = first["repeats"] > 1
@@ -139,7 +143,11 @@ def quality_table(records: Records) -> Table | None:
 
 
 def category_table(records: Records) -> Table | None:
-    """Make the table of speed-ups, or without a baseline of milliseconds a token; ``None`` without categories."""
+    """Make the table of speed-ups, or without a baseline of milliseconds a token; ``None`` without categories.
+
+    Decoders on compressed caches are left out, as in the first table.
+    """
+    records = _uncompressed(records)
     named = [row for row in records if row["category"] is not None]
     if not named:
         return None
