@@ -184,6 +184,35 @@ class RaggedCache(StepPlaces):
         for buffer in (self.keys, self.values):
             buffer[target] = buffer[source]
 
+    def grow(self, capacity: int, lengths: Sequence[int]) -> None:
+        """Makes room for more tokens, by copying the buffers.
+
+        Args:
+            capacity: Tokens that each row may have.
+            lengths: Tokens of every row, deleted ones included.
+        """
+        ends = (capacity - self.removed).flatten().cumsum(0)
+        bases = torch.cat([ends.new_zeros(1), ends[:-1]]).view(self.removed.shape)
+        used = (torch.tensor(list(lengths), device=ends.device)[:, None] - self.removed).flatten()
+        place = torch.arange(int(used.sum()), device=ends.device) - (used.cumsum(0) - used).repeat_interleave(used)
+        old, new = (first.flatten().repeat_interleave(used) + place for first in (self.bases, bases))
+        slots = int(ends[-1]) + MAX_NODES
+        self._spare = slots - MAX_NODES
+        for name in ("keys", "values"):
+            buffer: Tensor = getattr(self, name)
+            larger = buffer.new_zeros(slots, buffer.shape[1])
+            larger[new] = buffer[old]
+            setattr(self, name, larger)
+        if self.seen is not None:
+            larger = torch.ones(slots, dtype=torch.bool, device=ends.device)
+            larger[new] = self.seen[old]
+            self.seen = larger
+        for store, before, after in zip(self.chunks, self.bases, bases, strict=True):
+            if store is not None:
+                store.move(after - before)
+        self.rooms = [room + capacity - self.capacity for room in self.rooms]
+        self.bases, self.shifts, self.capacity = bases, bases - self.removed, capacity
+
     def keep(self, rows: Sequence[int]) -> None:
         """Keeps the given rows and drops the others; slots do not move."""
         picked = list(rows)
