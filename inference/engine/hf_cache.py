@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from saccade.inference.recurrent.states import RecurrentStates
 
 
-class SessionLayer(CacheLayerMixin):
+class _SessionLayer(CacheLayerMixin):
     """One layer of a session's cache in the shape transformers expects; the storage is the session's."""
 
     is_sliding = False
@@ -91,4 +91,4 @@ def session_cache(storage: KVCache | RaggedCache, layers: int, states: Recurrent
         layers: Number of layers.
         states: Of the recurrent layers, if there are some.
     """
-    return _SessionCache([SessionLayer(storage, index) for index in range(layers)], states)
+    return _SessionCache([_SessionLayer(storage, index) for index in range(layers)], states)

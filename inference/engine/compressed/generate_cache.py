@@ -5,12 +5,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from saccade.common.checks import check_count
 from saccade.inference.compression.compressor import CacheCompressor
@@ -18,7 +19,6 @@ from saccade.inference.engine.cache import KVCache
 from saccade.inference.engine.compressed.cache import RaggedCache
 from saccade.inference.engine.compressed.observing import PromptObserver
 from saccade.inference.engine.hf_attention import SessionAttention
-from saccade.inference.engine.hf_cache import SessionLayer
 from saccade.inference.engine.masks import DeviceMasks, SlotMasks
 from saccade.inference.huggingface.models import (
     base_model,
@@ -35,39 +35,48 @@ from saccade.inference.trees import MAX_NODES, TokenTree
 _BY_TOKEN = ("input_ids", "inputs_embeds", "visual_pos_masks")
 
 
-class _GenerateLayer(SessionLayer):
-    """One layer of a :class:`CompressedCache`.
+@dataclass
+class _Held:
+    """What all layers of a :class:`CompressedCache` share.
 
     Args:
-        held: The cache's list of one: keys and values of all layers.
-        seen: The cache's list of one: tokens that the model has read, padding included.
-        index: The layer.
+        storage: Keys and values; ``None`` before the first forward.
+        seen: Tokens that the model has read, padding and deleted tokens included.
     """
 
+    storage: KVCache | RaggedCache | None = None
+    seen: int = 0
+
+
+class _GenerateLayer(CacheLayerMixin):
+    """One layer of a :class:`CompressedCache` in the shape that transformers expects."""
+
+    is_sliding = False
     is_croppable = True
 
-    def __init__(self, held: list[KVCache | RaggedCache | None], seen: list[int], index: int) -> None:
-        self._held, self._seen = held, seen
-        super().__init__(None, index)
+    def __init__(self, held: _Held, index: int) -> None:
+        super().__init__()
+        self.held, self.index = held, index
 
-    @property
-    def storage(self) -> KVCache | RaggedCache:
-        """Keys and values of all layers, during a forward of the cache's model."""
-        storage = self._held[0]
-        if storage is None:
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do: the storage allocates itself at its first write."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Writes new states ``[batch, kv_heads, tokens, head_dim]`` behind those of every row."""
+        if self.held.storage is None:
             raise ValueError(
-                "past_key_values must be a CompressedCache of this model that is not closed, got one of another model or "
-                "a closed one: make one with CompressedCache(compressor, model)."
+                "past_key_values must be a CompressedCache of this model that is not closed, got one of another model "
+                "or a closed one: make one with CompressedCache(compressor, model)."
             )
-        return storage
+        return self.held.storage.write(self.index, key_states, value_states)
 
-    @storage.setter
-    def storage(self, storage: None) -> None:
-        """The storage is the cache's."""
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """As if nothing had been deleted."""
+        return self.held.seen + query_length, 0
 
     def get_seq_length(self) -> int:
         """Tokens that the model has read, padding and deleted tokens included."""
-        return self._seen[0]
+        return self.held.seen
 
     def get_max_length(self) -> int:
         """It grows."""
@@ -85,7 +94,8 @@ class CompressedCache(Cache):
     The first forward with this cache reads the prompts: their whole cache is on the device, and how their last rows
     attend is observed. Then the compressor decides what stays. What is read later is kept whole. The text is the one
     that :class:`saccade.inference.Autoregressive` writes with this compressor; all of ``generate`` that needs one text
-    for each row works, sampling, processors and assisted decoding included, and beams do not.
+    for each row works, sampling and processors included; beams and transformers' assisted decoding
+    do not.
 
     The model is as it was between its forwards: only while a forward runs that was given this cache, its attention is
     another one, whatever ``attn_implementation`` says. For that the model gets hooks, which :meth:`close`, or the end
@@ -113,13 +123,12 @@ class CompressedCache(Cache):
         check_supported(model)
         compressor.check(model)
         self.compressor, self.room = compressor, room
-        self._held: list[KVCache | RaggedCache | None] = [None]
-        self._seen = [0]
+        self._held = _Held()
         self._lengths: list[int] = []
         self._prompts: list[int] = []  # lengths of the prompts
         self._ids: Tensor | None = None  # of the running forward
         layers = text_config(model).num_hidden_layers
-        super().__init__(layers=[_GenerateLayer(self._held, self._seen, index) for index in range(layers)])
+        super().__init__(layers=[_GenerateLayer(self._held, index) for index in range(layers)])
         self._model = weakref.ref(model)
         self._attention = SessionAttention(model)
         self._visual = visual_token_ids(model)
@@ -168,19 +177,31 @@ class CompressedCache(Cache):
 
     def reset(self) -> None:
         """Frees what is held, so that the next forward reads new prompts."""
-        if self._held[0] is not None:
-            self._held[0].clear()
-        self._held[0], self._seen[0], self._lengths, self._prompts = None, 0, [], []
+        if self._held.storage is not None:
+            self._held.storage.clear()
+        self._held.storage, self._held.seen, self._lengths, self._prompts = None, 0, [], []
 
     @property
     def device_bytes(self) -> int:
         """Size in bytes of what is held on the device."""
-        return 0 if self._held[0] is None else self._held[0].bytes
+        return 0 if self._held.storage is None else self._held.storage.bytes
 
     @property
     def host_bytes(self) -> int:
         """Size in bytes of what is held in host memory."""
-        return 0 if self._held[0] is None else self._held[0].host_bytes
+        return 0 if self._held.storage is None else self._held.storage.host_bytes
+
+    def activate_past_recording(self) -> None:
+        """Announces that tokens will be taken back, as assisted decoding does before it reads anything.
+
+        Raises:
+            ValueError: The prompts have not been read; the first draft would be read and compressed together with them.
+        """
+        if not self._prompts:
+            raise ValueError(
+                "a CompressedCache cannot be used by transformers' assisted decoding, which reads its first draft with "
+                "the prompt: use AssistedDecoding or PromptLookup with this compressor."
+            )
 
     def crop(self, tokens_to_remove: int) -> None:
         """Takes back tokens that were read behind the prompts, as assisted decoding does.
@@ -198,7 +219,7 @@ class CompressedCache(Cache):
                 "cannot be taken back; call reset() for a new prompt."
             )
         self._lengths = [length + tokens_to_remove for length in self._lengths]
-        self._seen[0] += tokens_to_remove
+        self._held.seen += tokens_to_remove
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Refused: every row has a plan of its own.
@@ -258,7 +279,7 @@ class CompressedCache(Cache):
         if mask is not None and not bool(mask.all()):
             if mask.shape[1] != tokens or not bool((mask.diff(dim=1) >= 0).all()) or not bool(mask[:, -1].all()):
                 raise ValueError(
-                    f"attention_mask must be of {tokens} tokens with padding on the left only for a CompressedCache, got "
+                    f"attention_mask must be of {tokens} tokens with padding on the left for a CompressedCache, got "
                     f"shape {tuple(mask.shape)} with 0 elsewhere: set the tokenizer's padding_side to 'left'."
                 )
             pads = (mask == 0).sum(1).tolist()
@@ -297,7 +318,7 @@ class CompressedCache(Cache):
         full = KVCache(len(self.layers), tokens)
         full.place([0] * batch, tokens)
         self._observer = PromptObserver(self.compressor, lengths, visual, device)
-        self._held[0], self._lengths = full, lengths
+        self._held.storage, self._lengths = full, lengths
         undo.enter_context(self._observer.recording(0))
         undo.enter_context(SlotMasks([0], tokens, device).active())
         return changed
@@ -314,7 +335,7 @@ class CompressedCache(Cache):
                 f"input_ids must have at most {MAX_NODES} new tokens behind a compressed prompt, got {tokens}: call "
                 "reset() and give the whole text, and leave prefill_chunk_size out."
             )
-        storage = self._held[0]
+        storage = self._held.storage
         if not isinstance(storage, RaggedCache):
             raise ValueError("the CompressedCache has not read its prompts to the end: call reset() and begin anew.")
         needed = max(self._lengths) + tokens
@@ -333,23 +354,23 @@ class CompressedCache(Cache):
         running, self._running = self._running, ExitStack()
         running.close()
         if output is None:  # an error
-            if not isinstance(self._held[0], RaggedCache):
+            if not isinstance(self._held.storage, RaggedCache):
                 self.reset()
             return None
-        storage = self._held[0]
+        storage = self._held.storage
         if isinstance(storage, RaggedCache):
             self._lengths = [length + self._read for length in self._lengths]
-            self._seen[0] += self._read
+            self._held.seen += self._read
             return None
         if not isinstance(storage, KVCache):
             return None
         tokens = storage.capacity
         try:
-            self._held[0] = self._observer.compressed(storage, max(self._lengths) + self.room)
+            self._held.storage = self._observer.compressed(storage, max(self._lengths) + self.room)
         except BaseException:
             self.reset()
             raise
-        self._seen[0], self._prompts = tokens, list(self._lengths)
+        self._held.seen, self._prompts = tokens, list(self._lengths)
         if any(self._pads):
             hidden = output.last_hidden_state
             rows = torch.arange(len(hidden), device=hidden.device)[:, None]
