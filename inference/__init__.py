@@ -24,6 +24,7 @@ from saccade.inference.decoders.lvspec import LVSpec
 from saccade.inference.decoders.prompt_lookup import PromptLookup
 from saccade.inference.decoders.self_speculative import SelfSpeculative
 from saccade.inference.decoders.specvlm import SpecVLM
+from saccade.inference.engine.compressed.generate_cache import CompressedCache
 from saccade.inference.engine.config import EngineConfig
 from saccade.inference.engine.session import Session
 from saccade.inference.generation import GenerationOutput, GenerationRun
@@ -36,6 +37,7 @@ __all__ = [
     "AssistedDecoding",
     "Autoregressive",
     "CacheCompressor",
+    "CompressedCache",
     "Decoder",
     "DecodingStats",
     "EngineConfig",

@@ -128,8 +128,8 @@ class Decoder(ABC):
             check_supported(model)
             self.skipped(model)
             self.recording(model)
-            if self.compressor is not None:
-                self.compressor.check(model)
+        if self.compressor is not None:
+            self.compressor.check(model)
 
     def independent(self) -> Self:
         """A copy with the same settings, with its own engines, whose results do not depend on earlier calls."""

@@ -33,6 +33,7 @@ class RowTracker:
         self.audit: list[list[AuditEntry]] = [[] for _ in request.prompts]
         self.finished = False
         self._first = 0.0
+        self._bytes = (0, 0)
 
     def start(self, session: Session, drafter: Drafter) -> None:
         """Starts the clock."""
@@ -45,6 +46,7 @@ class RowTracker:
     def first_token(self) -> None:
         """Records the time of the first token, which all rows share."""
         self._first = self._clock() - self._begin
+        self._bytes = self._cache_bytes()
 
     def remaining(self, row: int) -> int:
         """Number of tokens that a row may still emit."""
@@ -101,11 +103,13 @@ class RowTracker:
         device = self._session.device
         target_forwards = self._session.target_forwards - self._forwards[0]
         draft_forwards = self._session.draft_forwards - self._forwards[1] + self._drafter.forwards
+        # rows that have ended may have given their part back
+        on_device, on_host = map(max, self._bytes, self._cache_bytes())
         for stats in self.rows:
             stats.prefill_seconds = stats.first_token_seconds = self._first
             stats.draft_prefill_seconds = self._drafter.prefill_seconds
             stats.draft_forwards = draft_forwards
-            stats.kv_cache_bytes = self._session.cache_bytes + self._drafter.cache_bytes
+            stats.kv_cache_bytes, stats.kv_host_bytes = on_device, on_host
             if device.type == "cuda":
                 stats.peak_memory_bytes = torch.cuda.max_memory_allocated(device)
         self.pooled = sum(self.rows, DecodingStats())
@@ -113,6 +117,11 @@ class RowTracker:
         self.pooled.draft_forwards = draft_forwards
         self.pooled.seconds, self.pooled.prefill_seconds = seconds, self._first
         self.pooled.draft_prefill_seconds = self._drafter.prefill_seconds
+
+    def _cache_bytes(self) -> tuple[int, int]:
+        """What keys and values take now, on the device and in host memory."""
+        on_device = self._session.cache_bytes + self._drafter.cache_bytes
+        return on_device, self._session.storage.host_bytes
 
     def _clock(self) -> float:
         return clock(self._session.device)

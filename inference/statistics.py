@@ -30,7 +30,8 @@ class DecodingStats:
         relaxed: Emitted tokens that differ from the target's choice; 0 for lossless decoders.
         acceptance_histogram: ``{accepted draft tokens in a round: number of rounds}``, without the bonus token.
         peak_memory_bytes: Peak memory allocated by torch on the GPU; 0 on a CPU. Pooled as the maximum.
-        kv_cache_bytes: Size of the key-value buffers, the draft's included. Pooled as the maximum.
+        kv_cache_bytes: Size of the key-value buffers on the device, the draft's included. Pooled as the maximum.
+        kv_host_bytes: Size of the keys and values that a compressed cache keeps in host memory. Pooled as the maximum.
     """
 
     requests: int = 0
@@ -49,6 +50,7 @@ class DecodingStats:
     acceptance_histogram: dict[int, int] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     kv_cache_bytes: int = 0
+    kv_host_bytes: int = 0
 
     @property
     def mean_acceptance_length(self) -> float:

@@ -15,7 +15,13 @@ from transformers import GenerationConfig
 
 from saccade.callbacks.decoding import report as decoding_report
 from saccade.callbacks.decoding.conversations import Conversations, UnfitPrompts
-from saccade.callbacks.decoding.measured import BASELINE, compares, measured_decoders
+from saccade.callbacks.decoding.measured import (
+    BASELINE,
+    check_compressors,
+    compressed_pairs,
+    measured_decoders,
+    references,
+)
 from saccade.callbacks.decoding.prompts import Prompt, PromptCollector, joined_visual
 from saccade.callbacks.decoding.quality import agreement
 from saccade.callbacks.decoding.tables import show
@@ -25,7 +31,7 @@ from saccade.callbacks.run_folder import run_folder
 from saccade.common.checks import check_count
 from saccade.common.distributed import gather_integers, reduce_max, shards_parameters
 from saccade.common.progress import Bar, progress_bar
-from saccade.inference import Decoder, GenerationOutput, Sampling
+from saccade.inference import CacheCompressor, Decoder, GenerationOutput, Sampling
 from saccade.inference.huggingface.generation_config import unsupported_settings
 from saccade.inference.request import Request
 from saccade.inference.verification.near_ties import first_difference
@@ -57,6 +63,11 @@ class DecodingEvaluation(PromptCollector):
     Later turns of a conversation are asked after the answers of the first decoder, the baseline, so that all decoders
     read the same prompts.
 
+    With compressors, every decoder, the baseline included, is measured on the full cache and on the cache that each
+    compressor leaves, as ``<decoder>+<compressor>``. Speed-ups are relative to the baseline on the full cache. Texts
+    are compared with those of autoregressive decoding on the same compressed cache; how many of their tokens are those
+    of the full cache is a measure of quality, ``tokens_as_full``.
+
     Speeds are those of one device: tokens of all ranks divided by the decoding seconds of all ranks.
 
     Args:
@@ -75,10 +86,11 @@ class DecodingEvaluation(PromptCollector):
         repeats: Number of timed passes over all prompts. With more than one, decoders take turns prompt by prompt, so
             that a change in the speed of the machine affects all of them alike, and speed-ups come with their range.
             Counts are those of all passes together. All decoders then stay in memory until the last one is done.
+        compressors: Compressors of the key-value cache by the second part of their rows' names; ``None`` for none.
 
     Raises:
-        ValueError: A setting is outside its range, a name cannot be logged, a batch has no prompts, or a decoder
-            failed.
+        ValueError: A setting is outside its range, a name cannot be logged, a decoder cannot be combined with a
+            compressor, a batch has no prompts, or a decoder failed.
     """
 
     def __init__(
@@ -93,6 +105,7 @@ class DecodingEvaluation(PromptCollector):
         batch_size: int = 1,
         transformers: bool = False,
         repeats: int = 1,
+        compressors: dict[str, CacheCompressor] | None = None,
     ) -> None:
         super().__init__(prompt_length, max_prompts)
         for name, value in (
@@ -105,6 +118,12 @@ class DecodingEvaluation(PromptCollector):
         ):
             check_count(name, value)
         self.decoders = measured_decoders(decoders, baseline, transformers)
+        pairs = compressed_pairs(self.decoders, compressors or {})
+        self.pairs = {f"{name}+{kind}": (name, kind) for name, kind in pairs}
+        """By the name of a row, its decoder and its compressor, for those of ``compressors``."""
+        self.decoders |= {f"{name}+{kind}": decoder for (name, kind), decoder in pairs.items()}
+        self.references = references(self.decoders, baseline, sampling)
+        """By the name of a row, the one whose text a lossless decoder writes."""
         self.max_new_tokens = max_new_tokens
         self.sampling = sampling
         self.baseline = baseline
@@ -150,6 +169,7 @@ class DecodingEvaluation(PromptCollector):
                 " language model there, as saccade.modules.LanguageModel does."
             )
         self._say_what_is_left_out(model)
+        check_compressors(self.decoders, model)
         share, selected = self._pool.share(pl_module.device)
         self._pool.clear()
         conversations = self._conversations(trainer, model)
@@ -169,7 +189,8 @@ class DecodingEvaluation(PromptCollector):
             self.decoders,
             totals,
             baseline=BASELINE if self.baseline else None,
-            comparable={name: compares(decoder, self.sampling) for name, decoder in self.decoders.items()},
+            references=self.references,
+            pairs=self.pairs,
             context={
                 "prompts": selected,
                 **unfit,
@@ -270,8 +291,8 @@ class _Evaluation:
         self.steps = [(group, turn) for group in self.groups for turn in range(self.conversations.turns(group[0]))]
         # if the weights are sharded, a rank with fewer prompts joins the forwards of the others
         self.rounds = int(reduce_max(torch.tensor([len(self.steps)], dtype=torch.float64), device)[0])
-        self.reference: dict[tuple[int, int], list[int]] = {}
-        """By prompt and turn, the tokens of the baseline."""
+        self.texts: dict[tuple[str, int, int], list[int]] = {}
+        """By the name of a row that others are compared with, prompt and turn, its tokens in its first pass."""
         self._history: dict[int, list[list[int]]] = defaultdict(list)
         """By prompt, the answers that stay in its conversation."""
         self._turns_read: dict[tuple[int, int], Prompt | None] = {}
@@ -357,6 +378,10 @@ class _Evaluation:
             # it includes allocations and the compilation of kernels; the longest prompt needs most
             if self.groups:
                 group = max(self.groups, key=lambda group: max(prompt.length for prompt in group))
+                if decoder.compressor is not None and not self.synced:
+                    # the prompt that asks for the largest budget: where it is too small, this is said first
+                    shortest = min((prompt for group in self.groups for prompt in group), key=lambda each: each.length)
+                    self._generate(decoder, [shortest])
                 self._generate(decoder, group)
                 bar.advance()
             elif self.synced:
@@ -413,17 +438,22 @@ class _Evaluation:
         self, name: str, decoder: Decoder, prompts: Sequence[Prompt], outputs: list[list[int]], total: DecodingTotals
     ) -> None:
         """Count how the texts of a step agree with the baseline's, with real text and with known answers."""
+        reference = self.settings.references.get(name)
         for prompt, tokens in zip(prompts, outputs, strict=True):
             if len(self._history[prompt.index]) == prompt.turn:  # the first decoder, in its first pass
                 self._history[prompt.index].append(tokens)
-                if self.settings.baseline:
-                    self.reference[prompt.index, prompt.turn] = tokens
+            if name == reference:
+                self.texts.setdefault((name, prompt.index, prompt.turn), tokens)
             total.count(**repetition_counts(tokens, prompt.text.tolist(), prompt.length), **self._facts(tokens, prompt))
             if answers := self.conversations.answers(prompt):
                 total.count(**agreement(self.conversations.text(tokens), answers))
-            wanted = self.reference.get((prompt.index, prompt.turn))
-            if wanted is None or not compares(decoder, self.settings.sampling):
+            full = self.texts.get((BASELINE, prompt.index, prompt.turn))
+            if decoder.compressor is not None and full is not None:
+                longer = max(len(full), len(tokens))
+                total.count(full_tokens=longer, full_tokens_equal=longer - differing_tokens(tokens, full))
+            if reference is None:
                 continue
+            wanted = self.texts[reference, prompt.index, prompt.turn]
             differing = differing_tokens(tokens, wanted)
             total.count(identical_rows=int(differing == 0), differing_tokens=differing)
             if differing:
@@ -437,6 +467,7 @@ class _Evaluation:
                     visual=joined_visual([prompt], self.device),
                     sampling=self._sampling([prompt]),
                     row=prompt.index,
+                    compressor=decoder.compressor,
                 )
                 total.count_near_tie(tie)
 

@@ -26,9 +26,10 @@ def rows(
     totals: Mapping[str, Mapping[str | None, DecodingTotals]],
     *,
     baseline: str | None,
-    comparable: Mapping[str, bool],
+    references: Mapping[str, str],
     context: Mapping[str, Any],
     differing: Mapping[str, Sequence[str] | None] | None = None,
+    pairs: Mapping[str, tuple[str, str]] | None = None,
 ) -> list[dict[str, Any]]:
     """Make one self-contained record for each decoder, and one for each of its categories.
 
@@ -36,9 +37,11 @@ def rows(
         decoders: Decoders by name.
         totals: By decoder and category, the totals over all ranks; those of all prompts under ``None``.
         baseline: Name of the decoder that speed-ups are relative to; ``None`` if there is none.
-        comparable: By decoder, whether its texts were compared token by token with those of the baseline.
+        references: By decoder, the name of the one with whose texts its own were compared token by token.
         context: Entries that all rows share: prompts, limits, ranks.
-        differing: By decoder, the names of the prompts whose texts are not the baseline's; ``None`` without names.
+        differing: By decoder, the names of the prompts whose texts are not those of its reference; ``None`` without
+            names.
+        pairs: By the name of a row, the names of the decoder and the compressor that it combines.
 
     Returns:
         The rows of ``decoding.json``, in the order of ``decoders``; for each first that of all prompts.
@@ -49,7 +52,7 @@ def rows(
     for name, decoder in decoders.items():
         for category, total in totals[name].items():
             base = totals[baseline].get(category) if baseline is not None else None
-            agreement = _agreement_of(total, decoder) if base is not None and comparable[name] else None
+            agreement = _agreement_of(total, decoder) if name in references else None
             if agreement is not None and category is None and differing and differing.get(name) is not None:
                 agreement["differing_prompts"] = list(differing[name] or ())
             stats = total.stats
@@ -58,7 +61,7 @@ def rows(
                     "name": name,
                     "category": category,
                     "decoder": type(decoder).__name__,
-                    "lossless": decoder.lossless,
+                    "lossless": decoder.lossless and decoder.compressor is None,
                     "baseline": name == baseline,
                     "settings": settings(decoder),
                     **_speeds(total, base),
@@ -66,6 +69,7 @@ def rows(
                     | {"tokens_per_target_forward": stats.new_tokens / max(stats.target_forwards, 1)},
                     "per_request": total.request_means(),
                     "agreement": agreement,
+                    "compression": _compression(name, decoder, total, references.get(name), (pairs or {}).get(name)),
                     "quality": _quality(total, base),
                     **context,
                     **origin,
@@ -100,6 +104,26 @@ def _agreement_of(total: DecodingTotals, decoder: Decoder) -> dict[str, Any]:
     }
 
 
+def _compression(
+    name: str, decoder: Decoder, total: DecodingTotals, reference: str | None, pair: tuple[str, str] | None
+) -> dict[str, Any] | None:
+    """What is left of the cache, and how near its texts are to those of the full one; ``None`` on the full cache."""
+    if decoder.compressor is None:
+        return None
+    kind = type(decoder.compressor).__name__
+    own, compressor = (name, kind) if pair is None else pair
+    return {
+        "decoder": own,
+        "compressor": compressor,
+        "class": kind,
+        "settings": plain(decoder.compressor),
+        # with whose texts on the same compressed cache `agreement` compares, and whether they have to be equal
+        "reference": reference,
+        "lossless_on_it": decoder.lossless,
+        "tokens_as_full": total.tokens_as_full,
+    }
+
+
 def _quality(total: DecodingTotals, base: DecodingTotals | None) -> dict[str, Any]:
     real, generated = total.real_distinct_4, total.distinct_4
     return {
@@ -122,6 +146,8 @@ def logged(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers of a row that are logged, by the last part of their name; unknown numbers are left out."""
     values = {key: value for key, value in row["statistics"].items() if not isinstance(value, Mapping)}
     values |= {"speedup": row["speedup"], "ms_per_token": row["ms_per_token"], **row["quality"]}
+    if row["compression"]:
+        values["tokens_as_full"] = row["compression"]["tokens_as_full"]
     values |= {key: value for key, value in (row["agreement"] or {}).items() if key != "differing_prompts"}
     return {key: float(value) for key, value in values.items() if value is not None and math.isfinite(value)}
 

@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from saccade.callbacks.decoding.figures import size
 from saccade.callbacks.decoding.report import DEGENERATE_BELOW
 from saccade.common.progress import console
 
@@ -22,7 +23,11 @@ def show(records: Records, trainer: Trainer | None = None) -> None:
     """Print the tables, and below them notes on rows that need care."""
     screen = console(trainer)
     screen.print(table(records))
-    further = {"agreement with known answers": quality_table(records), "speed by category": category_table(records)}
+    further = {
+        "compressed caches": compression_table(records),
+        "agreement with known answers": quality_table(records),
+        "speed by category": category_table(records),
+    }
     for title, grid in further.items():
         if grid is not None:
             screen.print(f"\n{title}", style="italic", highlight=False)
@@ -40,9 +45,14 @@ def _of_all(records: Records) -> list[Mapping[str, Any]]:
     return [row for row in records if row["category"] is None]
 
 
+def _uncompressed(records: Records) -> Records:
+    """The rows of decoders on the full cache, or if there are none all rows."""
+    return [row for row in records if row["compression"] is None] or records
+
+
 def table(records: Records) -> Table:
-    """Make the table of all prompts, with a row for each decoder."""
-    rows = _of_all(records)
+    """Make the table of all prompts, with a row for each decoder on the full cache, or if there are none for all."""
+    rows = _of_all(_uncompressed(records))
     first = rows[0]
     greedy = "greedy" if first["greedy"] else "sampling"
     repeated = first["repeats"] > 1
@@ -83,6 +93,41 @@ def table(records: Records) -> Table:
     return grid
 
 
+def compression_table(records: Records) -> Table | None:
+    """Make the table of decoders on full and on compressed caches; ``None`` if no cache is compressed."""
+    rows = _of_all(records)
+    if all(row["compression"] is None for row in rows):
+        return None
+    grid = _grid()
+    grid.add_column("cache and decoder")
+    headings = [
+        "ms a\ntoken", "speed-\nup",
+        "KV on\ndevice", "KV on\nhost", "tokens\nas full", "same as\nbase", "accept-\nance",
+    ]  # fmt: skip
+    for heading in headings:
+        grid.add_column(heading, justify="right", no_wrap=True)
+    cache = None
+    for row in rows:
+        made, stats = row["compression"], row["statistics"]
+        kind = "full" if made is None else made["compressor"]
+        if kind != cache:
+            grid.add_row(kind, style="bold")
+            cache = kind
+        lossy = made is not None and not made["lossless_on_it"]
+        grid.add_row(
+            f"  {row['name'] + _loss(row) if made is None else made['decoder']}{' (lossy)' * lossy}",
+            "-" if row["ms_per_token"] is None else f"{row['ms_per_token']:.2f}",
+            _times(row["speedup"]),
+            size(stats["kv_cache_bytes"]),
+            size(stats["kv_host_bytes"]),
+            "-" if made is None else _percent(made["tokens_as_full"]),
+            _agreement(row),
+            f"{stats['draft_acceptance_rate']:.1%}" if stats["drafted"] else "-",
+        )
+    grid.caption = "base: autoregressive decoding on the same cache; as full: the text of the full cache"
+    return grid
+
+
 def quality_table(records: Records) -> Table | None:
     """Make the table of how well answers agree with known ones; ``None`` if none are known."""
     rows = _of_all(records)
@@ -98,7 +143,11 @@ def quality_table(records: Records) -> Table | None:
 
 
 def category_table(records: Records) -> Table | None:
-    """Make the table of speed-ups, or without a baseline of milliseconds a token; ``None`` without categories."""
+    """Make the table of speed-ups, or without a baseline of milliseconds a token; ``None`` without categories.
+
+    Decoders on compressed caches are left out, as in the first table.
+    """
+    records = _uncompressed(records)
     named = [row for row in records if row["category"] is not None]
     if not named:
         return None
@@ -129,11 +178,13 @@ def notes(records: Records) -> list[str]:
     found = []
     for row in rows:
         agreement = row["agreement"]
-        if row["lossless"] and agreement and agreement["differing_rows"]:
+        made = row["compression"]
+        exact, base = (row["lossless"], "the baseline") if made is None else (made["lossless_on_it"], made["reference"])
+        if exact and agreement and agreement["differing_rows"]:
             ties = agreement["near_tie_rows"]
             found.append(
-                f"{row['name']}: {agreement['differing_rows']} of {row['statistics']['requests']} rows differ from the "
-                f"baseline, in {agreement['differing_tokens']} tokens; in {ties} of them both tokens of the first "
+                f"{row['name']}: {agreement['differing_rows']} of {row['statistics']['requests']} rows differ from "
+                f"{base}, in {agreement['differing_tokens']} tokens; in {ties} of them both tokens of the first "
                 f"difference are as good within the rounding of {row['dtype']}"
                 + (f" (logits up to {agreement['near_tie_limit']:.2g} apart)." if agreement["near_tie_limit"] else ".")
                 + _named(agreement.get("differing_prompts"))
@@ -167,7 +218,7 @@ def _named(prompts: Sequence[str] | None) -> str:
 
 def _loss(row: Mapping[str, Any]) -> str:
     """Label a decoder that is not lossless, with its share of relaxed tokens."""
-    if row["lossless"]:
+    if row["lossless"] or row["compression"]:
         return ""
     stats = row["statistics"]
     return f" (lossy, {stats['relaxed_share']:.0%})" if stats["relaxed"] else " (lossy)"

@@ -30,6 +30,8 @@ COUNTS = (
     "identical_rows",
     "differing_tokens",
     "near_tie_rows",
+    "full_tokens",
+    "full_tokens_equal",
     "generated_distinct",
     "generated_grams",
     "real_distinct",
@@ -44,9 +46,10 @@ COUNTS = (
     "token_f1_millionths",
     "rouge_l_millionths",
 )
-"""Further counts: agreement with the baseline; 4-grams of the generated and of the real text; the facts that the
-datamodule asks for and those that it finds in the answer; later turns for which the context has no room; and how well
-answers agree with known ones. Scores are summed as whole millionths, so that sums are exact on any number of ranks."""
+"""Further counts: agreement with the baseline, and of a compressed cache with the full one; 4-grams of the generated
+and of the real text; the facts that the datamodule asks for and those that it finds in the answer; later turns for
+which the context has no room; and how well answers agree with known ones. Scores are summed as whole millionths, so
+that sums are exact on any number of ranks."""
 
 
 class DecodingTotals:
@@ -152,6 +155,11 @@ class DecodingTotals:
             tokens / seconds if seconds > 0 else 0.0
             for tokens, seconds in zip(self.new_tokens, self.seconds, strict=True)
         ]
+
+    @property
+    def tokens_as_full(self) -> float | None:
+        """Share of the tokens of a compressed cache that are those of the full cache at the same place."""
+        return _share(self.counts["full_tokens_equal"], self.counts["full_tokens"])
 
     @property
     def distinct_4(self) -> float | None:

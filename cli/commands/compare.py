@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 
 from saccade.cli import lightning_command
+from saccade.cli.commands.compressor_arguments import compressor_settings
 from saccade.cli.commands.model_arguments import (
     PRECISIONS,
     VISION,
@@ -52,6 +53,7 @@ def compare(
     runs_folder: str = "runs",
     prompts: Sequence[str] | None = None,
     decoders: Sequence[str] | None = None,
+    compressors: Sequence[str] | None = None,
 ) -> list[str]:
     """Compare decoders on a model: speed beside autoregressive decoding and beside transformers' `generate`.
 
@@ -82,6 +84,9 @@ def compare(
         prompts: Files of prompts (JSON lines with `prompt`, `messages` or `turns`); none for the built-in prompts.
         decoders: Names of decoders, as in the files decoder/NAME.yaml; none for autoregressive, transformers,
             prompt_lookup, self_speculative, and with a draft assisted.
+        compressors: Compressors of the key-value cache, as in the files compressor/NAME.yaml, each beside the full
+            cache and with every decoder: a name, a name with its budget, as hybrid_kv=0.2, or class_path and init_args
+            as in YAML; none for the full cache alone.
 
     Returns:
         The command line of the `validate` command that was run.
@@ -133,6 +138,7 @@ def compare(
                         "batch_size": batch_size,
                         "repeats": repeats,
                         "transformers": _TRANSFORMERS in names,
+                        "compressors": compressor_settings(compressors or ()) or None,
                         "sampling": {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
                         if temperature
                         else None,
@@ -184,4 +190,4 @@ def run(arguments: Sequence[str]) -> None:
         UsageError: An argument is wrong, or the model or the prompts cannot be used.
     """
     quieten()
-    run_with(compare, "compare", {"prompts": "FILE", "decoders": "NAME"}, arguments)
+    run_with(compare, "compare", {"prompts": "FILE", "decoders": "NAME", "compressors": "NAME"}, arguments)

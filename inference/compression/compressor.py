@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from saccade.common.checks import check_count, check_positive, check_share
-from saccade.inference.compression.allocation import split_evenly, total_budget
+from saccade.inference.compression.allocation import check_enough, split_evenly, total_budget
 from saccade.inference.compression.merging import Merging
 from saccade.inference.compression.observation import Observation
 from saccade.inference.huggingface.models import layer_kinds
@@ -98,7 +98,12 @@ class CacheCompressor(ABC):
             )
 
     def total(self, seen: Observation) -> int:
-        """Entries that a plan for a prompt may hold."""
+        """Entries that a plan for a prompt may hold.
+
+        Raises:
+            BudgetTooSmallError: They are fewer than the prompt has KV heads.
+        """
+        check_enough(self.budget, seen.units, seen.units, seen.length, "leave the compressor out")
         return total_budget(self.budget, seen.units, seen.length)
 
     def even_caps(self, seen: Observation) -> list[int]:

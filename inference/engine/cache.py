@@ -26,6 +26,11 @@ class StepPlaces:
         self.starts: list[int] = list(starts)
         self._starts_on_device: Tensor | None = None
 
+    @property
+    def host_bytes(self) -> int:
+        """Size in bytes of what is kept in host memory."""
+        return 0
+
     @contextmanager
     def on_device(self, starts: Tensor) -> Iterator[None]:
         """Context in which rows are written at ``starts`` ``[batch]``, a tensor.

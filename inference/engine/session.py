@@ -197,7 +197,7 @@ class Session:
         if visual is not None and self.recording.attention:
             recorder = AttentionRecorder([prompt.visual for prompt in visual], lengths)
         if self.compressor is not None:
-            observer = PromptObserver(self.compressor, lengths, visual, self.device)
+            observer = PromptObserver(self.compressor, lengths, [each.visual for each in visual or ()], self.device)
         states: list[Tensor] = []
         last: list[Tensor | None] = [None] * len(prompts)
         with self._all_or_nothing():

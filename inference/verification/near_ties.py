@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from saccade.inference.compression.compressor import CacheCompressor
 from saccade.inference.engine.session import Session
 from saccade.inference.huggingface.models import precision_of
 from saccade.inference.huggingface.visual_prompts import read_visual_prompts
@@ -135,6 +136,7 @@ def first_difference(
     visual: Mapping[str, Tensor] | None = None,
     sampling: Sampling | None = None,
     row: int = 0,
+    compressor: CacheCompressor | None = None,
 ) -> NearTie:
     """Judges the first place at which two texts of one prompt differ, with a forward of the target.
 
@@ -146,6 +148,7 @@ def first_difference(
         visual: Images and videos of the prompt.
         sampling: How both texts were drawn, with a seed and with noise; ``None`` is greedy.
         row: The prompt's number in the batch, for its noise.
+        compressor: What was left of the prompt's cache; the target then continues that cache, token by token.
 
     Returns:
         The two tokens at that place. Where one text is the beginning of the other, which rounding does not explain, the
@@ -156,9 +159,13 @@ def first_difference(
     if same is None:
         return NearTie(math.inf, 0.0)
     text = [*prompt, *second[:same]]
-    with Session(model, len(text)) as session:
-        seen = read_visual_prompts(model, [text], visual) if visual else None
-        logits = session.prefill([text], seen)[0]
+    read = text if compressor is None else list(prompt)
+    with Session(model, len(text), compressor=compressor) as session:
+        seen = read_visual_prompts(model, [read], visual) if visual else None
+        logits = session.prefill([read], seen)[0]
+        for token in text[len(read) :]:
+            logits = session.forward(session.token_column([token]))[0, -1]
+            session.commit([[0]])
     noise = None
     if sampling is not None:
         (key,) = replace(sampling, rows=[row]).keys(1)

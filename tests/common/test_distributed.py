@@ -20,6 +20,7 @@ COUNTS = (
     "draft_forwards",
     "acceptance_histogram",
     "kv_cache_bytes",
+    "kv_host_bytes",
     "mean_acceptance_length",
     "draft_acceptance_rate",
 )

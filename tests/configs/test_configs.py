@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, BertConfig, BertModel
+from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel
 
+from saccade.cli.commands.compressor_arguments import compressor_classes
 from saccade.cli.config_lookup import packaged_configs
 from saccade.cli.main import main
 from saccade.datamodules import SyntheticSentiment
@@ -38,7 +39,7 @@ def newest(place: Path, name: str) -> Path:
 def test_every_kind_is_tested_below():
     assert {name.split("/")[0] for name in CONFIGS} == {
         "lm", "decoding", "decoder", "search", "strategy", "t2dr", "missing", "trait",
-        "video", "ranking",
+        "video", "ranking", "compressor",
     }  # fmt: skip
 
 
@@ -238,6 +239,32 @@ def test_decoders_decode(name, inside, capsys):
     attached = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8"))["trainer"]["callbacks+"][0]["init_args"]
     for decoder in attached["decoders"]:
         assert json.dumps(decoder) in text
+
+
+def test_there_is_a_file_for_every_compressor():
+    assert [Path(name).stem for name in sorted(of_kind("compressor"))] == sorted(compressor_classes())
+
+
+@pytest.mark.parametrize("name", of_kind("compressor"))
+def test_compressors_compress(name, inside, capsys):
+    """The file as it is, but for the model and the number of prompts."""
+    model = {"init_args": {"path": "runs/demo-draft/latest/model", "config": None}}
+    small = {"model": model, "data": {"init_args": {"sequence_length": 120}}}
+    (inside / "trained.yaml").write_text(yaml.safe_dump(small))
+    shape = AutoConfig.from_pretrained("runs/demo-draft/latest/model")
+    scores = Path("runs/demo/latest/head_scores.json")
+    scores.parent.mkdir(parents=True, exist_ok=True)
+    scores.write_text(json.dumps([[1.0] * shape.num_key_value_heads] * shape.num_hidden_layers))
+    arguments = ["validate", "--config", "lm/tiny.yaml", "--config", "trained.yaml", "--config", name, *QUICK]
+    short = ("max_new_tokens=4", "max_prompts=1")
+    arguments += ["--name", "compressed", *(f"--trainer.callbacks.{setting}" for setting in short)]
+    assert main(arguments) == 0, capsys.readouterr().err
+    _, row = json.loads((newest(inside, "compressed") / "decoding.json").read_text())
+    assert row["name"] == f"autoregressive+{Path(name).stem}"
+    assert row["prompt_length"] == 96
+    given = yaml.safe_load(CONFIGS[name].read_text(encoding="utf-8"))["trainer"]["callbacks+"][0]["init_args"]
+    for setting, value in given["compressors"][Path(name).stem].get("init_args", {}).items():
+        assert row["compression"]["settings"][setting] == value
 
 
 @pytest.mark.parametrize("name", of_kind("strategy"))

@@ -46,7 +46,7 @@ class Quest(CacheCompressor):
         """The same number of chunks for every head, but for the rest of the division."""
         bounds = chunk_bounds(seen.segments, self.chunk)
         chunks = len(bounds) - 1
-        if self.total(seen) < seen.units * seen.length:
+        if self.budget < 1:
             check_enough(self.budget, seen.units * self.chunk, seen.units, seen.length, "lower chunk")
         slots = seen.by_layer(split_evenly(self.total(seen) // self.chunk, seen.units))
         whole = [[self.budget == 1 or count >= chunks for count in layer] for layer in slots]

@@ -20,6 +20,7 @@ from saccade.inference.compression.compressor import Plan
 from saccade.inference.engine.cache import KVCache, StepPlaces
 from saccade.inference.engine.compressed.attention import ragged_attention
 from saccade.inference.engine.compressed.chunk_store import ChunkStore
+from saccade.inference.engine.compressed.host_memory import check_host_fits
 from saccade.inference.engine.fused.reference import Units
 from saccade.inference.trees import MAX_NODES
 
@@ -35,13 +36,17 @@ class RaggedCache(StepPlaces):
         lengths: Tokens of every prompt.
         capacity: Tokens that each row may have, new ones included.
 
+    Raises:
+        ValueError: The layers differ in their keys and values, or host memory does not suffice.
+
     Attributes:
         bases: ``[layers, batch, kv_heads]`` first slot of every unit.
         removed: ``[layers, batch, kv_heads]`` tokens of the prompt that are not among a unit's slots.
     """
 
     def __init__(self, full: KVCache, plans: Sequence[Plan], lengths: Sequence[int], capacity: int) -> None:
-        first = full.buffers(0)[0]
+        first = _checked(full)
+        check_host_fits(plans, first.shape[-1], first.itemsize, pinned=first.device.type == "cuda")
         layers, heads, width = len(full.keys), first.shape[1], first.shape[-1]
         super().__init__(capacity, lengths)
         self._made: Tensor | None = None
@@ -184,6 +189,35 @@ class RaggedCache(StepPlaces):
         for buffer in (self.keys, self.values):
             buffer[target] = buffer[source]
 
+    def grow(self, capacity: int, lengths: Sequence[int]) -> None:
+        """Makes room for more tokens, by copying the buffers.
+
+        Args:
+            capacity: Tokens that each row may have.
+            lengths: Tokens of every row, deleted ones included.
+        """
+        ends = (capacity - self.removed).flatten().cumsum(0)
+        bases = torch.cat([ends.new_zeros(1), ends[:-1]]).view(self.removed.shape)
+        used = (torch.tensor(list(lengths), device=ends.device)[:, None] - self.removed).flatten()
+        place = torch.arange(int(used.sum()), device=ends.device) - (used.cumsum(0) - used).repeat_interleave(used)
+        old, new = (first.flatten().repeat_interleave(used) + place for first in (self.bases, bases))
+        slots = int(ends[-1]) + MAX_NODES
+        self._spare = slots - MAX_NODES
+        for name in ("keys", "values"):
+            buffer: Tensor = getattr(self, name)
+            larger = buffer.new_zeros(slots, buffer.shape[1])
+            larger[new] = buffer[old]
+            setattr(self, name, larger)
+        if self.seen is not None:
+            larger = torch.ones(slots, dtype=torch.bool, device=ends.device)
+            larger[new] = self.seen[old]
+            self.seen = larger
+        for store, before, after in zip(self.chunks, self.bases, bases, strict=True):
+            if store is not None:
+                store.move(after - before)
+        self.rooms = [room + capacity - self.capacity for room in self.rooms]
+        self.bases, self.shifts, self.capacity = bases, bases - self.removed, capacity
+
     def keep(self, rows: Sequence[int]) -> None:
         """Keeps the given rows and drops the others; slots do not move."""
         picked = list(rows)
@@ -218,6 +252,21 @@ class RaggedCache(StepPlaces):
         """Frees the buffers."""
         self.keys = self.values = self.keys.new_empty(0, self.keys.shape[1])
         self.chunks, self.seen = [], None
+
+
+def _checked(full: KVCache) -> Tensor:
+    """The first layer's keys, if those of all layers, and all values, have the same shape and place."""
+    layers = [pair for pair in zip(full.keys, full.values, strict=True) if None not in pair]
+    parts = [part for pair in layers for part in pair if part is not None]
+    kinds = {(tuple(part.shape[1:2] + part.shape[3:]), str(part.device)) for part in parts}
+    if len(layers) < len(full.keys) or len(kinds) != 1:
+        shown = ", ".join(f"{heads} x {width} on {device}" for (heads, width), device in sorted(kinds))
+        shared = len(full.keys) - len(layers)
+        raise ValueError(
+            "all layers must have keys and values with the same number and width of heads on one device for a "
+            f"compressor, got {shown}{f', and {shared} layers without' if shared else ''}: leave the compressor out."
+        )
+    return parts[0]
 
 
 def active_ragged() -> RaggedCache | None:

@@ -186,6 +186,14 @@ class ChunkStore:
         keys[target], values[target] = self.host_keys[source], self.host_values[source]
         seen[target] = self.filled[unit, chosen]
 
+    def move(self, by: Tensor) -> None:
+        """Follows units whose slots lie elsewhere now.
+
+        Args:
+            by: ``[batch, kv_heads]`` slots between the new and the old place of every unit.
+        """
+        self.places += by[self.units[:, 0], self.units[:, 1]]
+
     def keep(self, rows: Sequence[int]) -> ChunkStore | None:
         """The store of the units of the given rows, ascending; ``None`` if none is left."""
         order = torch.full((int(self.units[:, 0].max()) + 1,), -1, device=self.units.device)

@@ -12,7 +12,6 @@ from saccade.inference.compression.observation import Observation, attention_sco
 from saccade.inference.engine.cache import KVCache
 from saccade.inference.engine.compressed.cache import RaggedCache
 from saccade.inference.engine.recording import Recorder
-from saccade.inference.huggingface.visual_prompts import VisualPrompt
 
 
 class PromptObserver(Recorder):
@@ -21,7 +20,7 @@ class PromptObserver(Recorder):
     Args:
         compressor: It says how many rows are observed.
         lengths: Tokens of every prompt.
-        visual: The prompts with their images or videos; ``None`` for text.
+        visual: Places ``[n]`` of the visual tokens of every prompt; ``None`` for text.
         device: Where the scores are kept.
     """
 
@@ -29,13 +28,13 @@ class PromptObserver(Recorder):
         self,
         compressor: CacheCompressor,
         lengths: Sequence[int],
-        visual: Sequence[VisualPrompt] | None,
+        visual: Sequence[Tensor] | None,
         device: torch.device,
     ) -> None:
         self.compressor, self.lengths = compressor, list(lengths)
         self.visual = [torch.zeros(length, dtype=torch.bool, device=device) for length in lengths]
-        for mask, prompt in zip(self.visual, visual or (), strict=False):
-            mask[prompt.visual.to(device)] = True
+        for mask, places in zip(self.visual, visual or (), strict=False):
+            mask[places.to(device)] = True
         self.rows = [
             observed_rows(length, mask, compressor.window) for length, mask in zip(lengths, self.visual, strict=True)
         ]

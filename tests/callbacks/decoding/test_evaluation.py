@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader
 
 from saccade.callbacks import DecodingEvaluation
 from saccade.callbacks.decoding import tables as decoding_tables
-from saccade.callbacks.decoding.measured import compares
 from saccade.callbacks.isolation import undisturbed
-from saccade.inference import AssistedDecoding, Autoregressive, Decoder, PromptLookup, Sampling, SelfSpeculative, SnapKV
+from saccade.inference import AssistedDecoding, Autoregressive, Decoder, PromptLookup, Sampling, SelfSpeculative
 from saccade.inference.verification.near_ties import SPACINGS
 from tests.callbacks.tiny import TinyModule, loader, rows, tiny_llama, trainer
 
@@ -365,8 +364,3 @@ def test_settings_of_the_models_generation_config_are_left_out_and_named(tmp_pat
     for row, other in zip(callback.rows, plain.rows, strict=True):
         assert row["statistics"]["accepted"] == other["statistics"]["accepted"]
         assert row["agreement"] == other["agreement"]
-
-
-def test_the_text_of_a_compressed_cache_need_not_be_that_of_the_baseline() -> None:
-    assert compares(PromptLookup(), None)
-    assert not compares(PromptLookup(compressor=SnapKV(budget=0.5)), None)

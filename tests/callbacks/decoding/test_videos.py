@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from saccade.callbacks import DecodingEvaluation
 from saccade.callbacks.decoding.prompts import PromptPool, joined_visual, rows_of_visual
 from saccade.datamodules import VideoCaptions
-from saccade.inference import LVSpec, SpecVLM
+from saccade.inference import HybridKV, LVSpec, SnapKV, SpecVLM
 from saccade.modules import VisionLanguageModel
 
 CONFIG = {
@@ -113,3 +113,17 @@ def test_another_number_of_videos_than_rows_is_refused(clips):
     batch = next(iter(clips.val_dataloader()))
     with pytest.raises(ValueError, match="one image or video for each of the 3 prompts, got 2"):
         rows_of_visual(batch, 3)
+
+
+def test_compressed_caches_of_videos(tmp_path, clips: VideoCaptions) -> None:
+    """Lossless decoders that draft from videos write what autoregressive decoding writes on the same cache."""
+    kinds = {"snap": SnapKV(budget=0.4), "hybrid": HybridKV(budget=0.8, theta=2.0, recent=4, chunk=4)}
+    rows = evaluate(tmp_path, clips, compressors=kinds)
+    by_name = {row["name"]: row for row in rows}
+    for kind in kinds:
+        agreement = by_name[f"specvlm+{kind}"]["agreement"]
+        assert agreement["differing_rows"] == agreement["near_tie_rows"] < 3
+        assert by_name[f"specvlm+{kind}"]["compression"]["lossless_on_it"] is True
+        assert by_name[f"lvspec+{kind}"]["compression"]["lossless_on_it"] is False
+        assert 0 < by_name[f"autoregressive+{kind}"]["compression"]["tokens_as_full"] <= 1
+        assert by_name[f"autoregressive+{kind}"]["quality"]["slot_accuracy"] is not None

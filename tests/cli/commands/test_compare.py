@@ -93,6 +93,30 @@ def test_the_decoders_that_are_named(here, capsys):
     assert assisted["settings"]["draft_model"] == "draft"
 
 
+def test_compressors_beside_the_full_cache(here, capsys):
+    chosen = ["--decoders", "prompt_lookup", "--compressors", "snap_kv=0.9,full_kv", "quest=0.95"]
+    written = ["{class_path: saccade.inference.HybridKV, init_args: {budget: 0.9, recent: 2, chunk: 2, theta: 2.0}}"]
+    arguments = ["compare", "model", "--prompts", "p.jsonl", "--dtype", "float64", *chosen, *written, *QUICK]
+    assert main(arguments) == 0, capsys.readouterr().err
+    folder, rows = results(here)
+    names = ["autoregressive", "prompt_lookup"]
+    kinds = ["snap_kv-0.9", "full_kv", "quest-0.95", "hybrid_kv"]
+    pairs = [f"{name}+{kind}" for kind in kinds for name in names]
+    assert [row["name"] for row in rows if row["category"] is None] == [*names, *pairs]
+    by_name = {row["name"]: row for row in rows if row["category"] is None}
+    for name in pairs:
+        assert by_name[name]["agreement"]["differing_rows"] == 0
+        assert by_name[name]["compression"]["reference"] == f"autoregressive+{name.partition('+')[2]}"
+    assert by_name["prompt_lookup+snap_kv-0.9"]["settings"]["compressor"]["budget"] == 0.9
+    assert by_name["prompt_lookup+hybrid_kv"]["settings"]["compressor"]["theta"] == 2.0
+    assert by_name["prompt_lookup+quest-0.95"]["statistics"]["kv_host_bytes"] > 0
+    assert "compressed caches" in capsys.readouterr().out
+    assert main(["validate", "--config", str(folder / "config.yaml")]) == 0
+    _, repeated = results(here)
+    for row, other in zip(rows, repeated, strict=True):
+        assert (row["name"], row["compression"]) == (other["name"], other["compression"])
+
+
 def test_a_vision_language_model(here, capsys):
     vision_chat_model(here / "vision")
     assert main(["compare", "vision", "--prompts", "p.jsonl", "--decoders", "transformers", *QUICK]) == 0
@@ -109,6 +133,16 @@ def test_a_vision_language_model(here, capsys):
         (["p.jsonl"], ["MODEL must be the folder or the hub id", "p.jsonl"]),
         (["model", "--decoders", "prompt_lokup"], ["--decoders must be some of", "did you mean prompt_lookup?"]),
         (["model", "--decoders", "assisted"], ["--draft must be given for the decoder assisted"]),
+        (["model", "--compressors", "snapkv"], ["--compressors must be some of", "did you mean snap_kv?"]),
+        (["model", "--compressors", "snap_kv=x"], ["must have a number behind snap_kv=, got 'x'"]),
+        (["model", "--compressors", "full_kv=0.5"], ["--compressors must give full_kv no budget"]),
+        (["model", "--compressors", "head_kv=0.5"], ["--compressors must give head_kv its scores"]),
+        (["model", "--compressors", "{class: SnapKV}"], ["--compressors must be names, or mappings with class_path"]),
+        (["model", "--compressors", "snap_kv=2"], ["budget must be", "got 2.0"]),
+        (
+            ["model", "--compressors", "hybrid_kv=0.01", "--prompts", "p.jsonl", *QUICK],
+            ["decoders.autoregressive+hybrid_kv-0.01 (Autoregressive) failed: budget must be at least"],
+        ),
         (["model", "--draft", "none/of/these"], ["draft_model must be an existing path, got none/of/these"]),
         (["model", "--skip", "none/of/these.json"], ["skip must be an existing path"]),
         (["model", "--prompts", "none.jsonl"], ["cannot read none.jsonl"]),
@@ -147,6 +181,7 @@ def test_help_tells_every_argument(capsys):
         "--decoders NAME",
         "Files of prompts",
         "Names of decoders",
+        "--compressors NAME",
         "--repeats",
     ):
         assert needle in text

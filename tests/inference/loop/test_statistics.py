@@ -67,6 +67,7 @@ def test_a_record_is_plain_json_with_the_fields_names() -> None:
         "draft_forwards",
         "peak_memory_bytes",
         "kv_cache_bytes",
+        "kv_host_bytes",
     ):
         assert name in values
 
