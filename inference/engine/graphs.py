@@ -73,7 +73,7 @@ class GraphEngine:
         capacity: Slots of each row for texts; the widest padded step is added.
         skip: Sub-layers that steps with ``skipped=True`` skip.
         observed: Layer whose output is recorded (:class:`saccade.inference.engine.recording.Recording`).
-        compressed: The compressed cache of one batch of prompts, which the steps read and write; ``None`` makes a cache
+        compressed: The compressed cache of a batch of prompts, which the steps read and write; ``None`` makes a cache
             of the whole texts.
     """
 
@@ -120,17 +120,22 @@ class GraphEngine:
         capacity: int,
         skip: SublayerSkip | None,
         observed: int | str | None = None,
+        compressed: RaggedCache | None = None,
     ) -> bool:
-        """Whether this engine's buffers and graphs can be used for a call with these arguments."""
-        return (
+        """Whether this engine's buffers and graphs can be used for a call with these arguments.
+
+        If they can, a compressed cache is taken over.
+        """
+        same = (
             model is self.model
-            and self.compressed is None
             and observed == self.observed
             and batch == self.batch
-            and capacity <= self.capacity
             and skip_sets(skip) == skip_sets(self.skip)
             and _signature(model) == self._signature
         )
+        if not same or compressed is None or self.compressed is None:
+            return same and compressed is self.compressed and capacity <= self.capacity
+        return self.compressed.take(compressed)
 
     def forward(
         self,

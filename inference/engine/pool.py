@@ -94,14 +94,18 @@ class EnginePool:
             self._warn_once(f"{reason}, so steps run eagerly instead of as graphs.")
         if reason or (kind == "auto" and why_not_captured(model)):
             return None
-        if compressed is not None:
-            return GraphEngine(model, batch, capacity, skip, observed, compressed)
         with self._lock:
             for index, engine in enumerate(self._idle):
-                if engine.fits(model, batch, capacity, skip, observed):
+                if engine.fits(model, batch, capacity, skip, observed, compressed):
                     return self._idle.pop(index)
             # free idle engines of this model: they do not fit the call and would only hold memory
+            mine = [engine for engine in self._idle if engine.model is model]
             self._idle = [engine for engine in self._idle if engine.model is not model]
+        if compressed is not None:
+            for engine in mine:  # one engine for prompts of many sizes is as large as the largest of them
+                if engine.compressed is not None:
+                    compressed.reserve(engine.compressed)
+            return GraphEngine(model, batch, capacity, skip, observed, compressed)
         grain = max(256, capacity // 8)
         if kind == "graph" and (slower := why_not_fused(model)):
             self._warn_once(f"{type(model).__name__}'s own modules run in the graphs, without fused kernels: {slower}.")
@@ -121,10 +125,9 @@ class EnginePool:
             self._warned.add(message)
 
     def give_back(self, engine: GraphEngine) -> None:
-        """Returns an engine to the pool, for later calls; one of a compressed cache is of no further use."""
+        """Returns an engine to the pool, for later calls."""
         if engine.compressed is not None:
-            engine.compressed.clear()  # also where somebody still holds the closed session
-            return
+            engine.compressed.let_go()
         with self._lock:
             self._idle.append(engine)
 

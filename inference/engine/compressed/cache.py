@@ -69,6 +69,8 @@ class RaggedCache(StepPlaces):
         self.rooms = (held + capacity - prompt).flatten(1).amax(1).tolist()
         """The most slots of a unit, by layer."""
         self._spare = int(ends[-1])  # where rows write that have ended
+        self.ends = torch.tensor([capacity, self._spare], device=device)
+        """``[2]``: tokens that a row may have, and the first of the slots that nobody reads."""
         slots = self._spare + MAX_NODES
         # empty slots of chunks are read, though they do not count
         self.keys, self.values = (first.new_zeros(slots, width) for _ in range(2))
@@ -134,7 +136,7 @@ class RaggedCache(StepPlaces):
             layer: The layer.
             batch: Rows of the step: fewer than the tables have where others have ended.
         """
-        return self.keys, self.values, Units(self.shifts[layer, :batch], self.capacity, self._spare)
+        return self.keys, self.values, Units(self.shifts[layer, :batch], self.ends)
 
     def attend(
         self,
@@ -217,6 +219,7 @@ class RaggedCache(StepPlaces):
                 store.move(after - before)
         self.rooms = [room + capacity - self.capacity for room in self.rooms]
         self.bases, self.shifts, self.capacity = bases, bases - self.removed, capacity
+        self.ends = torch.tensor([capacity, self._spare], device=ends.device)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keeps the given rows and drops the others; slots do not move."""
@@ -235,6 +238,64 @@ class RaggedCache(StepPlaces):
         for store in self.chunks:
             if store is not None:
                 store.compact(picked)
+
+    def take(self, other: RaggedCache) -> bool:
+        """Goes on with the prompts of another cache; no tensor moves, so that captured steps stay valid.
+
+        Args:
+            other: A cache of the same model and number of rows.
+
+        Returns:
+            Whether it is small enough; otherwise nothing has changed.
+        """
+        if self.bases.shape != other.bases.shape or len(self.keys) < len(other.keys):
+            return False
+        for mine, new in zip(self.chunks, other.chunks, strict=True):
+            if new is not None and (mine is None or not mine.fits(new)):
+                return False
+        slots = len(other.keys)
+        self.keys[:slots], self.values[:slots] = other.keys, other.values
+        for mine, new in zip(self.chunks, other.chunks, strict=True):
+            if mine is not None:
+                mine.take(new)
+        if self.seen is not None:
+            self.seen[:slots] = True if other.seen is None else other.seen
+        for name in ("bases", "removed", "shifts", "ends"):
+            getattr(self, name).copy_(getattr(other, name))
+        self.rooms = [max(pair) for pair in zip(self.rooms, other.rooms, strict=True)]
+        self.capacity, self.extent, self.starts = other.capacity, other.extent, list(other.starts)
+        self._spare, self._made = other._spare, None
+        return True
+
+    def reserve(self, like: RaggedCache) -> None:
+        """Makes room for what another cache has room for, so that it fits whatever that one did.
+
+        Args:
+            like: A cache of the same model.
+        """
+        if self.bases.shape != like.bases.shape:
+            return
+        more = max(0, len(like.keys) - len(self.keys))
+        self.keys, self.values = (
+            torch.cat([part, part.new_zeros(more, part.shape[1])]) for part in (self.keys, self.values)
+        )
+        for layer, (mine, other) in enumerate(zip(self.chunks, like.chunks, strict=True)):
+            if other is not None and mine is None:
+                other.take(None)
+                self.chunks[layer] = other
+            elif other is not None and mine is not None:
+                mine.reserve(other)
+        if any(self.chunks):
+            seen = torch.ones(len(self.keys), dtype=torch.bool, device=self.keys.device)
+            if self.seen is not None:
+                seen[: len(self.seen)] = self.seen
+            self.seen = seen
+
+    def let_go(self) -> None:
+        """Frees the host memory; the cache must :meth:`take` another one before it is used again."""
+        for store in self.chunks:
+            if store is not None:
+                store.let_go()
 
     @property
     def bytes(self) -> int:

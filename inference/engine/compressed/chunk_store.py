@@ -16,23 +16,27 @@ from saccade.inference.compression.chunks import (
 )
 from saccade.inference.compression.compressor import Plan
 
+_NOBODY = torch.iinfo(torch.int64).max  # stands in slots that a unit does not have
+
 
 class ChunkStore:
     """The dynamic KV heads of one layer: their whole prompt in host memory, a few chunks of it in slots on the device.
 
     Every step scores the chunks by their representatives, chooses the best ones, and fetches those that are not in a
-    slot yet. All of it is made of tensor operations without a look from the host, and a kernel that reads pinned host
-    memory by its device address.
+    slot yet. All of it is done without a look from the host, and a kernel reads pinned host memory by its device
+    address. The chunks of all units lie one behind the other. Units without chunks fill up the tables, so that a
+    captured step can go on with another prompt (:meth:`take`).
 
     Args:
         units: ``[units, 2]`` row and KV head of every dynamic unit.
-        counts: Slots of every unit.
-        places: First slot of the flat buffers that belongs to every unit's chunks.
+        counts: ``[units]`` slots of every unit.
+        places: ``[units]`` first slot of the flat buffers that belongs to every unit's chunks.
+        first: ``[units]`` first chunk of every unit.
+        many: ``[units]`` chunks of every unit.
         host: Keys and values of all chunks, ``[chunks, chunk, head_dim]`` each, in host memory.
-        first: First chunk of every unit.
-        summaries: ``[units, chunks, head_dim]`` or ``[units, 2, chunks, head_dim]``: representatives of the chunks.
-        filled: ``[units, chunks, chunk]`` booleans: which places of a unit's chunks hold a token that is not pinned.
-        slots: ``[units, slots]`` chunk in every slot, -1 for none.
+        summaries: ``[chunks, head_dim]`` or ``[chunks, 2, head_dim]``: representatives of the chunks.
+        filled: ``[chunks, chunk]`` booleans: which places of a chunk hold a token that is not pinned.
+        slots: ``[units, slots]`` chunk in every slot, counted from the unit's first, -1 for none.
         kv_heads: KV heads of the layer.
     """
 
@@ -41,26 +45,36 @@ class ChunkStore:
         units: Tensor,
         counts: Tensor,
         places: Tensor,
-        host: tuple[Tensor, Tensor],
         first: Tensor,
+        many: Tensor,
+        host: tuple[Tensor, Tensor],
         summaries: Tensor,
         filled: Tensor,
         slots: Tensor,
         kv_heads: int,
     ) -> None:
         self.kv_heads = kv_heads
-        self.units, self.counts, self.places, self.first = units, counts, places, first
-        self.host_keys, self.host_values = host
+        self.units, self.counts, self.places, self.first, self.many = units, counts, places, first, many
         self.summaries, self.filled, self.slots = summaries, filled, slots
         self.blocked = ~filled.any(-1)
-        # a unit with fewer slots than others has the rest of its row filled with a chunk that nobody wants
-        beyond = torch.arange(slots.shape[1], device=slots.device) >= counts[:, None]
-        self.slots.masked_fill_(beyond, torch.iinfo(torch.int64).max)
+        beyond = self._shut()
         # the slot of every chunk, for the kernels
-        self.where = torch.full(filled.shape[:2], -1, dtype=torch.int32, device=slots.device)
-        held = (self.slots >= 0) & ~beyond
-        unit, slot = held.nonzero(as_tuple=True)
-        self.where[unit, self.slots[unit, slot]] = slot.int()
+        self.where = torch.full((len(filled),), -1, dtype=torch.int32, device=slots.device)
+        unit, slot = ((self.slots >= 0) & ~beyond).nonzero(as_tuple=True)
+        self.where[first[unit] + self.slots[unit, slot]] = slot.int()
+        self.longest = int(many.max())
+        self.hosts = torch.zeros(2, dtype=torch.int64, device=slots.device)
+        self._lies_at(host)
+
+    def _shut(self) -> Tensor:
+        """Fills the slots that units do not have with a chunk that nobody wants, and returns which these are."""
+        beyond = torch.arange(self.slots.shape[1], device=self.slots.device) >= self.counts[:, None]
+        self.slots.masked_fill_(beyond, _NOBODY)
+        return beyond
+
+    def _lies_at(self, host: tuple[Tensor, Tensor]) -> None:
+        self.host_keys, self.host_values = host
+        self.hosts.copy_(torch.tensor([part.data_ptr() for part in host]))
 
     @classmethod
     def of(
@@ -100,7 +114,8 @@ class ChunkStore:
             pinned = pinned_chunks(plan.kept[layer][head].to(device), bounds)
             place = place.clamp(max=lengths[row] - 1)
             pieces.append((keys[row, head][place], values[row, head][place]))
-            summaries.append(representatives(keys[row, head, : lengths[row]], bounds, chunk, plan.representative))
+            made = representatives(keys[row, head, : lengths[row]], bounds, chunk, plan.representative)
+            summaries.append(made.transpose(0, 1) if made.ndim == 3 else made)
             filled.append(held & ~pinned[:, None])  # a pinned token is on the device already
             first.append(total)
             total += len(place)
@@ -109,19 +124,19 @@ class ChunkStore:
         for start, pair in zip(first, pieces, strict=True):
             for buffer, piece in zip(host, pair, strict=True):
                 buffer[start : start + len(piece)].copy_(piece, non_blocking=pin)
-        most = max(len(mask) for mask in filled)
-        padded = summaries[0].new_zeros(len(found), *summaries[0].shape[:-2], most, width)
-        holding = torch.zeros(len(found), most, chunk, dtype=torch.bool, device=device)
-        for unit, (summary, mask) in enumerate(zip(summaries, filled, strict=True)):
-            padded[unit, ..., : len(mask), :], holding[unit, : len(mask)] = summary, mask
-        counts = torch.tensor([plans[row].slots[layer][head] for row, head in found], device=device)
+        spare = keys.shape[0] * keys.shape[1] - len(found)  # units without chunks, of no row
+        units = torch.tensor([*found, *[(len(plans), 0)] * spare])
+        counts = [plans[row].slots[layer][head] for row, head in found] + [0] * spare
+        many = [len(part) for part in filled] + [0] * spare
         kept = torch.tensor([len(plans[row].kept[layer][head]) for row, head in found])
-        units = torch.tensor(found)
-        places = (bases[units[:, 0], units[:, 1]] + kept).to(device)
-        slots = torch.full((len(found), int(counts.max())), -1, dtype=torch.long, device=device)
+        places = torch.zeros(len(units), dtype=torch.long)
+        places[: len(found)] = bases[units[: len(found), 0], units[: len(found), 1]] + kept
+        tables = (torch.tensor(part) for part in (counts, [*first, *[0] * spare], many))
+        counts_, first_, many_ = (part.to(device) for part in tables)
+        slots = torch.full((len(units), max(counts)), -1, dtype=torch.long, device=device)
         return cls(
-            units.to(device), counts, places, (host[0], host[1]), torch.tensor(first, device=device), padded, holding,
-            slots, keys.shape[1],
+            units.to(device), counts_, places.to(device), first_, many_, (host[0], host[1]),
+            torch.cat(summaries).contiguous(), torch.cat(filled), slots, keys.shape[1],
         )  # fmt: skip
 
     @property
@@ -131,8 +146,7 @@ class ChunkStore:
 
     def hide(self, seen: Tensor) -> None:
         """Marks the slots of all chunks as empty."""
-        width = self.slots.shape[1] * self.chunk
-        inside = torch.arange(width, device=seen.device)
+        inside = torch.arange(self.slots.shape[1] * self.chunk, device=seen.device)
         own = self.places[:, None] + inside
         seen[own[inside < (self.counts * self.chunk)[:, None]]] = False
 
@@ -153,18 +167,23 @@ class ChunkStore:
         if query.device.type == "cuda" and query.dtype != torch.float64:
             from saccade.inference.engine.kernels.chunks import MOST_CHUNKS, triton_choose
 
-            if self.filled.shape[1] <= MOST_CHUNKS:
+            if self.longest <= MOST_CHUNKS:
                 return triton_choose(
-                    query, self.units, self.counts, self.summaries, self.blocked, self.slots, self.where, self.kv_heads,
-                    asking,
+                    query, self.units, self.counts, self.first, self.many, self.summaries, self.blocked, self.slots,
+                    self.where, self.longest, self.kv_heads, asking,
                 )  # fmt: skip
         batch, heads, width = query.shape
         grouped = query.reshape(batch, self.kv_heads, heads // self.kv_heads, width)
         asked = grouped[self.units[:, 0].clamp(max=batch - 1), self.units[:, 1]]
-        best = top_chunks(chunk_scores(asked, self.summaries), self.slots.shape[1], self.blocked)
+        inside = torch.arange(self.longest, device=query.device)
+        at = (self.first[:, None] + inside).clamp(max=len(self.filled) - 1)
+        made = self.summaries[at]  # [units, chunks, (2,) head_dim]
+        scores = chunk_scores(asked, made.transpose(1, 2) if made.ndim == 4 else made)
+        scores = scores.masked_fill(inside >= self.many[:, None], -torch.inf)
+        best = top_chunks(scores, min(self.slots.shape[1], self.longest), self.blocked[at])
         wanted = torch.where(torch.arange(best.shape[1], device=best.device) < self.counts[:, None], best, -1)
         if asking is not None:
-            wanted = torch.where(asking != 0, wanted, self.slots)
+            wanted = torch.where(asking != 0, wanted, self.slots[:, : best.shape[1]])
         slots, missing = replace_slots(self.slots, wanted)
         self.slots.copy_(slots)
         return missing
@@ -174,17 +193,13 @@ class ChunkStore:
         if keys.device.type == "cuda":
             from saccade.inference.engine.kernels.chunks import triton_fetch
 
-            triton_fetch(
-                self.host_keys, self.host_values, keys, values, seen, self.filled, self.slots, missing, self.first,
-                self.places,
-            )  # fmt: skip
+            triton_fetch(self.hosts, keys, values, seen, self.filled, self.slots, missing, self.first, self.places)
             return
         unit, slot = missing.nonzero(as_tuple=True)
-        chosen = self.slots[unit, slot]
-        source = self.first[unit] + chosen
+        source = self.first[unit] + self.slots[unit, slot]
         target = (self.places[unit] + slot * self.chunk)[:, None] + torch.arange(self.chunk)
         keys[target], values[target] = self.host_keys[source], self.host_values[source]
-        seen[target] = self.filled[unit, chosen]
+        seen[target] = self.filled[source]
 
     def move(self, by: Tensor) -> None:
         """Follows units whose slots lie elsewhere now.
@@ -192,7 +207,8 @@ class ChunkStore:
         Args:
             by: ``[batch, kv_heads]`` slots between the new and the old place of every unit.
         """
-        self.places += by[self.units[:, 0], self.units[:, 1]]
+        real = self.units[:, 0] < len(by)
+        self.places[real] += by[self.units[real, 0], self.units[real, 1]]
 
     def keep(self, rows: Sequence[int]) -> ChunkStore | None:
         """The store of the units of the given rows, ascending; ``None`` if none is left."""
@@ -200,13 +216,13 @@ class ChunkStore:
         inside = [row for row in rows if row < len(order)]
         order[inside] = torch.arange(len(inside), device=order.device)
         new = order[self.units[:, 0]]
-        left = new >= 0
+        left = (new >= 0) & (self.many > 0)
         if not bool(left.any()):
             return None
-        units = torch.stack([new[left], self.units[left, 1]], 1)
         return ChunkStore(
-            units, self.counts[left], self.places[left], (self.host_keys, self.host_values), self.first[left],
-            self.summaries[left], self.filled[left], self.slots[left], self.kv_heads,
+            torch.stack([new[left], self.units[left, 1]], 1), self.counts[left], self.places[left], self.first[left],
+            self.many[left], (self.host_keys, self.host_values), self.summaries, self.filled, self.slots[left],
+            self.kv_heads,
         )  # fmt: skip
 
     def compact(self, rows: Sequence[int]) -> None:
@@ -216,23 +232,61 @@ class ChunkStore:
             order[self.units[:, 0] == old] = new
         self.units[:, 0] = order
 
+    def take(self, other: ChunkStore | None) -> None:
+        """Goes on with the chunks of another store that is not larger; no tensor moves, so captured steps stay valid.
+
+        Args:
+            other: The store, which must :meth:`fit`; ``None`` is one without chunks.
+        """
+        self.counts.zero_()
+        self.many.zero_()
+        if other is None:
+            self._shut()
+            return
+        for name in self._tables():
+            mine, new = getattr(self, name), getattr(other, name)
+            mine[tuple(slice(size) for size in new.shape)] = new
+        self._shut()
+        self._lies_at((other.host_keys, other.host_values))
+
+    def fits(self, other: ChunkStore) -> bool:
+        """Whether :meth:`take` can take another store over."""
+        return (
+            self.chunk == other.chunk
+            and self.longest >= other.longest
+            and all(
+                mine.ndim == new.ndim and all(a >= b for a, b in zip(mine.shape, new.shape, strict=True))
+                for mine, new in ((getattr(self, name), getattr(other, name)) for name in self._tables())
+            )
+        )
+
+    def reserve(self, like: ChunkStore) -> None:
+        """Makes room for as many chunks and slots as another store has room for, if it has the same kind of chunks."""
+        if like.chunk != self.chunk or like.summaries.ndim != self.summaries.ndim:
+            return
+        self.longest = max(self.longest, like.longest)
+        for name in self._tables():
+            mine, other = getattr(self, name), getattr(like, name)
+            wanted = [max(sizes) for sizes in zip(mine.shape, other.shape, strict=True)]
+            if wanted != list(mine.shape):
+                larger = mine.new_zeros(wanted)
+                larger[tuple(slice(size) for size in mine.shape)] = mine
+                setattr(self, name, larger)
+        self._shut()
+
+    def let_go(self) -> None:
+        """Frees the host memory; the store must :meth:`take` another one before it is used again."""
+        self.host_keys = self.host_values = self.host_keys.new_empty(0)
+
+    @staticmethod
+    def _tables() -> tuple[str, ...]:
+        """The tensors on the device, by name."""
+        return "units", "counts", "places", "first", "many", "summaries", "filled", "blocked", "slots", "where"
+
     @property
     def bytes(self) -> int:
         """Size in bytes on the device, without the slots of the flat buffers."""
-        return sum(
-            item.nbytes
-            for item in (
-                self.units,
-                self.counts,
-                self.places,
-                self.first,
-                self.summaries,
-                self.filled,
-                self.blocked,
-                self.slots,
-                self.where,
-            )
-        )
+        return sum(getattr(self, name).nbytes for name in self._tables())
 
     @property
     def host_bytes(self) -> int:

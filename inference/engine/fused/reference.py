@@ -28,19 +28,18 @@ class Units(NamedTuple):
     """Where the KV heads of a layer lie in a flat buffer, each with consecutive slots.
 
     Args:
-        shifts: ``[batch, kv_heads]``: slot of the token at a place of the text, minus that place.
-        limit: Places that a text has room for.
-        spare: First of the slots to which tokens behind the room are written; nobody reads them.
+        shifts: ``[batch, kv_heads]`` int64: slot of the token at a place of the text, minus that place.
+        ends: ``[2]`` int64: places that a text has room for, and the first of the slots to which tokens behind the room
+            are written, which nobody reads. A tensor, so that they may change in a captured step.
     """
 
     shifts: Tensor
-    limit: int
-    spare: int
+    ends: Tensor
 
     def places(self, tokens: Tensor) -> Tensor:
         """Slots ``[batch, kv_heads, tokens]`` of tokens at places ``[batch, tokens]`` of the texts."""
-        spare = self.spare + torch.arange(tokens.shape[1], device=tokens.device)
-        return torch.where(tokens[:, None] < self.limit, tokens[:, None] + self.shifts[..., None], spare)
+        spare = self.ends[1] + torch.arange(tokens.shape[1], device=tokens.device)
+        return torch.where(tokens[:, None] < self.ends[0], tokens[:, None] + self.shifts[..., None], spare)
 
 
 class LowRank(NamedTuple):

@@ -20,7 +20,7 @@ MOST_CHUNKS = 16_384
 
 @triton.jit
 def _score(
-    query, summaries, blocked, units, asking, scores, query_b, query_h, batch, groups, chunks, head_dim,
+    query, summaries, blocked, units, first, many, asking, scores, query_b, query_h, batch, groups, head_dim,
     ASKING: tl.constexpr, BOUNDS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
     PRECISION: tl.constexpr, UPCAST: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -30,6 +30,7 @@ def _score(
         go = tl.load(asking).to(tl.int32)
     if go != 0:
         unit = tl.program_id(0).to(tl.int64)
+        chunks = tl.load(many + unit)
         b = tl.minimum(tl.load(units + 2 * unit), batch - 1)  # units of rows that have ended ask for another row
         h = tl.load(units + 2 * unit + 1)
         row, column = tl.arange(0, ROWS), tl.arange(0, WIDTH)
@@ -38,11 +39,12 @@ def _score(
         place = query + b * query_b + (h * groups + row)[:, None] * query_h + column[None, :]
         q = tl.load(place, mask=(row < groups)[:, None] & wide, other=0.0)
         planes = 2 if BOUNDS else 1
-        at = summaries + (unit * planes * chunks + chunk)[:, None] * head_dim + column[None, :]
+        begin = tl.load(first + unit)
+        at = summaries + ((begin + chunk) * planes)[:, None] * head_dim + column[None, :]
         inside = (chunk < chunks)[:, None] & wide
         low = tl.load(at, mask=inside, other=0.0)
         if BOUNDS:
-            high = tl.load(at + chunks * head_dim, mask=inside, other=0.0)
+            high = tl.load(at + head_dim, mask=inside, other=0.0)
         if UPCAST:
             q, low = q.to(tl.float32), low.to(tl.float32)
             if BOUNDS:
@@ -53,13 +55,13 @@ def _score(
         else:
             score = tl.dot(q, tl.trans(low), input_precision=PRECISION)
         best = tl.max(tl.where((row < groups)[:, None], score, float("-inf")), 0)
-        shut = tl.load(blocked + unit * chunks + chunk, mask=chunk < chunks, other=1)
-        tl.store(scores + unit * chunks + chunk, tl.where(shut != 0, float("-inf"), best), mask=chunk < chunks)
+        shut = tl.load(blocked + begin + chunk, mask=chunk < chunks, other=1)
+        tl.store(scores + begin + chunk, tl.where(shut != 0, float("-inf"), best), mask=chunk < chunks)
 
 
 @triton.jit
 def _choose(
-    scores, counts, slots, where, wants, queue, missing, asking, chunks, slots_each,
+    scores, counts, first, many, slots, where, wants, queue, missing, asking, slots_each,
     ASKING: tl.constexpr, BITS: tl.constexpr, CHUNKS: tl.constexpr, SLOTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     follow(EARLY)
@@ -74,8 +76,9 @@ def _choose(
     else:
         count = tl.load(counts + unit)
         chunk = tl.arange(0, CHUNKS)
-        real = chunk < chunks
-        score = tl.load(scores + unit * chunks + chunk, mask=real, other=float("-inf"))
+        begin = tl.load(first + unit)
+        real = chunk < tl.load(many + unit)
+        score = tl.load(scores + begin + chunk, mask=real, other=float("-inf"))
         # integers in the order of the scores, from 1 on; 0 is what lies behind the chunks
         bits = score.to(tl.int32, bitcast=True)
         key = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(tl.int64) + 2147483649
@@ -96,43 +99,46 @@ def _choose(
         above, level = key > least, key == least
         left = count - tl.sum(above.to(tl.int64), 0)
         wanted = above | (level & (tl.cumsum(level.to(tl.int32), 0) <= left))
-        held = tl.load(where + unit * chunks + chunk, mask=real, other=-1) >= 0
+        held = tl.load(where + begin + chunk, mask=real, other=-1) >= 0
         lacking = wanted & ~held
         turn_of = tl.cumsum(lacking.to(tl.int32), 0) - 1
         tl.store(queue + unit * slots_each + turn_of, chunk, mask=lacking)
-        tl.store(wants + unit * chunks + chunk, wanted.to(tl.uint8), mask=real)
+        tl.store(wants + begin + chunk, wanted.to(tl.uint8), mask=real)
         tl.debug_barrier()  # all threads read what others have written
         mine = slot < count
         old = tl.load(slots + unit * slots_each + slot, mask=mine, other=-1)
         filled = mine & (old >= 0)
-        stays = filled & (tl.load(wants + unit * chunks + old, mask=filled, other=0) != 0)
+        stays = filled & (tl.load(wants + begin + old, mask=filled, other=0) != 0)
         free = mine & ~stays
         # as many slots are free as chunks are lacking: a unit wants as many chunks as it has slots
         new = tl.load(queue + unit * slots_each + tl.cumsum(free.to(tl.int32), 0) - 1, mask=free, other=0).to(tl.int64)
-        tl.store(where + unit * chunks + old, tl.full([SLOTS], -1, tl.int32), mask=filled & ~stays)
-        tl.store(where + unit * chunks + new, slot, mask=free)
+        tl.store(where + begin + old, tl.full([SLOTS], -1, tl.int32), mask=filled & ~stays)
+        tl.store(where + begin + new, slot, mask=free)
         tl.store(slots + unit * slots_each + slot, new, mask=free)
         tl.store(missing + unit * slots_each + slot, free.to(tl.uint8), mask=own)
 
 
 @triton.jit
 def _fetch(
-    host_keys, host_values, keys, values, seen, filled, slots, missing, first, places, slots_each, chunks_each,
+    hosts, keys, values, seen, filled, slots, missing, first, places, slots_each,
     CHUNK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     follow(EARLY)
     unit, slot = tl.program_id(0), tl.program_id(1)
     at = unit * slots_each + slot
     if tl.load(missing + at) != 0:
-        chunk = tl.load(slots + at)
+        # where the host's memory lies is not part of a captured step: another prompt lies elsewhere
+        host_keys = tl.load(hosts).to(tl.pointer_type(keys.dtype.element_ty))
+        host_values = tl.load(hosts + 1).to(tl.pointer_type(values.dtype.element_ty))
+        chunk = tl.load(first + unit) + tl.load(slots + at)
         row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
         inside = (row < CHUNK)[:, None] & (column < WIDTH)[None, :]
-        source = ((tl.load(first + unit) + chunk) * CHUNK + row)[:, None] * WIDTH + column[None, :]
+        source = (chunk * CHUNK + row)[:, None] * WIDTH + column[None, :]
         begin = tl.load(places + unit) + slot * CHUNK
         target = (begin + row)[:, None] * WIDTH + column[None, :]
         tl.store(keys + target, tl.load(host_keys + source, mask=inside), mask=inside)
         tl.store(values + target, tl.load(host_values + source, mask=inside), mask=inside)
-        held = tl.load(filled + (unit * chunks_each + chunk) * CHUNK + row, mask=row < CHUNK, other=0)
+        held = tl.load(filled + chunk * CHUNK + row, mask=row < CHUNK, other=0)
         tl.store(seen + begin + row, held, mask=row < CHUNK)
 
 
@@ -140,10 +146,13 @@ def triton_choose(
     query: Tensor,
     units: Tensor,
     counts: Tensor,
+    first: Tensor,
+    many: Tensor,
     summaries: Tensor,
     blocked: Tensor,
     slots: Tensor,
     where: Tensor,
+    longest: int,
     kv_heads: int,
     asking: Tensor | None = None,
 ) -> Tensor:
@@ -156,10 +165,13 @@ def triton_choose(
         query: ``[batch, heads, head_dim]``, last dimension contiguous.
         units: ``[units, 2]`` int64: row and KV head; rows beyond the batch have ended.
         counts: ``[units]`` int64: slots of every unit, at most its chunks.
-        summaries: ``[units, chunks, head_dim]`` or ``[units, 2, chunks, head_dim]``, contiguous.
-        blocked: ``[units, chunks]`` booleans: chunks that are not taken while there are others.
-        slots: ``[units, slots]`` int64: chunk of every slot, -1 for none; written.
-        where: ``[units, chunks]`` int32: slot of every chunk, -1 for none; written.
+        first: ``[units]`` int64: first chunk of every unit.
+        many: ``[units]`` int64: chunks of every unit.
+        summaries: ``[chunks, head_dim]`` or ``[chunks, 2, head_dim]``, contiguous.
+        blocked: ``[chunks]`` booleans: chunks that are not taken while a unit has others.
+        slots: ``[units, slots]`` int64: chunk of every slot, counted from the unit's first, -1 for none; written.
+        where: ``[chunks]`` int32: slot of every chunk, -1 for none; written.
+        longest: The most chunks of a unit.
         kv_heads: KV heads of the layer.
         asking: One number, 0 if nothing is to be chosen; ``None`` is that something is.
 
@@ -167,29 +179,29 @@ def triton_choose(
         ``[units, slots]`` uint8: slots whose chunk has to be fetched.
 
     Raises:
-        ValueError: More than 16,384 chunks.
+        ValueError: More than 16,384 chunks of a unit.
     """
-    (count, each), (_, chunks) = slots.shape, blocked.shape
-    if chunks > MOST_CHUNKS:
-        raise ValueError(f"a unit must have at most {MOST_CHUNKS} chunks, got {chunks}: choose longer chunks.")
+    if longest > MOST_CHUNKS:
+        raise ValueError(f"a unit must have at most {MOST_CHUNKS} chunks, got {longest}: choose longer chunks.")
+    (count, each), total = slots.shape, len(blocked)
     batch, heads, head_dim = query.shape
     groups, narrow = heads // kv_heads, query.element_size() == 2
     device = query.device
-    scores = torch.empty(count, chunks, dtype=torch.float32, device=device)
-    wants = torch.empty(count, chunks, dtype=torch.uint8, device=device)
+    scores = torch.empty(total, dtype=torch.float32, device=device)
+    wants = torch.empty(total, dtype=torch.uint8, device=device)
     queue = torch.empty(count, each, dtype=torch.int32, device=device)
     missing = torch.empty(count, each, dtype=torch.uint8, device=device)
     tile = 64
-    flag = {"asking": counts if asking is None else asking, "ASKING": asking is not None}
-    _score[(count, triton.cdiv(chunks, tile))](
-        query, summaries, blocked.view(torch.uint8), units, flag["asking"], scores, query.stride(0), query.stride(1),
-        batch, groups, chunks, head_dim, ASKING=flag["ASKING"], BOUNDS=summaries.ndim == 4,
+    flag, asked = counts if asking is None else asking, asking is not None
+    _score[(count, triton.cdiv(longest, tile))](
+        query, summaries, blocked.view(torch.uint8), units, first, many, flag, scores, query.stride(0),
+        query.stride(1), batch, groups, head_dim, ASKING=asked, BOUNDS=summaries.ndim == 3,
         ROWS=max(16, triton.next_power_of_2(groups)), TILE=tile, WIDTH=max(16, triton.next_power_of_2(head_dim)),
         PRECISION="tf32" if narrow else "ieee", UPCAST=device.type == "cpu", num_warps=4, **early(device),
     )  # fmt: skip
-    padded = max(16, triton.next_power_of_2(chunks))
+    padded = max(16, triton.next_power_of_2(longest))
     _choose[(count,)](
-        scores, counts, slots, where, wants, queue, missing, flag["asking"], chunks, each, ASKING=flag["ASKING"],
+        scores, counts, first, many, slots, where, wants, queue, missing, flag, each, ASKING=asked,
         BITS=16 if narrow else 32, CHUNKS=padded, SLOTS=max(16, triton.next_power_of_2(each)),
         num_warps=16 if padded >= 4096 else 8, **early(device),
     )  # fmt: skip
@@ -197,8 +209,7 @@ def triton_choose(
 
 
 def triton_fetch(
-    host_keys: Tensor,
-    host_values: Tensor,
+    hosts: Tensor,
     keys: Tensor,
     values: Tensor,
     seen: Tensor,
@@ -211,22 +222,21 @@ def triton_fetch(
     """Copies the chunk of every slot that ``missing`` marks.
 
     Args:
-        host_keys: ``[chunks, chunk, head_dim]`` in pinned host memory, or on the device.
-        host_values: Like ``host_keys``.
+        hosts: ``[2]`` int64 on the device: addresses of the keys and of the values of all chunks, ``[chunks, chunk,
+            head_dim]`` each, as precise as ``keys``, in pinned host memory or on the device.
         keys: ``[slots, head_dim]`` on the device; written.
         values: Like ``keys``.
         seen: ``[slots]`` booleans; written.
-        filled: ``[units, chunks of a unit, chunk]`` booleans: which places of a chunk hold a token.
-        slots: ``[units, slots]`` chunk of every slot.
+        filled: ``[chunks, chunk]`` booleans: which places of a chunk hold a token.
+        slots: ``[units, slots]`` chunk of every slot, counted from the unit's first.
         missing: ``[units, slots]`` booleans or uint8.
         first: ``[units]`` first chunk of every unit.
         places: ``[units]`` first slot of every unit.
     """
-    chunk, width = host_keys.shape[1:]
-    units, each = slots.shape
-    _fetch[(units, each)](
-        host_keys, host_values, keys, values, seen.view(torch.uint8), filled.view(torch.uint8), slots,
-        missing.contiguous().view(torch.uint8), first, places, each, filled.shape[1], CHUNK=chunk, WIDTH=width,
+    chunk, width = filled.shape[1], keys.shape[1]
+    _fetch[slots.shape](
+        hosts, keys, values, seen.view(torch.uint8), filled.view(torch.uint8), slots,
+        missing.contiguous().view(torch.uint8), first, places, slots.shape[1], CHUNK=chunk, WIDTH=width,
         ROWS=max(2, triton.next_power_of_2(chunk)), COLUMNS=max(16, triton.next_power_of_2(width)), num_warps=4,
         **early(keys.device),
     )  # fmt: skip

@@ -16,8 +16,8 @@ from saccade.inference.engine.kernels.launch import early, follow
 
 @triton.jit
 def _rotate(
-    packed, cos, sin, query_norm, key_norm, lengths, shifts, query, keys, values,
-    nodes, heads, kv_heads, limit, spare, eps, packed_row, angle_row, query_b, query_h, query_n,
+    packed, cos, sin, query_norm, key_norm, lengths, shifts, ends, query, keys, values,
+    nodes, heads, kv_heads, eps, packed_row, angle_row, query_b, query_h, query_n,
     cache_b, cache_h, cache_s,
     NORM: tl.constexpr, SHIFT: tl.constexpr, FLAT: tl.constexpr, HALF: tl.constexpr, LANES: tl.constexpr,
     EARLY: tl.constexpr,
@@ -50,7 +50,7 @@ def _rotate(
     kv = (head - heads) % kv_heads
     if FLAT and head >= heads:
         moved = slot + tl.load(shifts + b * kv_heads + kv).to(tl.int64)
-        slot = tl.where(slot < limit, moved, spare + node)
+        slot = tl.where(slot < tl.load(ends), moved, tl.load(ends + 1) + node)
     if head < heads:
         target = query + b.to(tl.int64) * query_b + head * query_h + node * query_n
     elif head < heads + kv_heads:
@@ -93,10 +93,10 @@ def triton_rotate(
     query = torch.empty(batch, heads, nodes, head_dim, dtype=packed.dtype, device=packed.device)
     scales = (packed, packed) if norms is None else (norms[0].weight, norms[1].weight)
     eps, shift = (0.0, 0.0) if norms is None else (norms[0].eps, norms[0].shift)
-    shifts, limit, spare = (lengths, 0, 0) if units is None else (units.shifts.contiguous(), units.limit, units.spare)
+    shifts, ends = (lengths, lengths) if units is None else (units.shifts.contiguous(), units.ends)
     strides = keys.stride()[:3] if units is None else (0, 0, keys.stride(0))
     _rotate[(batch * nodes, heads + 2 * kv_heads)](
-        packed, cos, sin, *scales, lengths, shifts, query, keys, values, nodes, heads, kv_heads, limit, spare, eps,
+        packed, cos, sin, *scales, lengths, shifts, ends, query, keys, values, nodes, heads, kv_heads, eps,
         packed.stride(0), cos.stride(1), *query.stride()[:3], *strides, NORM=norms is not None, SHIFT=shift,
         FLAT=units is not None, HALF=head_dim // 2, LANES=triton.next_power_of_2(head_dim // 2), num_warps=1,
         **early(packed.device),

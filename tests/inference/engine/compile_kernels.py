@@ -30,7 +30,7 @@ from saccade.inference.engine.kernels import (
 
 SPECIAL = {
     **dict.fromkeys(("lengths", "starts", "ancestors", "depths", "positions", "seeds", "bases", "shifts"), "*i64"),
-    **dict.fromkeys(("units", "counts", "slots", "asking", "first", "places"), "*i64"),
+    **dict.fromkeys(("units", "counts", "slots", "asking", "first", "many", "places", "hosts", "ends"), "*i64"),
     **dict.fromkeys(("sums", "logs", "picked", "low", "scores"), "*fp32"),
     **dict.fromkeys(("tops", "totals", "mean", "alive"), "*fp32"),
     **dict.fromkeys(("blocked", "wants", "missing", "filled", "seen"), "*u8"),
@@ -78,18 +78,14 @@ NUMBERS = (  # integers
     "length_h",
     "window",
     "span",
-    "limit",
-    "spare",
     "batch",
-    "chunks",
     "slots_each",
-    "chunks_each",
     "first_row",
     "keys_each",
 )
 
 ODD = (
-    "batch", "chunks", "slots_each", "chunks_each", "rows", "nodes", "span", "count", "groups", "heads", "kv_heads",
+    "batch", "slots_each", "rows", "nodes", "span", "count", "groups", "heads", "kv_heads",
     "rank_0", "rank_1", "rank_2", "first_row", "keys_each",
 )  # fmt: skip
 """Integers that need not be multiples of 16; sizes of models are."""

@@ -190,7 +190,7 @@ def test_rotation_into_units_of_a_flat_buffer():
     draw = torch.Generator().manual_seed(1)
     packed, cos, sin = (torch.randn(*shape, generator=draw).to(DEVICE) for shape in ((6, 96), (2, 3, 16), (2, 3, 16)))
     lengths = torch.tensor([4, 8], device=DEVICE)
-    units = Units(torch.tensor([[-2, 10], [22, 30]], device=DEVICE), 10, 50)
+    units = Units(torch.tensor([[-2, 10], [22, 30]], device=DEVICE), torch.tensor([10, 50], device=DEVICE))
     ours, theirs = ([torch.zeros(60, 16, device=DEVICE) for _ in range(2)] for _ in range(2))
     found = triton_rotate(packed, cos, sin, lengths, *ours, units=units)
     exact = reference_rotate(packed, cos, sin, lengths, *theirs, units=units)

@@ -33,6 +33,7 @@ from tests.support.triton_mode import DEVICE, triton_choose, triton_fetch, trito
 MODEL = tiny_model("llama", residual=0.3, seed=3)
 DRAW = torch.Generator().manual_seed(0)
 PROMPTS = [torch.randint(3, 40, (count,), generator=DRAW).tolist() for count in (150, 97, 121)]
+DRAWN = [torch.randint(3, 40, (180,), generator=DRAW).tolist() for _ in range(3)]
 NEW = {"max_new_tokens": 16, "eos_token_id": ()}
 FULL = Autoregressive().generate(MODEL, PROMPTS, **NEW)
 KINDS = {
@@ -103,6 +104,24 @@ def test_a_session_with_another_compressor_is_refused():
             assert len(found.prefill()) == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_engine_serves_prompts_of_many_sizes(kind):
+    """It goes on with smaller prompts as it is, and grows for larger ones."""
+    made, lengths = KINDS[kind], ((150, 97, 121), (90, 130, 80), (180, 100, 85), (170, 90, 110))
+    batches = [[DRAWN[row][:count] for row, count in enumerate(each)] for each in lengths]
+    decoder = PromptLookup(draft_length=4, compressor=made, control="fixed", engine="graph")
+    decoder.pool.uncaptured = True
+    served = []
+    for batch in batches:
+        right = Autoregressive(compressor=made, engine="eager").generate(MODEL, batch, **NEW).tokens
+        assert decoder.generate(MODEL, batch, **NEW).tokens == right
+        (engine,) = decoder.pool._idle
+        assert not engine.compressed.host_bytes, "host memory is free between the calls"
+        served.append(engine)
+    assert len({id(engine) for engine in served}) < len(served), "an engine has served several prompts"
+    assert served[-1].compressed.bytes >= served[0].compressed.bytes
+
+
 def plans_and_cache(dtype=torch.float32):
     """Two rows of one layer with two KV heads: one head prunes, one fetches."""
     draw = torch.Generator().manual_seed(1)
@@ -145,7 +164,7 @@ def test_a_fetched_chunk_is_that_of_the_host_and_the_same_query_moves_nothing():
             store.fetch(query, made.keys, made.values, made.seen)
         assert moved[-1] == 0, "the second time everything is there"
         assert step or moved[0] == 2 + 3
-        for unit, (row, head) in enumerate(store.units.tolist()):
+        for unit, (row, head) in enumerate(store.units[store.many > 0].tolist()):
             bounds = plans[row].bounds
             for slot in range(int(store.counts[unit])):
                 chunk = int(store.slots[unit, slot])
@@ -204,6 +223,9 @@ def test_the_kernels_choose_what_the_reference_chooses(kind, dtype):
     shape = (units, chunks, width) if kind == "mean" else (units, 2, chunks, width)
     summaries = torch.randn(shape, generator=draw).sort(1).values.to(DEVICE, dtype)
     blocked = (torch.rand(units, chunks, generator=draw) < 0.2).to(DEVICE)
+    packed = summaries if kind == "mean" else summaries.transpose(1, 2)
+    first = torch.arange(units, device=DEVICE) * chunks
+    many = torch.full((units,), chunks, device=DEVICE)
     table = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1], [2, 1]], device=DEVICE)  # the last row has ended
     counts = torch.tensor([9, 4, 1, 12, 7], device=DEVICE)
     slots = torch.full((units, 12), -1, device=DEVICE)
@@ -214,7 +236,8 @@ def test_the_kernels_choose_what_the_reference_chooses(kind, dtype):
         query = (query + 0.3 * torch.randn(query.shape, generator=draw)).to(dtype).float()
         asking = None if turn % 2 else torch.tensor(turn, device=DEVICE)  # nobody asks in the first turn
         before = slots.clone()
-        given = (table, counts, summaries, blocked, slots, where, kv_heads, asking)
+        given = (table, counts, first, many, packed.flatten(0, 1).contiguous(), blocked.flatten(), slots)
+        given += (where.view(-1), chunks, kv_heads, asking)
         missing = triton_choose(query.to(DEVICE, dtype), *given).bool()
         fetched += int(missing.sum())
         if turn == 0:
@@ -241,17 +264,18 @@ def test_the_kernel_fetches_what_is_missing():
     host = [torch.randn(7, 3, 20, generator=draw).to(DEVICE) for _ in range(2)]
     flat = [torch.zeros(40, 20, device=DEVICE) for _ in range(2)]
     seen = torch.zeros(40, dtype=torch.bool, device=DEVICE)
-    filled = (torch.rand(2, 4, 3, generator=draw) > 0.3).to(DEVICE)
+    filled = (torch.rand(8, 3, generator=draw) > 0.3).to(DEVICE)
     slots = torch.tensor([[3, 0], [1, 2]], device=DEVICE)
     missing = torch.tensor([[True, False], [False, True]], device=DEVICE)
     first, places = torch.tensor([0, 4], device=DEVICE), torch.tensor([5, 22], device=DEVICE)
-    triton_fetch(*host, *flat, seen, filled, slots, missing, first, places)
+    hosts = torch.tensor([part.data_ptr() for part in host], device=DEVICE)
+    triton_fetch(hosts, *flat, seen, filled, slots, missing, first, places)
     wanted = [flat[0].new_zeros(40, 20) for _ in range(2)]
     for buffer, source in zip(wanted, host, strict=True):
         buffer[5:8], buffer[25:28] = source[3], source[6]
     assert all(torch.equal(found, right) for found, right in zip(flat, wanted, strict=True))
     marked = torch.zeros_like(seen)
-    marked[5:8], marked[25:28] = filled[0, 3], filled[1, 2]
+    marked[5:8], marked[25:28] = filled[3], filled[6]
     assert torch.equal(seen, marked)
 
 
