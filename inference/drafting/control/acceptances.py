@@ -10,6 +10,7 @@ _PRIOR, _LEAST_GUESS = 2.0, 1.0
 """Weight of the first guess of an acceptance, in rounds, and what stays of it: some hope, so that a rejected draft is
 not the last one."""
 _CARRIED = 1.0
+"""Weight of what earlier texts have shown, in rounds, when a text begins: a first draft that fails counts as much."""
 _OF_A_TEXT, _TEXT_DECAY = 4.0, 0.8
 """The most drafts with which a text counts in the guess for the next one, and the weight of the texts before it: the
 next text may be of another kind than the last."""
@@ -26,6 +27,7 @@ class Acceptances:
         self._accepted = [0.0] * longest
         self._tried = [0.0] * longest
         self._guess = [_PRIOR] * longest
+        self._first = 0.5
         self._in_text = [(0, 0)] * longest
         self._in_texts = [(0.0, 0.0)] * longest
 
@@ -40,6 +42,8 @@ class Acceptances:
             self._in_texts[place], self._in_text[place] = (before, taken), (0, 0)
             self._tried[place] = min(_CARRIED, before)
             self._accepted[place] = self._tried[place] * taken / before
+        before, taken = self._in_texts[0]
+        self._first = (taken + _PRIOR * 0.5) / (before + _PRIOR)
 
     def observe(self, drafted: int, accepted: int, probe: bool) -> None:
         """Notes a draft.
@@ -60,7 +64,7 @@ class Acceptances:
     def expected(self) -> list[float]:
         """Expected tokens of a round that drafts 0, 1, 2, ... tokens: the accepted ones and one of the target."""
         expected, chance = [1.0], 1.0
-        share = 0.5  # the first guess of the first place; that of each later one is what the place before has shown
+        share = self._first  # the guess of the first place; that of each later one is what the place before has shown
         for accepted, tried, guess in zip(self._accepted, self._tried, self._guess, strict=True):
             share = (accepted + guess * share) / (tried + guess)
             chance *= share

@@ -55,11 +55,11 @@ class DraftControl:
     has its own acceptances and its own choice, and the rounds of the other grades count on both sides too.
 
     When the choice is zero, drafting is tried again as soon as half a percent of the time of the plain rounds has made
-    up for what the trial is expected to lose, so that text that becomes easy is noticed: after some twenty rounds where
-    a draft costs next to nothing, after two hundred where it costs as much as a token. A new text may try as much at
-    once as 0.7 plain rounds make up for. What the first draft of a text costs beyond later ones (a draft model reads
-    the prompt) has to pay in a text as long as the last ones. The costs stay with the decoder for its next call; what
-    was accepted counts there as a guess.
+    up for what the trial can lose (:class:`saccade.inference.drafting.control.probes.Probes`), so that text that
+    becomes easy is noticed: after some twenty rounds where a draft costs next to nothing, after two hundred where it
+    costs as much as a token. What the first draft of a text costs beyond later ones (a draft model reads the prompt)
+    has to pay in a text as long as the last ones. The costs stay with the decoder for its next call; what was accepted
+    counts there as a guess.
 
     Args:
         longest: The most tokens that a draft may have, at least 1.
@@ -196,7 +196,9 @@ class DraftControl:
         tokens = 1.0 + sum(accepted) / max(1, len(accepted))
         self._text += tokens
         # a drafter that has graded its draft has no cache of its own that could have missed tokens
-        self.costs.observe(count, seconds, count > 0 and self._behind and grade is None, self._begun)
+        reads = count > 0 and self._behind and grade is None
+        entry = self.costs.entry(self._begun) if reads else 0.0
+        self.costs.observe(count, seconds, reads, self._begun)
         self._begun |= count > 0
         self._behind = allowed == 0
         if allowed or grade is not None:
@@ -213,7 +215,7 @@ class DraftControl:
         for other in self._grades.values():
             other.count = None
         if item.probes.going and count:
-            item.probes.observe(self.costs(count) - tokens * plain, list(drafted) == list(accepted))
+            item.probes.observe(self.costs(count) - tokens * plain + entry, list(drafted) == list(accepted))
 
     def _count_shares(self, grade: int) -> None:
         """Counts a round for which the drafter had found a draft of a grade, or nothing: 0."""

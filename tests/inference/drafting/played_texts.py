@@ -47,7 +47,7 @@ def written(kind: str, copies: float, length: int, seed: int) -> Text:
     draw = random.Random(seed)
 
     def word() -> int:
-        return int(draw.paretovariate(0.6)) % 50_000
+        return draw.randrange(50_000) if draw.random() < 0.5 else int(draw.paretovariate(0.4)) % 50_000
 
     prompt = [word() for _ in range(300)]
     answer: list[int] = []

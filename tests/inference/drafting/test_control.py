@@ -149,7 +149,7 @@ def test_probes_lose_half_a_percent(price, most):
     assert 0.2 * most <= tried / 6000 <= most
 
 
-@pytest.mark.parametrize(("entry", "texts_with_drafts"), [(2.0, True), (60.0, False)])
+@pytest.mark.parametrize(("entry", "texts_with_drafts"), [(2.0, True), (80.0, False)])
 def test_what_the_first_draft_of_a_text_costs_beyond_later_ones_counts(entry, texts_with_drafts):
     """A draft model reads the prompt first; in a short text a small gain does not make up for it."""
     control = DraftControl(4)
