@@ -155,9 +155,10 @@ class GenerationRun:
         state = self.state
         session = state.session
         limits = [self._tracker.remaining(row) - 1 for row in self._rows]
-        begun, allowed = time.perf_counter(), 0
+        begun, allowed, grade = time.perf_counter(), 0, None
         if self._control is not None:
-            allowed = min(self._control.length(), max(limits))
+            grade = self._drafter.grade(state)
+            allowed = min(self._control.length(grade), max(limits))
             limits = [min(limit, allowed) for limit in limits]
         draft = self._drafter.draft(state, limits)
         tokens = session.token_column([text[-1] for text in state.texts])
@@ -167,7 +168,7 @@ class GenerationRun:
         session.commit([verdict.path for verdict in verdicts])
         if self._control is not None:
             accepted = [len(verdict.path) - 1 for verdict in verdicts]
-            self._control.observe(draft.depths(), accepted, allowed, time.perf_counter() - begun)
+            self._control.observe(draft.depths(), accepted, allowed, time.perf_counter() - begun, grade)
         return self._take(draft, verdicts)
 
     def __iter__(self) -> Iterator[list[list[int]]]:

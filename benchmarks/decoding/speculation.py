@@ -81,7 +81,9 @@ def contenders(draft: PreTrainedModel | None, skip: str | None, lengths: Sequenc
     found: dict[str, Decoder] = {PLAIN: Autoregressive()}
     found |= {name.replace(" ", ", "): one for name, one in fixed_decoders(draft, skip, lengths).items()}
     found["PromptLookup, control"] = PromptLookup(draft_length=max(lengths))
-    found["SelfSpeculative, control"] = SelfSpeculative(skip or "auto")
+    found["SelfSpeculative, control"] = SelfSpeculative()
+    if skip is not None:
+        found["SelfSpeculative, searched set, control"] = SelfSpeculative(skip, max(lengths))
     if draft is not None:
         found["AssistedDecoding, control"] = AssistedDecoding(draft, max(lengths), confidence_threshold=0.0)
     return found

@@ -19,6 +19,18 @@ class Drafter(ABC):
     def prepare(self, state: GenerationState) -> None:  # noqa: B027
         """Called once, before the target reads the prompts; its time is part of that until the first token."""
 
+    def grade(self, state: GenerationState) -> int | None:
+        """How good the drafter takes its next draft to be, where it knows that before it drafts.
+
+        Args:
+            state: The generation.
+
+        Returns:
+            0 if it has found nothing, else a small number from 1 on, which draft control keeps apart; ``None``, the
+            default, if it does not say.
+        """
+        return None
+
     @abstractmethod
     def draft(self, state: GenerationState, limits: Sequence[int]) -> Draft:
         """Proposes up to ``limits[b]`` tokens that continue the text of row ``b``.

@@ -35,6 +35,18 @@ class NgramIndex:
                 self._ends[tuple(self.text[end - size : end])] = end
             self.text.append(token)
 
+    def match(self) -> tuple[int, int]:
+        """The longest n-gram at the end of the text that occurred before.
+
+        Returns:
+            Its size, and where its most recent earlier occurrence ends; size 0 if there is none.
+        """
+        for size in range(min(self.largest, len(self.text) - 1), 0, -1):
+            end = self._ends.get(tuple(self.text[-size:]))
+            if end is not None:
+                return size, end
+        return 0, 0
+
     def lookup(self, count: int) -> list[int]:
         """The ``count`` tokens that followed the most recent earlier occurrence of the longest matching n-gram.
 
@@ -47,12 +59,9 @@ class NgramIndex:
         Returns:
             ``count`` tokens, or none if no n-gram occurred before.
         """
-        for size in range(min(self.largest, len(self.text) - 1), 0, -1):
-            end = self._ends.get(tuple(self.text[-size:]))
-            if end is not None:
-                period = len(self.text) - end
-                return [self.text[end + i % period] for i in range(count)]
-        return []
+        size, end = self.match()
+        period = len(self.text) - end
+        return [self.text[end + i % period] for i in range(count)] if size else []
 
 
 class NgramDrafter(Drafter):
@@ -66,6 +75,10 @@ class NgramDrafter(Drafter):
     def __init__(self, largest: int, length: int) -> None:
         self.largest, self.length = largest, length
         self._indices: list[NgramIndex] = []
+
+    def grade(self, state: GenerationState) -> int:
+        """The size of the longest match of all rows: longer ones are right far more often."""
+        return max(index.match()[0] for index in self._indices)
 
     def draft(self, state: GenerationState, limits: Sequence[int]) -> Draft:
         """Looks up the end of every text; rows without a match get no tokens."""

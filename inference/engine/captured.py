@@ -1,4 +1,4 @@
-"""Short sequences of small tensor operations, replayed as one CUDA graph (ours)."""
+"""Captures of CUDA graphs, and short sequences of small tensor operations that are replayed as one (ours)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,43 @@ from torch import Tensor
 from saccade.inference.engine.capture_turns import TURNS
 
 _MOST_GRAPHS = 64  # shapes vary with batch and draft length: beyond this number of graphs, functions run uncaptured
-_WARM_UPS = 2
+_WARM_UPS = 2  # runs before a capture, in which kernels are compiled and libraries are initialized
+
+
+def capture(run: Callable[[], Any], device: torch.device, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """Captures what a function does on a CUDA device.
+
+    The graph owns all memory that its kernels use. Torch keeps a workspace of cuBLAS for each stream, which captures on
+    that stream share, and frees them all whenever ``torch.compile`` captures something: a graph that uses the workspace
+    of an earlier one would then write to memory that is no longer there. So each capture gets a workspace of its own,
+    in the pool of the graph.
+
+    Args:
+        run: The function; it uses no random numbers and does not wait for the device. It is run twice before.
+        device: The device.
+        pool: Memory pool that graphs share which never run at the same time; ``None`` makes one for this graph.
+
+    Returns:
+        The graph, and what the function returned in the capture: a replay writes these tensors again.
+
+    Raises:
+        RuntimeError: The function cannot be captured.
+    """
+    side, here = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(here)
+    with torch.cuda.stream(side):
+        for _ in range(_WARM_UPS):
+            run()
+    here.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with TURNS.capturing():
+        torch._C._cuda_clearCublasWorkspaces()
+        try:
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                outputs = run()
+        finally:
+            torch._C._cuda_clearCublasWorkspaces()
+    return graph, outputs
 
 
 class Captured:
@@ -46,13 +82,5 @@ class Captured:
 
     def _capture(self, inputs: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Any]:
         buffers = tuple(item.clone(memory_format=torch.contiguous_format) for item in inputs)
-        side = torch.cuda.Stream(buffers[0].device)
-        side.wait_stream(torch.cuda.current_stream(buffers[0].device))
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UPS):
-                self.function(*buffers)
-        torch.cuda.current_stream(buffers[0].device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with TURNS.capturing(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            outputs = self.function(*buffers)
+        graph, outputs = capture(lambda: self.function(*buffers), buffers[0].device)
         return graph, buffers, outputs

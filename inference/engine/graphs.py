@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.inference.engine.cache import KVCache
-from saccade.inference.engine.capture_turns import TURNS
+from saccade.inference.engine.captured import capture
 from saccade.inference.engine.compressed.cache import RaggedCache
 from saccade.inference.engine.fused.parts import adapter_states, why_not_fused
 from saccade.inference.engine.fused.step import FusedStep
@@ -23,8 +23,6 @@ from saccade.inference.trees import MAX_NODES, TokenTree
 
 Attached = Callable[[bool], AbstractContextManager[None]]
 """Makes a context in which the model's modules use the session's cache; ``True`` also skips its sub-layers."""
-
-_WARM_UPS = 2  # runs before a capture, in which kernels are compiled and libraries are initialized
 
 
 class NotCapturedError(RuntimeError):
@@ -214,18 +212,11 @@ class GraphEngine:
     def _capture(
         self, step: Step, skipped: bool, attached: Attached
     ) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor | None]:
-        side = torch.cuda.Stream(step.tokens.device)
-        side.wait_stream(torch.cuda.current_stream(step.tokens.device))
-        graph = torch.cuda.CUDAGraph()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
-            with torch.cuda.stream(side):
-                for _ in range(_WARM_UPS):  # these write after the lengths, to the slots that the step writes again
-                    self._run(step, skipped, attached)
-            torch.cuda.current_stream(step.tokens.device).wait_stream(side)
-            with TURNS.capturing(), torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                outputs = self._run(step, skipped, attached)
+            # the runs before the capture write after the lengths, to the slots that the step writes again
+            graph, outputs = capture(lambda: self._run(step, skipped, attached), step.tokens.device, self._pool)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks import rows as benchmark_rows
 from benchmarks.decoding import real_prompts, speculation, tables
+from saccade.inference.drafting.skip_sets import write_skip_file
 from saccade.inference.statistics import DecodingStats
 from tests.support.models import copy_layers, tiny_model
 
@@ -43,7 +44,9 @@ def test_rows_and_table(tmp_path, monkeypatch) -> None:
     model = tiny_model(residual=0.3).float()
     draft = copy_layers(model, 2)
     prompts = {"chat": [[3, 1, 4], [1, 5]], "code": [[9, 2, 6, 5]]}
-    decoders = speculation.contenders(draft, None, [2, 4])
+    write_skip_file(tmp_path / "skip_layers.json", model, [1], [])
+    decoders = speculation.contenders(draft, str(tmp_path / "skip_layers.json"), [2, 4])
+    assert {"SelfSpeculative, 4", "SelfSpeculative, control", "SelfSpeculative, searched set, control"} <= set(decoders)
     written = {name: speculation.ours(decoder, model, 12) for name, decoder in decoders.items()}
     written |= speculation.peers(model, draft, 12, 8)
 

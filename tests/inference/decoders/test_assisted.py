@@ -57,7 +57,7 @@ def test_a_draft_after_many_plain_rounds_reads_them_in_pieces(engine, monkeypatc
     """A step has room for 64 tokens, and two rows need not have missed the same number."""
 
     class Late(DraftControl):
-        def length(self) -> int:
+        def length(self, grade: int | None = None) -> int:
             return 3 if self.rounds == 1 or self.rounds >= 150 else 0
 
     monkeypatch.setattr("saccade.inference.decoder.DraftControl", Late)

@@ -25,7 +25,7 @@ def test_lengths_at_random(name, how, monkeypatch):
     draw = random.Random(name)
     chosen = []
 
-    def length(control: DraftControl) -> int:
+    def length(control: DraftControl, grade: int | None = None) -> int:
         chosen.append(draw.choice([0, 0, 1, control.longest, draw.randint(0, control.longest)]))
         return chosen[-1]
 
@@ -84,7 +84,7 @@ def test_the_host_reads_no_confidences_where_the_control_chooses_the_length(name
         }[name]()
         for control in ("auto", "fixed")
     }
-    monkeypatch.setattr(DraftControl, "length", lambda control: 3)
+    monkeypatch.setattr(DraftControl, "length", lambda control, grade=None: 3)
     read = []
     monkeypatch.setattr(chain, "confidence", lambda logits, tokens: read.append(1) or confidence(logits, tokens))
     assert made["auto"].generate(model, PROMPTS, max_new_tokens=12, eos_token_id=()).stats.drafted
