@@ -51,6 +51,59 @@ def _acceptance_case(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+_COMPARED = ("two_stage", "attention", "random", "uniform")
+_COMPARED_AT = 0.9  # the paper's share
+
+
+def video_pairs() -> str:
+    """What is left of the acceptance of each pair with 90 % of the video pruned, pairs beneath each other."""
+    found: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in read("video_acceptance"):
+        if row.get("prune_ratio") in (0, _COMPARED_AT):
+            found.setdefault((row["case"], row["device"]), {})[row["method"].split(", ")[1]] = row
+    whole = {key: methods for key, methods in found.items() if {"none", "two_stage", "random"} <= set(methods)}
+    if not whole:
+        return "No rows yet: run `python -m benchmarks.video.acceptance`."
+    lines = [
+        "| pair | accepted without pruning | " + " | ".join(_COMPARED) + " | two_stage is |",
+        "| --- |" + " --- |" * (len(_COMPARED) + 2),
+    ]
+    for (case, _), methods in whole.items():
+        cells = [interval(methods[name], "of_reference") if name in methods else "" for name in _COMPARED]
+        lines.append(
+            f"| {', '.join(case.split(', ')[:2])} | {methods['none']['value']:.2f} | {' | '.join(cells)} |"
+            f" {_beside(methods['two_stage'], methods['random'])} |"
+        )
+    return "\n".join([*lines, "", f"Shares with {_COMPARED_AT:.0%} of the video pruned, and their 95 % intervals."])
+
+
+def _beside(mine: dict[str, Any], other: dict[str, Any]) -> str:
+    """Whether a selector keeps more than random tokens, as far as the intervals tell."""
+    if None in (mine["of_reference"], other["of_reference"]):
+        return ""
+    (low, high), (least, most) = mine["of_reference_interval"], other["of_reference_interval"]
+    return "above random" if low > most else "below random" if high < least else "not told apart from random"
+
+
+def video_training() -> str:
+    """What trained models tell of held-out scenes, from :mod:`benchmarks.video.training`; a table for each case."""
+    rows = read("video_training")
+    if not rows:
+        return "No rows yet: run `python -m benchmarks.video.training`."
+    return each_case(rows, _training_case)
+
+
+def _training_case(rows: list[dict[str, Any]]) -> str:
+    lines = ["| run | model | steps | minutes | last loss | facts told right (95 %) |", "| --- |" + " --- |" * 5]
+    for row in rows:
+        log = ("" if row[name] is None else f"{row[name]:{form}}" for name, form in _OF_THE_LOG.items())
+        lines.append(f"| {row['method']} | {row['model']} | {' | '.join(log)} | {interval(row, 'slot_accuracy')} |")
+    return "\n".join([*lines, "", _video_origin(rows)])
+
+
+_OF_THE_LOG = {"steps": ",", "minutes": ".1f", "train_loss": ".3f"}
+
+
 def video_speed() -> str:
     """The speed-up of SpecVLM and LVSpec at full size, from :mod:`benchmarks.video.speed`; a table for each case."""
     rows = read("video_speed")
@@ -154,6 +207,8 @@ def _video_origin(rows: list[dict[str, Any]]) -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "video_acceptance": video_acceptance,
+    "video_pairs": video_pairs,
+    "video_training": video_training,
     "video_speed": video_speed,
     "video_brief": video_brief,
     "video_relevance": video_relevance,

@@ -86,7 +86,7 @@ def load_video_tokenizer(source: str, family: Family) -> PreTrainedTokenizerFast
 
     A language model for chats becomes a LLaVA-OneVision with its own tokenizer, if that has tokens of Qwen2.5 for
     pictures, which are unused there. Where it has none, they are added behind all others, and the model needs unused
-    rows in its embedding. Either way it gets the chat template of the family.
+    rows in its embedding. Either way it gets the chat template of the family, whose answers end with `<|im_end|>`.
 
     Args:
         source: Folder or Hugging Face hub id of a tokenizer, a processor or a model.
@@ -106,6 +106,7 @@ def load_video_tokenizer(source: str, family: Family) -> PreTrainedTokenizerFast
             tokenizer.add_special_tokens({"additional_special_tokens": list(own)}, replace_extra_special_tokens=False)
             vocabulary = tokenizer.get_vocab()
         tokenizer.chat_template = _template(family, visual_tokens(tokenizer, family)[1])
+        tokenizer.eos_token = END  # that of a base model, or of a conversion, may end documents instead of answers
     needed = [token for token in SPECIAL_TOKENS[family] if token != "<|endoftext|>"]  # noqa: S105 - no password
     needed = [*(token for token in needed if token not in own), *visual_tokens(tokenizer, family)]
     if missing := [token for token in needed if token not in vocabulary]:

@@ -20,6 +20,7 @@ COUNTS = {
     "video.acceptance": "--draft-length",
     "video.relevance": "--neighbours",
     "video.speed": "--prompts",
+    "video.training": "--videos",
 }
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWar
 from saccade.inference import Sampling, SpecVLM, TokenTree
 from saccade.inference.drafting.static_trees import StaticTree
 from saccade.inference.reduction.selectors import SELECTORS
-from tests.inference.verification.test_sampling_law import deviation
+from tests.inference.sampling_law import deviation
 from tests.support.verifiers import GreedyBonus, judged_by
 from tests.support.video_checks import (
     Keeping,

@@ -28,8 +28,7 @@ def stepwise(decoder):
     return decoder
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize(("architecture", "ties"), [("llama", True), ("qwen2", False), ("qwen3", True)])
 @pytest.mark.parametrize("name", list(LOSSLESS))
 def test_graph_steps_write_what_eager_forwards_write(architecture, ties, name):
     model = tiny_model(architecture, tied=architecture == "qwen2", near_ties=ties, residual=0.3, seed=3)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -27,7 +26,7 @@ from saccade.inference.model_check import TESTED, check_model
 from saccade.inference.recurrent.states import RecurrentStates
 from saccade.inference.request import Request
 from tests.inference.engine.test_graphs import stepwise
-from tests.inference.verification import test_sampling_law as sampling_law
+from tests.inference.sampling_law import VOCABULARY, measured
 from tests.support.decoders import Proposing, ProposingTrees
 from tests.support.errors import one_line
 from tests.support.models import prompts
@@ -165,7 +164,7 @@ def test_a_seed_draws_one_text(kind: str, coupling: Any) -> None:
 def toy() -> PreTrainedModel:
     torch.manual_seed(0)
     config = Lfm2Config(
-        vocab_size=sampling_law.VOCABULARY, hidden_size=8, intermediate_size=12, num_hidden_layers=2,
+        vocab_size=VOCABULARY, hidden_size=8, intermediate_size=12, num_hidden_layers=2,
         num_attention_heads=2, num_key_value_heads=1, layer_types=["conv", "full_attention"], initializer_range=0.5,
         max_position_embeddings=32, bos_token_id=None, eos_token_id=None, pad_token_id=0, tie_word_embeddings=False,
     )  # fmt: skip
@@ -173,14 +172,12 @@ def toy() -> PreTrainedModel:
 
 
 def test_the_law_of_rejection_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling_law, "toy", toy)
-    monkeypatch.setattr(sampling_law, "BATCH", RUNS)
-    settings = replace(sampling_law.PLAIN, coupling="rejection")
+    settings = Sampling(coupling="rejection")
     drafts = SelfSpeculative({"attention": [0], "mlp": [1]}, draft_length=3, gamma=0.0, adaptive=False)
     for decoder in (PromptLookup(), drafts):
-        assert abs(sampling_law.measured(decoder, settings, runs=RUNS)) < 4
+        assert abs(measured(decoder, settings, toy(), RUNS)) < 4
     monkeypatch.setattr(RecurrentStates, "commit", keep_everything)
-    assert sampling_law.measured(PromptLookup(), settings, runs=RUNS) > 4
+    assert measured(PromptLookup(), settings, toy(), RUNS) > 4
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
-from transformers import PreTrainedModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import PreTrainedModel
 
 from saccade.inference import (
     AssistedDecoding,
@@ -25,12 +24,11 @@ from saccade.inference.state import GenerationState
 from saccade.inference.verification.draft import Draft, Verdict
 from saccade.inference.verification.rejection_sampling import verify_sampling
 from saccade.inference.verification.verifier import StrictVerifier
+from tests.inference.sampling_law import VOCABULARY, deviation, law, measured
 from tests.support.decoders import HALF
 from tests.support.models import tiny_model
 from tests.support.verifiers import GreedyBonus, judged_by
 
-VOCABULARY, NEW, RUNS, BATCH = 3, 5, 30_000, 5_000
-PROMPT = [2, 0, 2, 0]  # holds n-grams, so that prompt lookup drafts
 PLAIN = Sampling()
 WARPED = Sampling(temperature=0.7, top_k=2, top_p=0.8)
 REJECTING = Sampling(coupling="rejection")
@@ -41,58 +39,11 @@ def toy(seed: int = 0, sharpness: float = 1.0) -> PreTrainedModel:
     return tiny_model(layers=3, vocabulary=VOCABULARY, hidden=8, seed=seed, sharpness=sharpness)
 
 
-def law(sampling: Sampling) -> torch.Tensor:
-    """Probability of each of the 243 continuations, with transformers' own warpers."""
-    texts = torch.tensor(list(itertools.product(range(VOCABULARY), repeat=NEW)))
-    ids = torch.cat([torch.tensor(PROMPT).expand(len(texts), -1), texts], 1)
-    with torch.no_grad():
-        logits = toy()(ids).logits[:, len(PROMPT) - 1 : -1].reshape(-1, VOCABULARY)
-    scores = TemperatureLogitsWarper(sampling.temperature)(ids, logits)
-    if sampling.top_k:
-        scores = TopKLogitsWarper(sampling.top_k)(ids, scores)
-    if sampling.top_p < 1:
-        scores = TopPLogitsWarper(sampling.top_p)(ids, scores)
-    steps = scores.softmax(-1).reshape(len(texts), NEW, VOCABULARY)
-    return steps.gather(-1, texts[..., None])[..., 0].prod(-1)
-
-
-def deviation(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
-    """Standard score of a chi-square statistic, also for few cells (Wilson and Hilferty's cube root).
-
-    Cells that expect fewer than 5 are taken together.
-    """
-    assert counts[probabilities == 0].sum() == 0, "an impossible outcome"
-    expected = probabilities * counts.sum()
-    rare = expected < 5
-    seen = torch.cat([counts[~rare], counts[rare].sum()[None]])
-    wanted = torch.cat([expected[~rare], expected[rare].sum()[None]])
-    seen, wanted = seen[wanted > 0], wanted[wanted > 0]
-    freedom = len(wanted) - 1
-    ratio = float(((seen - wanted) ** 2 / wanted).sum()) / freedom
-    spread = 2 / (9 * freedom)
-    return (ratio ** (1 / 3) - (1 - spread)) / spread**0.5
-
-
-def measured(decoder: Decoder, sampling: Sampling, runs: int = RUNS) -> float:
-    """Runs a decoder on batches of one prompt, whose rows have random streams of their own, and compares."""
-    counts = torch.zeros(VOCABULARY**NEW, dtype=torch.float64)
-    powers = VOCABULARY ** torch.arange(NEW - 1, -1, -1)
-    ids = torch.tensor(PROMPT).expand(BATCH, -1)
-    drafted = 0
-    for batch in range(runs // BATCH):
-        drawn = replace(sampling, seed=1000 + batch)
-        out = decoder.generate(toy(), ids, max_new_tokens=NEW, sampling=drawn, eos_token_id=())
-        counts += torch.bincount((torch.tensor(out.tokens) * powers).sum(-1), minlength=len(counts))
-        drafted += out.stats.drafted
-    assert drafted > 0 or isinstance(decoder, Autoregressive)
-    return deviation(counts, law(sampling))
-
-
 @pytest.mark.parametrize("settings", [PLAIN, WARPED], ids=["plain", "warped"])
 def test_the_law_of_shared_noise(settings: Sampling) -> None:
     """Every other decoder writes the same text, see test_coupling."""
-    assert (law(WARPED) == 0).sum() > 100  # the warpers forbid something
-    assert abs(measured(Autoregressive(), settings)) < 4
+    assert (law(toy(), WARPED) == 0).sum() > 100  # the warpers forbid something
+    assert abs(measured(Autoregressive(), settings, toy())) < 4
 
 
 def test_noise_that_does_not_depend_on_the_position_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +51,7 @@ def test_noise_that_does_not_depend_on_the_position_is_found(monkeypatch: pytest
         return gumbel_noise(keys, torch.zeros_like(positions), vocabulary)
 
     monkeypatch.setattr(sampling, "gumbel_noise", repeated)
-    assert measured(Autoregressive(), PLAIN, runs=10_000) > 4
+    assert measured(Autoregressive(), PLAIN, toy()) > 4
 
 
 REJECTION: dict[str, tuple[Decoder, Sampling]] = {
@@ -114,18 +65,12 @@ REJECTION: dict[str, tuple[Decoder, Sampling]] = {
 @pytest.mark.parametrize("drafts", REJECTION)
 def test_the_law_of_rejection_sampling(drafts: str) -> None:
     decoder, settings = REJECTION[drafts]
-    assert abs(measured(decoder, replace(settings, coupling="rejection"))) < 4
+    assert abs(measured(decoder, replace(settings, coupling="rejection"), toy())) < 4
 
 
 def test_committing_the_targets_argmax_is_found() -> None:
-    assert (
-        measured(
-            judged_by(GreedyBonus, AssistedDecoding)(toy(1), draft_length=3, confidence_threshold=0.0),
-            REJECTING,
-            runs=10_000,
-        )
-        > 4
-    )
+    decoder = judged_by(GreedyBonus, AssistedDecoding)(toy(1), draft_length=3, confidence_threshold=0.0)
+    assert measured(decoder, REJECTING, toy()) > 4
 
 
 def test_a_softmax_row_for_an_argmax_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +79,7 @@ def test_a_softmax_row_for_an_argmax_token_is_found(monkeypatch: pytest.MonkeyPa
         return self.probabilities(logits), logits.argmax(-1, keepdim=True)
 
     monkeypatch.setattr(Sampling, "proposals", favourite)
-    assert measured(AssistedDecoding(toy(1), draft_length=3, confidence_threshold=0.0), REJECTING, runs=10_000) > 4
+    assert measured(AssistedDecoding(toy(1), draft_length=3, confidence_threshold=0.0), REJECTING, toy()) > 4
 
 
 def test_a_biased_acceptance_is_found() -> None:
@@ -144,12 +89,8 @@ def test_a_biased_acceptance_is_found() -> None:
                 draft.probabilities = draft.probabilities * 0.9  # accepts a little too often
             return super().verify(logits, draft, state)
 
-    assert (
-        measured(
-            judged_by(Eager, AssistedDecoding)(toy(1), draft_length=3, confidence_threshold=0.0), REJECTING, runs=10_000
-        )
-        > 4
-    )
+    decoder = judged_by(Eager, AssistedDecoding)(toy(1), draft_length=3, confidence_threshold=0.0)
+    assert measured(decoder, REJECTING, toy()) > 4
 
 
 TREES = {
@@ -163,7 +104,7 @@ TREES = {
 @pytest.mark.parametrize("shape", [*TREES, "drafted chain"])
 def test_trees_keep_the_law(shape: str, drawn: bool) -> None:
     """The first two tokens of a round over trees: drawn children with their distributions, or picked ones without."""
-    tree, vocabulary, rows = TREES.get(shape, TokenTree.chain(2)), 4, 30_000
+    tree, vocabulary, rows = TREES.get(shape, TokenTree.chain(2)), 4, 10_000
     generator = torch.Generator().manual_seed(5)
     # the target's logits behind the root and behind each first token
     table = torch.randn(1 + vocabulary, vocabulary, generator=generator, dtype=torch.float64)
@@ -189,9 +130,9 @@ def test_trees_keep_the_law(shape: str, drawn: bool) -> None:
         first[text[0]] += 1
         if len(text) > 1:
             second[text[0], text[1]] += 1
-    law = table.softmax(-1)
-    assert abs(deviation(first, law[0])) < 4
+    wanted = table.softmax(-1)
+    assert abs(deviation(first, wanted[0])) < 4
     tried = [token for token in range(vocabulary) if second[token].sum() > 500]
     assert tried
     for token in tried:
-        assert abs(deviation(second[token], law[1 + token])) < 4
+        assert abs(deviation(second[token], wanted[1 + token])) < 4

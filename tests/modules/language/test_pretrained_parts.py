@@ -180,6 +180,21 @@ def test_special_tokens_that_a_conversion_left_as_words_are_special_again(tmp_pa
     assert [tokenizer.encode(word, add_special_tokens=False) for word in words] == [[place] for place in words.values()]
 
 
+def test_answers_end_where_the_template_ends_them(tmp_path: Path) -> None:
+    folder = chat_qwen(tmp_path)
+    given = AutoTokenizer.from_pretrained(folder)
+    other = given.convert_ids_to_tokens(0)
+    given.eos_token = other
+    given.save_pretrained(folder)
+    assert AutoTokenizer.from_pretrained(folder).eos_token == other, "the case must be there"
+    data = clips(folder)
+    assert data.tokenizer.eos_token == END
+    made = module(folder)
+    made.build_for(data)
+    end = data.tokenizer.convert_tokens_to_ids(END)
+    assert made.model.generation_config.eos_token_id == made.model.config.text_config.eos_token_id == end
+
+
 def test_refusals_are_one_line(tmp_path: Path, language: str) -> None:
     def build(folder: Any, **settings: Any) -> None:
         module(str(folder), **settings).build_for(clips(language))
