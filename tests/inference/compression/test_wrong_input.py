@@ -108,8 +108,8 @@ def test_layers_with_a_latent_in_the_place_of_heads_are_refused() -> None:
     config = DeepseekV3Config(
         vocab_size=40, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=4, n_routed_experts=4, num_experts_per_tok=2, n_group=1,
-        topk_group=1, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, v_head_dim=8, qk_nope_head_dim=8, eos_token_id=None,
-        first_k_dense_replace=1,
+        topk_group=1, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, v_head_dim=8, qk_nope_head_dim=8,
+        eos_token_id=None, first_k_dense_replace=1,
     )  # fmt: skip
     model = DeepseekV3ForCausalLM(config).eval()
     decoder = Autoregressive(compressor=SnapKV(budget=0.5))
