@@ -53,6 +53,7 @@ def test_totals_of_two_ranks_equal_those_of_one(two_processes: dict, tmp_path: P
                 assert two["statistics"][count] == one["statistics"][count], (one["name"], count)
             assert two["agreement"] == one["agreement"]
             assert two["quality"] == one["quality"]
+            assert two["compression"] == one["compression"]
             for figure in ("mean_acceptance_length", "draft_acceptance_rate"):
                 assert two["per_request"][figure] == pytest.approx(one["per_request"][figure], abs=1e-12)
     for row in callback.rows:

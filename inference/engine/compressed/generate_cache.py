@@ -376,6 +376,8 @@ class CompressedCache(Cache):
             rows = torch.arange(len(hidden), device=hidden.device)[:, None]
             back = _moved([-pad for pad in self._pads], tokens, hidden.device)
             output.last_hidden_state = hidden[rows, back]
+            if getattr(output, "hidden_states", None) is not None:
+                output.hidden_states = tuple(states[rows, back] for states in output.hidden_states)
         return output
 
 

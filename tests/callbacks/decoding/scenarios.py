@@ -7,7 +7,7 @@ from torch import Tensor
 
 from saccade.callbacks import DecodingEvaluation
 from saccade.datamodules import Prompts
-from saccade.inference import AssistedDecoding, PromptLookup, Sampling, SelfSpeculative
+from saccade.inference import AssistedDecoding, PromptLookup, Quest, Sampling, SelfSpeculative
 from saccade.modules import LanguageModel
 from tests.callbacks.tiny import rows, tiny_llama
 from tests.support.chat_models import chat_model, write_prompts
@@ -42,6 +42,7 @@ def evaluation(scenario: Scenario) -> DecodingEvaluation:
         max_new_tokens=8,
         max_prompts=scenario.max_prompts,
         sampling=scenario.sampling,
+        compressors={"quest": Quest(budget=0.7, chunk=2)},
     )
 
 

@@ -59,6 +59,17 @@ def test_generate_writes_what_autoregressive_writes(kind, room) -> None:
     assert (cache.device_bytes, cache.host_bytes) == (0, 0)
 
 
+def test_hidden_states_of_padded_prompts_are_in_their_places() -> None:
+    with torch.no_grad():
+        right = MODEL(**INPUTS, output_hidden_states=True).hidden_states
+        found = MODEL(
+            **INPUTS, output_hidden_states=True, past_key_values=CompressedCache(FullKV(), MODEL)
+        ).hidden_states
+    mask = INPUTS["attention_mask"].bool()
+    for own, wanted in zip(found, right, strict=True):
+        assert torch.allclose(own[mask], wanted[mask], atol=1e-5)  # rotations are in float32
+
+
 def test_bytes_are_those_of_a_session_with_as_much_room() -> None:
     made = SnapKV(budget=0.3)
     with CompressedCache(made, MODEL, room=24) as cache, Session(MODEL, LONGEST + 24, compressor=made) as session:
