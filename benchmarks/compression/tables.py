@@ -123,11 +123,11 @@ def _one_model(case: str, device: str, rows: list[dict[str, Any]], form: str, no
     ]
     for method in dict.fromkeys(row["method"] for row in rows if row["method"] != "full"):
         arms = [by_arm.get((method, budget)) for budget in budgets]
-        cells = " | ".join(_difference(arm and arm["minus_full"], form) for arm in arms)
+        cells = " | ".join(_difference(arm, "minus_full", form) for arm in arms)
         tenth = by_arm.get((method, 0.1))
         share = f"{tenth['device_share']:.0%}" if tenth else ""
         ours = " | ".join(
-            _difference(arm and arm["hybrid_minus_this"], form) if method != "HybridKV" else ""
+            _difference(arm, "hybrid_minus_this", form) if method != "HybridKV" else ""
             for arm in (tenth, by_arm.get((method, 0.2)))
         )
         lines.append(f"| {method} | {cells} | {share} | {ours} |")
@@ -139,8 +139,9 @@ def _one_model(case: str, device: str, rows: list[dict[str, Any]], form: str, no
     return "\n".join([*lines, "", source])
 
 
-def _difference(found: list[float] | None, form: str) -> str:
-    """A mean difference with its interval."""
+def _difference(row: dict[str, Any] | None, name: str, form: str) -> str:
+    """A mean difference of a row with its interval; an empty text where there is none."""
+    found = None if row is None else row[name]
     if found is None:
         return ""
     signed = form.replace("{:", "{:+")
