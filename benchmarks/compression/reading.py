@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saccade.inference import CacheCompressor
 from saccade.inference.compression.compressor import Plan
-from saccade.inference.compression.observation import Observation, attention_scores, observed_rows
+from saccade.inference.compression.observation import Observation, attention_scores, late_rows, observed_rows
 from saccade.inference.engine.cache import KVCache
 from saccade.inference.engine.compressed.cache import RaggedCache
 from saccade.inference.engine.config import EngineConfig
@@ -105,14 +105,16 @@ class Reading:
         if key not in self._seen:
             device = self.first.device
             visual, segments = torch.zeros(n, dtype=torch.bool, device=device), torch.full((n,), -1, device=device)
+            layers = range(len(self.queries))
             if compressor.window == 0:
-                heads = [self.full.buffers(layer)[0].shape[1] for layer in range(len(self.queries))]
+                heads = [self.full.buffers(layer)[0].shape[1] for layer in layers]
                 self._seen[key] = Observation.unobserved(heads, visual, segments)
             else:
-                first, end = rows = observed_rows(n, visual, compressor.window)
-                found = [self._scores(layer, first, end, compressor.alive_share) for layer in range(len(self.queries))]
+                rows = observed_rows(n, visual, compressor.window)
+                found = [self._scores(layer, *rows, compressor.alive_share) for layer in layers]
                 mean, alive = ([pair[part] for pair in found] for part in range(2))
-                self._seen[key] = Observation(mean, alive, visual, segments, rows)
+                late = [self._scores(layer, late_rows(rows), rows[1], compressor.alive_share)[0] for layer in layers]
+                self._seen[key] = Observation(mean, alive, visual, segments, rows, late)
         return self._seen[key]
 
     def _scores(self, layer: int, first: int, end: int, alive_share: float) -> tuple[Tensor, Tensor]:
