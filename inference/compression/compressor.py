@@ -70,6 +70,11 @@ class CacheCompressor(ABC):
     dynamic: ClassVar[bool] = False
     """Whether a plan may have dynamic heads."""
 
+    @property
+    def looks_twice(self) -> bool:
+        """Whether the attention of the last observed rows is wanted apart (:attr:`Observation.late`)."""
+        return False
+
     def __post_init__(self) -> None:
         """Checks the settings that every compressor has.
 

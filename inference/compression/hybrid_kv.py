@@ -23,7 +23,7 @@ from saccade.common.checks import (
     check_switch,
 )
 from saccade.inference.compression.allocation import BudgetTooSmallError, allocate
-from saccade.inference.compression.chunks import chunk_bounds
+from saccade.inference.compression.chunks import chunk_bounds, pinned_chunks
 from saccade.inference.compression.compressor import CacheCompressor, Plan
 from saccade.inference.compression.merging import Merging
 from saccade.inference.compression.observation import Observation
@@ -74,8 +74,9 @@ class HybridKV(CacheCompressor):
         budget: Share of the prompt's entries that the device has room for.
         window: Most observed rows: the last text tokens behind the last visual token.
         theta: A head is static from this sparsity on. 0 prunes all heads, above 1 all fetch.
-        sparsity: ``threshold``: one minus the share of keys with at least ``alive_share`` of their row's largest
-            attention; ``concentration``: attention on the best ``budget * N`` keys (both ours).
+        sparsity: ``held_out``: attention of the last observed rows on the ``budget * N`` keys that the other rows would
+            keep; ``threshold``: one minus the share of keys with at least ``alive_share`` of their row's largest
+            attention; ``concentration``: attention on the best ``budget * N`` keys (all ours).
         alive_share: See ``sparsity``.
         ratio: How many times as much of the budget a static head gets on average (r; ours).
         weighting: How static heads share: ``inverse`` gives more to less sparse heads, ``direct`` to sparser ones,
@@ -83,6 +84,8 @@ class HybridKV(CacheCompressor):
         scope: Whether the budget is divided over the whole ``model``, or over each ``layer`` alone.
         chunk: Most tokens of a chunk.
         representative: What stands for a chunk: its ``mean`` key, or ``minmax``, the bounds of its keys.
+        pinned: Share of a dynamic head's chunks that are chosen once, by the attention of the observed rows, and stay
+            on the device; the rest are fetched (ours).
         pool: Width over which scores are averaged, odd; not across images.
         sinks: First tokens that every head keeps.
         recent: Last tokens of the prompt that every head keeps; dynamic ones a few more, so that what they hold for
@@ -101,13 +104,14 @@ class HybridKV(CacheCompressor):
     budget: float = 0.1
     window: int = 64
     theta: float = 0.9
-    sparsity: Literal["threshold", "concentration"] = "threshold"
+    sparsity: Literal["held_out", "threshold", "concentration"] = "held_out"
     alive_share: float = 0.01
     ratio: float = 4.0
     weighting: Literal["inverse", "direct", "uniform"] = "inverse"
     scope: Literal["model", "layer"] = "model"
     chunk: int = 16
     representative: Literal["mean", "minmax"] = "mean"
+    pinned: float = 0.5
     pool: int = 5
     sinks: int = 4
     recent: int = 32
@@ -128,6 +132,7 @@ class HybridKV(CacheCompressor):
         check_choice("weighting", self.weighting, ("inverse", "direct", "uniform"))
         check_choice("scope", self.scope, ("model", "layer"))
         check_choice("representative", self.representative, ("mean", "minmax"))
+        check_share("pinned", self.pinned)
         check_count("chunk", self.chunk)
         check_pool(self.pool)
         for name in ("sinks", "recent"):
@@ -140,6 +145,11 @@ class HybridKV(CacheCompressor):
             raise ValueError(
                 f"min_static must be at most max_static, {self.max_static}, got {self.min_static}: lower it."
             )
+
+    @property
+    def looks_twice(self) -> bool:
+        """Whether the attention of the last observed rows is wanted apart."""
+        return self.sparsity == "held_out"
 
     def roles(self, seen: Observation) -> Roles:
         """The kind of each head for one prompt; a subclass may decide by another score."""
@@ -196,6 +206,7 @@ class HybridKV(CacheCompressor):
         caps = seen.by_layer(self.caps(roles, seen.heads, seen.length))
         static = seen.by_layer(roles.static.tolist())
         pins = self._pins(seen.visual.cpu())
+        bounds = chunk_bounds(seen.segments, self.chunk, (self.sinks, seen.length - self._recent))
         kept, slots = [], []
         for scores, layer_caps, layer_static in zip(seen.mean, caps, static, strict=True):
             # a head with room for everything needs no choice, whatever its kind
@@ -206,16 +217,20 @@ class HybridKV(CacheCompressor):
                 for prune, cap in zip(whole, layer_caps, strict=True)
             ]
             kept.append(chosen)
-            slots.append(
-                [
-                    0 if prune else (cap - len(held)) // self.chunk
-                    for prune, cap, held in zip(whole, layer_caps, chosen, strict=True)
-                ]
-            )
+            counts = [
+                0 if prune else (cap - len(held)) // self.chunk
+                for prune, cap, held in zip(whole, layer_caps, chosen, strict=True)
+            ]
+            slots.append(counts)
+            for head, count in enumerate(counts):
+                if more := int(count * self.pinned):
+                    chosen[head], counts[head] = (
+                        self._with_chunks(scores[head], chosen[head], bounds, more),
+                        count - more,
+                    )
         merged = Merging(seen.visual.long()) if self.merge else None
         if not any(map(any, slots)):
             return Plan(kept, slots, merged=merged)
-        bounds = chunk_bounds(seen.segments, self.chunk, (self.sinks, seen.length - self._recent))
         return Plan(kept, slots, self.chunk, bounds, self.representative, merged)
 
     @property
@@ -231,6 +246,16 @@ class HybridKV(CacheCompressor):
             return [(plain, 0)]
         with_text = (front | back | ~visual).nonzero()[:, 0]
         return [(with_text, max(4 * int((~visual).sum()), len(with_text) + self.chunk)), (plain, 0)]
+
+    def _with_chunks(self, scores: Tensor, pins: Tensor, bounds: Tensor, count: int) -> Tensor:
+        """The pins of a dynamic head, and the ``count`` further chunks to which the observed rows attend most."""
+        on_device = bounds.to(scores.device)
+        index = torch.arange(len(bounds) - 1, device=scores.device).repeat_interleave(on_device.diff())
+        attention = scores.new_zeros(len(bounds) - 1).index_add_(0, index, scores)
+        best = attention.masked_fill(pinned_chunks(pins, bounds), -1).topk(count).indices
+        return (torch.isin(index, best) | torch.isin(torch.arange(len(scores), device=scores.device), pins)).nonzero()[
+            :, 0
+        ]
 
     def _static_sets(
         self, scores: Tensor, seen: Observation, whole: Sequence[bool], caps: Sequence[int]

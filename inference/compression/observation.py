@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
@@ -29,6 +29,8 @@ class Observation:
         visual: ``[N]`` bool: visual tokens.
         segments: ``[N]`` int64: number of the image or frame of a visual token, -1 for text.
         rows: First observed query position, and one past the last.
+        late: For each layer ``[kv_heads, N]`` float32: as ``mean``, of the last quarter of the rows alone
+            (:func:`late_rows`). Empty where nothing was observed.
     """
 
     mean: list[Tensor]
@@ -36,6 +38,7 @@ class Observation:
     visual: Tensor
     segments: Tensor
     rows: tuple[int, int]
+    late: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def unobserved(
@@ -97,6 +100,16 @@ def observed_rows(length: int, visual: Tensor, window: int) -> tuple[int, int]:
             end = int((~visual).nonzero()[-1, 0]) + 1
         start = max((place + 1 for place in places if place < end), default=0)
     return max(start, end - window), end
+
+
+def late_rows(rows: tuple[int, int]) -> int:
+    """The first of the last quarter of observed rows, which show what the others did not.
+
+    Args:
+        rows: First observed position, and one past the last.
+    """
+    first, end = rows
+    return end - max(1, (end - first) // 4)
 
 
 def attention_scores(

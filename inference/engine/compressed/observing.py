@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from saccade.inference.compression.compressor import CacheCompressor
-from saccade.inference.compression.observation import Observation, attention_scores, observed_rows
+from saccade.inference.compression.observation import Observation, attention_scores, late_rows, observed_rows
 from saccade.inference.engine.cache import KVCache
 from saccade.inference.engine.compressed.cache import RaggedCache
 from saccade.inference.engine.recording import Recorder
@@ -40,6 +40,7 @@ class PromptObserver(Recorder):
         ]
         self.mean: list[list[Tensor]] = [[] for _ in lengths]
         self.alive: list[list[Tensor]] = [[] for _ in lengths]
+        self.late: list[list[Tensor]] = [[] for _ in lengths]
         self._layer, self._begun = 0, -1
 
     def add(self, query: Tensor, key: Tensor, scaling: float | None) -> None:
@@ -51,6 +52,8 @@ class PromptObserver(Recorder):
                 width = self.lengths[row] if first < last else 0
                 self.mean[row].append(torch.zeros(key.shape[1], width, device=key.device))
                 self.alive[row].append(torch.zeros(key.shape[1], device=key.device))
+                if self.compressor.looks_twice:
+                    self.late[row].append(torch.zeros(key.shape[1], width, device=key.device))
             low, high = max(first, self.start), min(last, self.start + query.shape[2])
             if low < high:
                 asked = query[row, :, low - self.start : high - self.start]
@@ -59,6 +62,11 @@ class PromptObserver(Recorder):
                 share = (high - low) / (last - first)
                 self.mean[row][self._layer][:, :high] += share * mean
                 self.alive[row][self._layer] += share * alive
+                late = late_rows((first, last))
+                if self.compressor.looks_twice and (begin := max(low, late)) < high:
+                    asked = asked[:, begin - low :]
+                    mean, _ = _scores(asked, key[row, :, :high], begin, factor, self.compressor.alive_share)
+                    self.late[row][self._layer][:, :high] += (high - begin) / (last - late) * mean
         self._layer += 1
 
     def compressed(self, full: KVCache, capacity: int) -> RaggedCache:
@@ -72,8 +80,10 @@ class PromptObserver(Recorder):
 
     def _seen(self) -> list[Observation]:
         return [
-            Observation(mean, alive, mask, _segments(mask), rows)
-            for mean, alive, mask, rows in zip(self.mean, self.alive, self.visual, self.rows, strict=True)
+            Observation(mean, alive, mask, _segments(mask), rows, late)
+            for mean, alive, mask, rows, late in zip(
+                self.mean, self.alive, self.visual, self.rows, self.late, strict=True
+            )
         ]
 
 
