@@ -27,7 +27,6 @@ from saccade.inference.engine.kernels.norms import triton_close, triton_norm
 
 GATES = {None: 0, "silu": 1, "gelu": 2}
 """The activations of gates, by name, as numbers for kernels."""
-PEELED = True
 _MOST_ROWS = 64  # maximum for our product kernel; with more rows cuBLAS is faster
 
 
@@ -149,8 +148,8 @@ def _product(
     low, up_0, up_1, up_2, rows, depth, size_0, size_1, size_2, rank_0, rank_1, rank_2, scale_0, scale_1, scale_2,
     input_row, out_row,
     BIAS: tl.constexpr, GATED: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, OUTPUTS: tl.constexpr,
-    DEPTH: tl.constexpr, SPLITS: tl.constexpr, PEEL: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    RANK: tl.constexpr, PARTS: tl.constexpr, EARLY: tl.constexpr,
+    DEPTH: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr, RANK: tl.constexpr,
+    PARTS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(1)  # part of the depth; every part writes separate sums
     part = tl.cdiv(tl.cdiv(depth, SPLITS), DEPTH) * DEPTH
@@ -165,28 +164,8 @@ def _product(
     place = column[:, None].to(tl.int64) * depth + step[None, :]
     total = tl.zeros([ROWS, OUTPUTS], tl.float32)
     gated = tl.zeros([ROWS, OUTPUTS], tl.float32)
-    begin = split * part
-    if PEEL:  # as for one row
-        here = begin + step < depth
-        inside = wanted[:, None] & here[None, :]
-        w = tl.load(weight + place + begin, mask=inside, other=0.0)
-        if GATED:
-            u = tl.load(weight_1 + place + begin, mask=inside, other=0.0)
-        follow(EARLY)
-        x = tl.load(
-            inputs + row[:, None] * input_row + begin + step[None, :], mask=real[:, None] & here[None, :], other=0.0
-        )
-        if UPCAST:
-            x, w = x.to(tl.float32), w.to(tl.float32)
-        total += tl.dot(x, tl.trans(w), input_precision=PRECISION)
-        if GATED:
-            if UPCAST:
-                u = u.to(tl.float32)
-            gated += tl.dot(x, tl.trans(u), input_precision=PRECISION)
-        begin += DEPTH
-    else:
-        follow(EARLY)
-    for at in range(begin, tl.minimum(split * part + part, depth), DEPTH):
+    follow(EARLY)
+    for at in range(split * part, tl.minimum(split * part + part, depth), DEPTH):
         here = at + step < depth
         inside = wanted[:, None]
         if not EVEN:
@@ -369,7 +348,7 @@ def triton_linear(
         inputs, *matrices, *vectors, out, added.low, *added.ups, rows, depth, *sizes, *added.ranks, *added.scales,
         inputs.stride(0), out.stride(0),
         BIAS=biases[0] is not None, GATED=GATES[gated], EVEN=depth % step == 0,
-        ROWS=max(16, triton.next_power_of_2(rows)), OUTPUTS=block, DEPTH=step, SPLITS=1, PEEL=PEELED,
+        ROWS=max(16, triton.next_power_of_2(rows)), OUTPUTS=block, DEPTH=step, SPLITS=1,
         PRECISION="ieee" if size > 2 else "tf32", UPCAST=device.type == "cpu",
         RANK=added.lanes, PARTS=added.parts, num_warps=warps, num_stages=stages, **early(device),
     )  # fmt: skip
@@ -427,7 +406,7 @@ def triton_add(
         inputs, weight, weight, weight, none, none, none, sums, added.low, *added.ups, rows, depth, outputs, 0, 0,
         *added.ranks, *added.scales, inputs.stride(0), outputs,
         BIAS=False, GATED=0, EVEN=depth % step == 0, ROWS=max(16, triton.next_power_of_2(rows)), OUTPUTS=block,
-        DEPTH=step, SPLITS=splits, PEEL=PEELED, PRECISION="ieee" if size > 2 else "tf32", UPCAST=device.type == "cpu",
+        DEPTH=step, SPLITS=splits, PRECISION="ieee" if size > 2 else "tf32", UPCAST=device.type == "cpu",
         RANK=added.lanes, PARTS=added.parts, num_warps=warps, num_stages=stages, **early(device),
     )  # fmt: skip
     return triton_close(sums, bias, residual, norm, after, factor)

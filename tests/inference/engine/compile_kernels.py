@@ -215,7 +215,7 @@ def main() -> None:
             elif dtype == "fp32" or not flag:  # the largest: last are those of 64 rows
                 wanted = wanted[-1:]
             for rows, outputs, depth, warps, stages, splits in wanted:
-                product = shared | {"ROWS": rows, "OUTPUTS": outputs, "DEPTH": depth, "SPLITS": splits, "PEEL": flag}
+                product = shared | {"ROWS": rows, "OUTPUTS": outputs, "DEPTH": depth, "SPLITS": splits}
                 gated = int(flag and splits == 1)
                 made.append(
                     compiled(linear._product, dtype, warps, stages, **product, GATED=gated, RANK=16 * gated, PARTS=16)
