@@ -55,6 +55,32 @@ def test_the_clock_decides_and_a_user_is_told():
 
 
 @pytest.mark.draft_control
+def test_prompt_lookup_says_how_long_its_match_is(monkeypatch):
+    """Of all rows the longest; a decoder with a draft model says nothing."""
+    asked, noted = [], []
+    observe = DraftControl.observe
+
+    def length(control: DraftControl, grade: int | None = None) -> int:
+        asked.append(grade)
+        return 0
+
+    def observed(control: DraftControl, *given: object) -> None:
+        noted.append(given[4])
+        observe(control, *given)
+
+    monkeypatch.setattr(DraftControl, "length", length)
+    monkeypatch.setattr(DraftControl, "observe", observed)
+    model = tiny_model("llama", residual=0.3, seed=3)
+    PromptLookup().generate(model, [PROMPTS[3], PROMPTS[2]], max_new_tokens=12, eos_token_id=())
+    assert set(asked) <= {0, 1, 2, 3}
+    assert len(set(asked)) > 1
+    assert noted == asked
+    asked.clear()
+    AssistedDecoding(tiny_model("llama", seed=3)).generate(model, PROMPTS, max_new_tokens=6, eos_token_id=())
+    assert set(asked) == {None}
+
+
+@pytest.mark.draft_control
 def test_where_the_text_would_depend_on_the_clock_there_is_no_control():
     model = tiny_model("llama")
     asked = type("Asked", (), {"prompts": [[1]], "sampling": None})
