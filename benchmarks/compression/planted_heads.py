@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from matplotlib.figure import Figure
@@ -46,7 +46,17 @@ CALIBRATION = 1_000_000  # seeds from here on make the worlds that scores of hea
 
 
 @dataclass
-class Labelled(HybridKV):
+class Published(HybridKV):
+    """HybridKV with the published threshold and this study's ratio, and without chunks that are chosen once: the study is of these rules."""
+
+    theta: float = 0.9
+    sparsity: Literal["held_out", "threshold", "concentration"] = "threshold"
+    ratio: float = 4.0
+    pinned: float = 0.0
+
+
+@dataclass
+class Labelled(Published):
     """HybridKV with given kinds of heads.
 
     Args:
@@ -75,10 +85,10 @@ def arms(world: World, seed: int, scores: list[list[float]]) -> Iterator[tuple[s
         yield f"budget {budget}", "HybridKV, right labels", replace(right, budget=budget)
     for budget in BUDGETS:
         study = f"budget {budget}"
-        yield study, "HybridKV", HybridKV(budget, window=32)
-        yield study, "HybridKV, theta 0.92", HybridKV(budget, window=32, theta=0.92)
-        yield study, "all static", HybridKV(budget, window=32, theta=0)
-        yield study, "all dynamic", HybridKV(budget, window=32, theta=2)
+        yield study, "HybridKV", Published(budget, window=32)
+        yield study, "HybridKV, theta 0.92", Published(budget, window=32, theta=0.92)
+        yield study, "all static", Published(budget, window=32, theta=0)
+        yield study, "all dynamic", Published(budget, window=32, theta=2)
         yield study, "SnapKV", SnapKV(budget)
         yield study, "AdaKV", AdaKV(budget)
         yield study, "LOOK-M", LookM(budget, window=32)
@@ -89,8 +99,8 @@ def arms(world: World, seed: int, scores: list[list[float]]) -> Iterator[tuple[s
     for kind in ("random", "inverted"):
         yield "labels", f"{kind} labels", replace(right, labels=labels(world, kind, seed))
     for theta in THETAS:
-        yield "theta", f"threshold, theta {theta}", HybridKV(window=32, theta=theta)
-        yield "theta", f"concentration, theta {theta}", HybridKV(window=32, theta=theta, sparsity="concentration")
+        yield "theta", f"threshold, theta {theta}", Published(window=32, theta=theta)
+        yield "theta", f"concentration, theta {theta}", Published(window=32, theta=theta, sparsity="concentration")
     for ratio in RATIOS:
         yield "ratio", f"ratio {ratio}", replace(right, ratio=ratio)
     for weighting in ("inverse", "direct", "uniform"):

@@ -102,11 +102,11 @@ class HybridKV(CacheCompressor):
     """
 
     budget: float = 0.1
-    window: int = 64
-    theta: float = 0.9
+    window: int = 32
+    theta: float = 0.99
     sparsity: Literal["held_out", "threshold", "concentration"] = "held_out"
     alive_share: float = 0.01
-    ratio: float = 4.0
+    ratio: float = 1.0
     weighting: Literal["inverse", "direct", "uniform"] = "inverse"
     scope: Literal["model", "layer"] = "model"
     chunk: int = 16

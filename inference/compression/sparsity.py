@@ -17,7 +17,7 @@ _LATEST = 32  # keys before the observed rows that count as kept
 
 
 def threshold_sparsity(seen: Observation, budget: float) -> Tensor:
-    """One minus the mean share of alive keys, as in VL-Cache (arXiv 2410.23317): the default.
+    """One minus the mean share of alive keys, as in VL-Cache (arXiv 2410.23317).
 
     Args:
         seen: What is seen of the prompt.
@@ -84,8 +84,8 @@ def _units(layers: list[Tensor]) -> Tensor:
 
 
 SPARSITIES: dict[str, Callable[[Observation, float], Tensor]] = {
+    "held_out": held_out,
     "threshold": threshold_sparsity,
     "concentration": concentration,
-    "held_out": held_out,
 }
 """The readings by the names that ``HybridKV(sparsity=...)`` takes."""

@@ -13,10 +13,10 @@ import torch
 from benchmarks import rows
 from benchmarks.compression import planted_heads as study
 from benchmarks.compression import tables
-from benchmarks.compression.planted_heads import Labelled, labels
+from benchmarks.compression.planted_heads import Labelled, Published, labels
 from benchmarks.compression.world import World, outcome, planted_heads, recall
 from saccade.common.provenance import provenance
-from saccade.inference import CacheCompressor, FullKV, HybridKV, Quest, RandomKV
+from saccade.inference import CacheCompressor, FullKV, Quest, RandomKV
 from saccade.inference.compression.selection import runs
 
 SMALL = partial(planted_heads, heads=12, static=3, length=1344, steps=12)
@@ -43,13 +43,13 @@ def test_the_whole_cache_has_no_error(worlds, right) -> None:
 
 def test_the_score_finds_the_kinds(worlds) -> None:
     for world in worlds:
-        found = HybridKV(window=32, theta=0.92).roles(world.seen)
+        found = Published(window=32, theta=0.92).roles(world.seen)
         assert int((found.static == world.static).sum()) >= 11
         assert found.sparsity[world.static].min() > found.sparsity[~world.static].median()
 
 
 def test_random_labels_are_worse_and_inverted_ones_worse_still(worlds, right) -> None:
-    scored = error(worlds, HybridKV(window=32, theta=0.92))
+    scored = error(worlds, Published(window=32, theta=0.92))
     shuffled = fmean(
         error([world], replace(right, labels=labels(world, "random", seed))) for seed, world in enumerate(worlds)
     )
@@ -62,7 +62,7 @@ def test_random_labels_are_worse_and_inverted_ones_worse_still(worlds, right) ->
 def test_two_rules_are_better_than_one(worlds, right) -> None:
     hybrid = error(worlds, right)
     assert (
-        hybrid < 0.8 * error(worlds, HybridKV(window=32, theta=2)) < 0.3 * error(worlds, HybridKV(window=32, theta=0))
+        hybrid < 0.8 * error(worlds, Published(window=32, theta=2)) < 0.3 * error(worlds, Published(window=32, theta=0))
     )
     assert error(worlds, RandomKV()) > 10 * hybrid
 

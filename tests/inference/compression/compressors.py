@@ -64,7 +64,8 @@ def observation(
     mean = [torch.rand(count, length, generator=generator) ** 8 for count in heads]
     alive = [torch.rand(count, generator=generator) * 0.2 for count in heads]
     mean = [scores / scores.sum(-1, keepdim=True) for scores in mean]
-    return Observation(mean, alive, visual, segments, observed_rows(length, visual, window))
+    late = [(scores + scores.roll(7, -1)) / 2 for scores in mean]
+    return Observation(mean, alive, visual, segments, observed_rows(length, visual, window), late)
 
 
 def check_plan(plan: Plan, seen: Observation, budget: float) -> None:

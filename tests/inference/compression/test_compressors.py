@@ -47,6 +47,9 @@ def test_static_heads_keep_what_is_attended_to(name) -> None:
     for scores in seen.mean:
         scores[:] = 1e-6
         scores[:, 345] = 0.5
+    for scores in seen.late:
+        scores[:] = 0
+        scores[:, 345] = 1
     plan = COMPRESSORS[name].plan(seen)
     heads = [head for kept, slots in zip(plan.kept, plan.slots, strict=True) for head in zip(kept, slots, strict=True)]
     found = [345 in kept.tolist() for kept, slots in heads if not slots]
