@@ -50,8 +50,12 @@ CALIBRATION = 1_000_000  # prompts from this number on are those that heads are 
 
 METHODS: dict[str, Callable[[float, list[list[float]]], CacheCompressor]] = {
     "HybridKV": lambda budget, scores: HybridKV(budget),
+    "HybridKV, chunk 8": lambda budget, scores: HybridKV(budget, chunk=8),
+    "HybridKV, nothing pinned": lambda budget, scores: HybridKV(budget, pinned=0.0),
+    "HybridKV, threshold 0.9": lambda budget, scores: HybridKV(
+        budget, window=64, theta=0.9, sparsity="threshold", ratio=4.0, pinned=0.0
+    ),
     "HybridKV, all static": lambda budget, scores: HybridKV(budget, theta=0),
-    "HybridKV, all dynamic": lambda budget, scores: HybridKV(budget, theta=2),
     "SnapKV": lambda budget, scores: SnapKV(budget),
     "PyramidKV": lambda budget, scores: PyramidKV(budget),
     "AdaKV": lambda budget, scores: AdaKV(budget),
