@@ -29,7 +29,7 @@ NEW = {"max_new_tokens": 24, "do_sample": False}
 KINDS: dict[str, CacheCompressor] = {
     "static": SnapKV(budget=0.3),
     "fetched": HybridKV(budget=0.5, theta=2.0, recent=8, chunk=8),
-    "both": HybridKV(budget=0.5, theta=0.55, recent=8, chunk=8),
+    "both": HybridKV(budget=0.5, theta=0.55, sparsity="threshold", recent=8, chunk=8),
     "merged": LookM(budget=0.3),
 }
 

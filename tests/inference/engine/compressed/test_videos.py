@@ -14,7 +14,7 @@ def text(decoder, model, batch):
 
 
 NEW = {"max_new_tokens": 12, "eos_token_id": ()}
-MIXED = HybridKV(budget=0.6, theta=0.5, recent=4, sinks=2, chunk=4, window=8)
+MIXED = HybridKV(budget=0.6, theta=0.5, sparsity="threshold", ratio=4.0, recent=4, sinks=2, chunk=4, window=8)
 
 
 @pytest.mark.parametrize(
