@@ -47,8 +47,9 @@ METHODS: dict[str, Callable[[float], CacheCompressor | None]] = {
     "whole cache": lambda budget: None,
     "SnapKV": SnapKV,
     "HybridKV, all static": lambda budget: HybridKV(budget, theta=0.0),
-    "HybridKV": HybridKV,
+    "HybridKV": lambda budget: HybridKV(budget, sparsity="threshold", theta=0.9),
     "HybridKV, all fetching": lambda budget: HybridKV(budget, theta=2.0),
+    "HybridKV, no pins": lambda budget: HybridKV(budget, theta=2.0, pinned=0.0),
 }
 
 
@@ -67,7 +68,8 @@ def observation(model: PreTrainedModel, length: int, seed: int) -> Observation:
     sparse = torch.tensor([(head + 1) % 4 == 0 for head in range(heads)], device=device)
     alive = torch.where(sparse, 0.05, 0.4)
     text = torch.zeros(length, dtype=torch.bool, device=device)
-    return Observation(mean, [alive for _ in layers], text, torch.full((length,), -1, device=device), (0, length))
+    segments = torch.full((length,), -1, device=device)
+    return Observation(mean, [alive for _ in layers], text, segments, (length - 32, length), mean)
 
 
 def keys_and_values(model: PreTrainedModel, batch: int, slots: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -45,7 +45,9 @@ def pinned_chunks(kept: Tensor, bounds: Tensor) -> Tensor:
     Returns:
         ``[chunks]`` bool on the device of ``kept``.
     """
-    return torch.isin(bounds[:-1].to(kept.device), kept)
+    held = torch.zeros(int(bounds[-1]), dtype=torch.bool, device=kept.device)
+    held[kept] = True
+    return held[bounds[:-1].to(kept.device)]
 
 
 def representatives(keys: Tensor, bounds: Tensor, chunk: int, kind: Literal["mean", "minmax"] = "mean") -> Tensor:

@@ -23,7 +23,7 @@ from saccade.common.checks import (
     check_switch,
 )
 from saccade.inference.compression.allocation import BudgetTooSmallError, allocate
-from saccade.inference.compression.chunks import chunk_bounds, pinned_chunks
+from saccade.inference.compression.chunks import chunk_bounds
 from saccade.inference.compression.compressor import CacheCompressor, Plan
 from saccade.inference.compression.merging import Merging
 from saccade.inference.compression.observation import Observation
@@ -222,12 +222,11 @@ class HybridKV(CacheCompressor):
                 for prune, cap, held in zip(whole, layer_caps, chosen, strict=True)
             ]
             slots.append(counts)
-            for head, count in enumerate(counts):
-                if more := int(count * self.pinned):
-                    chosen[head], counts[head] = (
-                        self._with_chunks(scores[head], chosen[head], bounds, more),
-                        count - more,
-                    )
+            more = [int(count * self.pinned) for count in counts]
+            if any(more):
+                wider = self._with_chunks(scores, chosen, bounds, more)
+                kept[-1] = [held if new is None else new for held, new in zip(chosen, wider, strict=True)]
+                slots[-1] = [count - new for count, new in zip(counts, more, strict=True)]
         merged = Merging(seen.visual.long()) if self.merge else None
         if not any(map(any, slots)):
             return Plan(kept, slots, merged=merged)
@@ -247,15 +246,30 @@ class HybridKV(CacheCompressor):
         with_text = (front | back | ~visual).nonzero()[:, 0]
         return [(with_text, max(4 * int((~visual).sum()), len(with_text) + self.chunk)), (plain, 0)]
 
-    def _with_chunks(self, scores: Tensor, pins: Tensor, bounds: Tensor, count: int) -> Tensor:
-        """The pins of a dynamic head, and the ``count`` further chunks to which the observed rows attend most."""
-        on_device = bounds.to(scores.device)
-        index = torch.arange(len(bounds) - 1, device=scores.device).repeat_interleave(on_device.diff())
-        attention = scores.new_zeros(len(bounds) - 1).index_add_(0, index, scores)
-        best = attention.masked_fill(pinned_chunks(pins, bounds), -1).topk(count).indices
-        return (torch.isin(index, best) | torch.isin(torch.arange(len(scores), device=scores.device), pins)).nonzero()[
-            :, 0
-        ]
+    def _with_chunks(
+        self, scores: Tensor, pins: Sequence[Tensor], bounds: Tensor, counts: Sequence[int]
+    ) -> list[Tensor | None]:
+        """The pins of those heads of a layer that get further chunks: those to which the observed rows attend most.
+
+        Args:
+            scores: ``[heads, N]``.
+            pins: For each head ``[pins]``.
+            bounds: ``[chunks + 1]`` on the CPU.
+            counts: Further chunks of each head; 0 leaves a head out.
+        """
+        device, chunks = scores.device, len(bounds) - 1
+        index = torch.arange(chunks).repeat_interleave(bounds.diff()).to(device)
+        held = torch.zeros(scores.shape, dtype=torch.bool, device=device)
+        for mask, own, count in zip(held, pins, counts, strict=True):
+            if count:
+                mask[own] = True
+        attention = scores.new_zeros(len(scores), chunks).index_add_(1, index, scores)
+        attention.masked_fill_(held[:, bounds[:-1].to(device)], -1)
+        order = attention.sort(dim=-1, descending=True, stable=True).indices
+        first = torch.arange(chunks, device=device) < torch.tensor(counts, device=device)[:, None]
+        held |= torch.zeros_like(first).scatter_(1, order, first)[:, index]
+        sizes = held.sum(1).tolist()
+        return [own if count else None for own, count in zip(held.nonzero()[:, 1].split(sizes), counts, strict=True)]
 
     def _static_sets(
         self, scores: Tensor, seen: Observation, whole: Sequence[bool], caps: Sequence[int]

@@ -65,17 +65,15 @@ def held_out(seen: Observation, budget: float) -> Tensor:
     first, end = seen.rows
     border = late_rows(seen.rows)
     count = min(seen.length, math.ceil(as_written(budget) * seen.length))
-    run = runs(seen.segments)
-    shares = []
-    for mean, late in zip(seen.mean, seen.late, strict=True):
-        other = mean
-        if border > first:
-            other = ((mean * (end - first) - late * (end - border)) / (border - first)).clamp(min=0)
-        ranked = pooled(other, run.to(mean.device), _NEIGHBOURS)
-        ranked[:, max(0, first - _LATEST) :] = torch.inf
-        kept = ranked.topk(min(seen.length, max(count, seen.length - first + _LATEST)), dim=-1).indices
-        shares.append(late.gather(1, kept).sum(-1))
-    return _units(shares)
+    # all layers at once: each operation waits longer to start than it takes
+    mean, late = (torch.cat([part.to(layers[0].device) for part in layers]) for layers in (seen.mean, seen.late))
+    other = mean
+    if border > first:
+        other = ((mean * (end - first) - late * (end - border)) / (border - first)).clamp(min=0)
+    ranked = pooled(other, runs(seen.segments).to(mean.device), _NEIGHBOURS)
+    ranked[:, max(0, first - _LATEST) :] = torch.inf
+    kept = ranked.topk(min(seen.length, max(count, seen.length - first + _LATEST)), dim=-1).indices
+    return _units([late.gather(1, kept).sum(-1)])
 
 
 def _units(layers: list[Tensor]) -> Tensor:

@@ -105,13 +105,13 @@ class ChunkStore:
         summaries, filled, first, total = [], [], [], 0
         for row, head in found:
             plan = plans[row]
-            bounds = plan.bounds
-            if bounds is None:
+            borders = plan.bounds
+            if borders is None:
                 raise ValueError("a plan with chunks must say where they begin, got bounds=None: set them.")
-            bounds = bounds.to(device)
+            bounds = borders.to(device)
             place = bounds[:-1, None] + torch.arange(chunk, device=device)  # [chunks, chunk]
             held = place < bounds[1:, None]
-            pinned = pinned_chunks(plan.kept[layer][head].to(device), bounds)
+            pinned = pinned_chunks(plan.kept[layer][head].to(device), borders)
             place = place.clamp(max=lengths[row] - 1)
             pieces.append((keys[row, head][place], values[row, head][place]))
             made = representatives(keys[row, head, : lengths[row]], bounds, chunk, plan.representative)
