@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from benchmarks.compression.long_prompts import TASKS, LongPrompt, Maker, Source
 from benchmarks.compression.reading import Reading
 from saccade.common.provenance import provenance
 from saccade.inference import Autoregressive, FullKV, HybridKV, Quest, SnapKV, StreamingLLM
+from saccade.inference.compression.compressor import Plan
+from saccade.inference.compression.observation import Observation
+from saccade.inference.engine.config import EngineConfig
 from tests.support.models import tiny_model
 
 
@@ -78,6 +82,26 @@ def test_the_own_answer_of_a_compressed_cache_is_right(model, compressor) -> Non
         assert found.right == [True] * len(answer)
         other = [(token + 1) % 60 for token in answer]
         assert not any(reading.outcome(reading.cache(plan), [*answer[:3], *other[3:]]).right[3:4])
+
+
+@dataclass
+class Watched(HybridKV):
+    """Keeps what it saw."""
+
+    def plan(self, seen: Observation) -> Plan:
+        self.seen = seen
+        return super().plan(seen)
+
+
+def test_a_reading_sees_what_a_session_sees(model) -> None:
+    watched = Watched(0.7)
+    engine = EngineConfig(prefill_chunk=47)  # the observed rows lie in two pieces
+    Autoregressive(compressor=watched, engine=engine).generate(model, torch.tensor([PROMPT]), max_new_tokens=2)
+    with Reading(model, PROMPT, 1) as reading:
+        seen = reading.observation(watched)
+        for name in ("mean", "alive", "late"):
+            torch.testing.assert_close(getattr(seen, name), getattr(watched.seen, name))
+        assert not torch.allclose(seen.late[0], seen.mean[0])
 
 
 def test_the_whole_cache_is_that_of_the_model_and_stays(model) -> None:
