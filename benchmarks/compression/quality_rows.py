@@ -152,7 +152,9 @@ def figure(found: Sequence[dict[str, Any]]) -> Figure:
         found: Rows of :func:`made`.
     """
     cases = list(dict.fromkeys((row["case"].rsplit(", budget", 1)[0], row["device"]) for row in found))
-    methods = list(dict.fromkeys(row["method"] for row in found if row["method"] != "full"))
+    most = max(row["runs"] for row in found)
+    shown = [row for row in found if row["method"] != "full" and 2 * row["runs"] >= most]  # few prompts say little
+    methods = list(dict.fromkeys(row["method"] for row in shown))
     drawing = Figure(figsize=(1.5 + 5 * len(cases), 8.6), layout="constrained")
     panels = drawing.subplots(2, len(cases), squeeze=False)
     for column, (case, device) in enumerate(cases):
@@ -168,7 +170,7 @@ def figure(found: Sequence[dict[str, Any]]) -> Figure:
             ]
             _panel(axes, chosen, methods, measure)
             axes.set_ylabel(label)
-        panels[0, column].set_title(case, fontsize=10)
+        panels[0, column].set_title(case.replace(", ", ",\n", 1), fontsize=10)
     handles, names = panels[0, 0].get_legend_handles_labels()
     drawing.legend(handles, names, loc="outside right center", frameon=False, fontsize=9)
     return drawing
@@ -190,7 +192,7 @@ def _panel(axes: Any, found: list[dict[str, Any]], methods: list[str], measure: 
             [max(0.0, mid - end) for mid, end in zip(middle, low, strict=True)],
             [max(0.0, end - mid) for mid, end in zip(middle, high, strict=True)],
         ]
-        shift = 1.02 ** (place - len(methods) / 2)
+        shift = 1.008 ** (place - len(methods) / 2)
         axes.errorbar(
             [row["budget"] * shift for row in points], middle, yerr=spread, marker="o", markersize=4, capsize=2,
             linewidth=2.2 if method.startswith(OURS) else 1.1, color=COLOURS[place % len(COLOURS)], label=method,
@@ -202,5 +204,6 @@ def _panel(axes: Any, found: list[dict[str, Any]], methods: list[str], measure: 
     axes.set_xlabel("budget")
     if measure == "loss":
         axes.set_yscale("symlog", linthresh=1)
+        axes.set_ylim(bottom=-0.5)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
