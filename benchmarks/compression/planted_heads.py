@@ -47,7 +47,7 @@ CALIBRATION = 1_000_000  # seeds from here on make the worlds that scores of hea
 
 @dataclass
 class Published(HybridKV):
-    """HybridKV with the published threshold and this study's ratio, and without chunks that are chosen once: the study is of these rules."""
+    """HybridKV with the published threshold, this study's ratio, and no chunks that are chosen once."""
 
     theta: float = 0.9
     sparsity: Literal["held_out", "threshold", "concentration"] = "threshold"
