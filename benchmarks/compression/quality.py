@@ -22,8 +22,8 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer
 
-from benchmarks.compression import quality_rows
 from benchmarks.compression.long_prompts import TASKS, LongPrompt, Maker, Sources
+from benchmarks.compression.quality_rows import publish
 from benchmarks.compression.reading import WIDEST, Reading
 from benchmarks.decoding.real_prompts import dtype, loaded
 from benchmarks.rows import existing, model_place, positive
@@ -189,7 +189,7 @@ def main() -> None:
     )
     chosen = parser.parse_args()
     if chosen.read:
-        quality_rows.publish(chosen.read)
+        publish(chosen.read)
     elif chosen.model is None or not (chosen.raw or chosen.write_prompts):
         parser.error("--model and --raw must be given, or --read: name a model and a file for its lines.")
     else:
