@@ -207,6 +207,8 @@ class HybridKV(CacheCompressor):
         static = seen.by_layer(roles.static.tolist())
         pins = self._pins(seen.visual.cpu())
         bounds = chunk_bounds(seen.segments, self.chunk, (self.sinks, seen.length - self._recent))
+        index = torch.arange(len(bounds) - 1).repeat_interleave(bounds.diff()).to(seen.visual.device)
+        begins = bounds[:-1].to(seen.visual.device)
         kept, slots = [], []
         for scores, layer_caps, layer_static in zip(seen.mean, caps, static, strict=True):
             # a head with room for everything needs no choice, whatever its kind
@@ -224,7 +226,7 @@ class HybridKV(CacheCompressor):
             slots.append(counts)
             more = [int(count * self.pinned) for count in counts]
             if any(more):
-                wider = self._with_chunks(scores, chosen, bounds, more)
+                wider = self._with_chunks(scores, chosen, begins, index, more)
                 kept[-1] = [held if new is None else new for held, new in zip(chosen, wider, strict=True)]
                 slots[-1] = [count - new for count, new in zip(counts, more, strict=True)]
         merged = Merging(seen.visual.long()) if self.merge else None
@@ -247,24 +249,25 @@ class HybridKV(CacheCompressor):
         return [(with_text, max(4 * int((~visual).sum()), len(with_text) + self.chunk)), (plain, 0)]
 
     def _with_chunks(
-        self, scores: Tensor, pins: Sequence[Tensor], bounds: Tensor, counts: Sequence[int]
+        self, scores: Tensor, pins: Sequence[Tensor], begins: Tensor, index: Tensor, counts: Sequence[int]
     ) -> list[Tensor | None]:
         """The pins of those heads of a layer that get further chunks: those to which the observed rows attend most.
 
         Args:
             scores: ``[heads, N]``.
             pins: For each head ``[pins]``.
-            bounds: ``[chunks + 1]`` on the CPU.
+            begins: ``[chunks]`` int64: first position of each chunk.
+            index: ``[N]`` int64: the chunk of each position.
             counts: Further chunks of each head; 0 leaves a head out.
         """
-        device, chunks = scores.device, len(bounds) - 1
-        index = torch.arange(chunks).repeat_interleave(bounds.diff()).to(device)
+        device, chunks = scores.device, len(begins)
+        begins, index = begins.to(device), index.to(device)
         held = torch.zeros(scores.shape, dtype=torch.bool, device=device)
         for mask, own, count in zip(held, pins, counts, strict=True):
             if count:
                 mask[own] = True
         attention = scores.new_zeros(len(scores), chunks).index_add_(1, index, scores)
-        attention.masked_fill_(held[:, bounds[:-1].to(device)], -1)
+        attention.masked_fill_(held[:, begins], -1)
         order = attention.sort(dim=-1, descending=True, stable=True).indices
         first = torch.arange(chunks, device=device) < torch.tensor(counts, device=device)[:, None]
         held |= torch.zeros_like(first).scatter_(1, order, first)[:, index]

@@ -7,8 +7,14 @@ from torch import Tensor
 
 from saccade.inference.trees import MAX_NODES
 
-_WIDEST = 256  # heads whose tiles fit in the shared memory that a block of the kernel may use
+WIDEST = 256
+"""Widest heads whose tiles fit in the shared memory that a block of the kernel may use."""
 _SCORES_AT_A_TIME = 2**26  # limits memory: float32 scores of a piece of the queries take 256 MB
+
+
+def runs_kernels(like: Tensor) -> bool:
+    """Whether Triton kernels work on a tensor: on CUDA, but not in float64, which is for exact comparisons."""
+    return like.device.type == "cuda" and like.dtype != torch.float64
 
 
 def weighted_values(
@@ -182,10 +188,9 @@ def decode_attention(
     Returns:
         ``[batch, nodes, heads, value_dim]``.
     """
-    on_gpu = query.device.type == "cuda" and query.dtype != torch.float64
-    known = keys.shape == values.shape and keys.shape[-1] <= _WIDEST and (window is None or window >= MAX_NODES)
+    known = keys.shape == values.shape and keys.shape[-1] <= WIDEST and (window is None or window >= MAX_NODES)
     attend = reference_decode_attention
-    if on_gpu and known:
+    if runs_kernels(query) and known:
         from saccade.inference.engine.kernels.decode_attention import triton_decode_attention
 
         attend = triton_decode_attention

@@ -118,21 +118,21 @@ class GraphEngine:
         capacity: int,
         skip: SublayerSkip | None,
         observed: int | str | None = None,
-        compressed: RaggedCache | None = None,
     ) -> bool:
-        """Whether this engine's buffers and graphs can be used for a call with these arguments.
-
-        If they can, a compressed cache is taken over.
-        """
-        same = (
+        """Whether this engine's buffers and graphs can be used for a call with these arguments."""
+        return (
             model is self.model
             and observed == self.observed
             and batch == self.batch
+            and (self.compressed is not None or capacity <= self.capacity)
             and skip_sets(skip) == skip_sets(self.skip)
             and _signature(model) == self._signature
         )
-        if not same or compressed is None or self.compressed is None:
-            return same and compressed is self.compressed and capacity <= self.capacity
+
+    def takes(self, compressed: RaggedCache | None) -> bool:
+        """Whether this engine can go on with a compressed cache, which is taken over then; ``None`` is a whole one."""
+        if compressed is None or self.compressed is None:
+            return compressed is self.compressed
         return self.compressed.take(compressed)
 
     def forward(

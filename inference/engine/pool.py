@@ -68,7 +68,7 @@ class EnginePool:
             skip: Sub-layers that skipped steps skip.
             synced: Whether the forwards of several ranks are kept in step.
             observed: Layer whose output is recorded.
-            compressed: The compressed cache of the call, for which a new engine is made; ``None`` for a whole one.
+            compressed: The compressed cache of the call, which an engine takes over; ``None`` for a whole one.
 
         Returns:
             The engine, or ``None`` if steps run eagerly. Return it with :meth:`give_back`.
@@ -96,7 +96,7 @@ class EnginePool:
             return None
         with self._lock:
             for index, engine in enumerate(self._idle):
-                if engine.fits(model, batch, capacity, skip, observed, compressed):
+                if engine.fits(model, batch, capacity, skip, observed) and engine.takes(compressed):
                     return self._idle.pop(index)
             # free idle engines of this model: they do not fit the call and would only hold memory
             mine = [engine for engine in self._idle if engine.model is model]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saccade.inference.engine.attention import weighted_values
-
-_WIDEST = 256
+from saccade.inference.engine.attention import WIDEST, runs_kernels, weighted_values
 
 
 def reference_ragged_attention(
@@ -72,7 +70,7 @@ def ragged_attention(
 ) -> Tensor:
     """Attention of :func:`reference_ragged_attention`, with the Triton kernel on CUDA unless in float64."""
     attend = reference_ragged_attention
-    if query.device.type == "cuda" and query.dtype != torch.float64 and keys.shape[-1] <= _WIDEST:
+    if runs_kernels(query) and keys.shape[-1] <= WIDEST:
         from saccade.inference.engine.kernels.decode_attention import triton_ragged_attention
 
         attend = triton_ragged_attention

@@ -58,17 +58,14 @@ class RaggedCache(StepPlaces):
             for layer in range(layers)
         ]
         held = torch.tensor(sizes)
-        prompt = torch.tensor(list(lengths))[:, None]
-        # a unit's room for new tokens is the same, whatever is left of its prompt
-        ends = (held + capacity - prompt).flatten().cumsum(0)
-        bases = torch.cat([ends.new_zeros(1), ends[:-1]]).view(layers, len(plans), heads)
+        removed = torch.tensor(list(lengths))[:, None] - held
+        bases, self._spare = _layout(removed, capacity)
         device = first.device
-        self.bases, self.removed = bases.to(device), (prompt - held).to(device)
+        self.bases, self.removed = bases.to(device), removed.to(device)
         self.shifts = self.bases - self.removed
         """``[layers, batch, kv_heads]``: slot of a new token minus its place in the text."""
-        self.rooms = (held + capacity - prompt).flatten(1).amax(1).tolist()
+        self.rooms = (capacity - removed).flatten(1).amax(1).tolist()
         """The most slots of a unit, by layer."""
-        self._spare = int(ends[-1])  # where rows write that have ended
         self.ends = torch.tensor([capacity, self._spare], device=device)
         """``[2]``: tokens that a row may have, and the first of the slots that nobody reads."""
         slots = self._spare + MAX_NODES
@@ -198,20 +195,19 @@ class RaggedCache(StepPlaces):
             capacity: Tokens that each row may have.
             lengths: Tokens of every row, deleted ones included.
         """
-        ends = (capacity - self.removed).flatten().cumsum(0)
-        bases = torch.cat([ends.new_zeros(1), ends[:-1]]).view(self.removed.shape)
-        used = (torch.tensor(list(lengths), device=ends.device)[:, None] - self.removed).flatten()
-        place = torch.arange(int(used.sum()), device=ends.device) - (used.cumsum(0) - used).repeat_interleave(used)
+        bases, self._spare = _layout(self.removed, capacity)
+        device = bases.device
+        used = (torch.tensor(list(lengths), device=device)[:, None] - self.removed).flatten()
+        place = torch.arange(int(used.sum()), device=device) - (used.cumsum(0) - used).repeat_interleave(used)
         old, new = (first.flatten().repeat_interleave(used) + place for first in (self.bases, bases))
-        slots = int(ends[-1]) + MAX_NODES
-        self._spare = slots - MAX_NODES
+        slots = self._spare + MAX_NODES
         for name in ("keys", "values"):
             buffer: Tensor = getattr(self, name)
             larger = buffer.new_zeros(slots, buffer.shape[1])
             larger[new] = buffer[old]
             setattr(self, name, larger)
         if self.seen is not None:
-            larger = torch.ones(slots, dtype=torch.bool, device=ends.device)
+            larger = torch.ones(slots, dtype=torch.bool, device=device)
             larger[new] = self.seen[old]
             self.seen = larger
         for store, before, after in zip(self.chunks, self.bases, bases, strict=True):
@@ -219,7 +215,7 @@ class RaggedCache(StepPlaces):
                 store.move(after - before)
         self.rooms = [room + capacity - self.capacity for room in self.rooms]
         self.bases, self.shifts, self.capacity = bases, bases - self.removed, capacity
-        self.ends = torch.tensor([capacity, self._spare], device=ends.device)
+        self.ends = torch.tensor([capacity, self._spare], device=device)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keeps the given rows and drops the others; slots do not move."""
@@ -313,6 +309,19 @@ class RaggedCache(StepPlaces):
         """Frees the buffers."""
         self.keys = self.values = self.keys.new_empty(0, self.keys.shape[1])
         self.chunks, self.seen = [], None
+
+
+def _layout(removed: Tensor, capacity: int) -> tuple[Tensor, int]:
+    """First slot of every unit, and the first slot behind all of them, where rows write that have ended.
+
+    A unit's room for new tokens is the same, whatever is left of its prompt.
+
+    Args:
+        removed: ``[layers, batch, kv_heads]`` tokens of the prompt that are not among a unit's slots.
+        capacity: Tokens that each row may have.
+    """
+    ends = (capacity - removed).flatten().cumsum(0)
+    return torch.cat([ends.new_zeros(1), ends[:-1]]).view(removed.shape), int(ends[-1])
 
 
 def _checked(full: KVCache) -> Tensor:

@@ -15,6 +15,7 @@ from saccade.inference.compression.chunks import (
     top_chunks,
 )
 from saccade.inference.compression.compressor import Plan
+from saccade.inference.engine.attention import runs_kernels
 
 _NOBODY = torch.iinfo(torch.int64).max  # stands in slots that a unit does not have
 
@@ -101,6 +102,9 @@ class ChunkStore:
             return None
         device, width = keys.device, keys.shape[-1]
         chunk = plans[found[0][0]].chunk
+        chunks_of: dict[
+            int, tuple[Tensor, Tensor, Tensor]
+        ] = {}  # of a row: where its chunks begin, their places, masks
         pieces: list[tuple[Tensor, Tensor]] = []
         summaries, filled, first, total = [], [], [], 0
         for row, head in found:
@@ -108,11 +112,12 @@ class ChunkStore:
             borders = plan.bounds
             if borders is None:
                 raise ValueError("a plan with chunks must say where they begin, got bounds=None: set them.")
-            bounds = borders.to(device)
-            place = bounds[:-1, None] + torch.arange(chunk, device=device)  # [chunks, chunk]
-            held = place < bounds[1:, None]
+            if row not in chunks_of:
+                bounds = borders.to(device)
+                place = bounds[:-1, None] + torch.arange(chunk, device=device)  # [chunks, chunk]
+                chunks_of[row] = bounds, place.clamp(max=lengths[row] - 1), place < bounds[1:, None]
+            bounds, place, held = chunks_of[row]
             pinned = pinned_chunks(plan.kept[layer][head].to(device), borders)
-            place = place.clamp(max=lengths[row] - 1)
             pieces.append((keys[row, head][place], values[row, head][place]))
             made = representatives(keys[row, head, : lengths[row]], bounds, chunk, plan.representative)
             summaries.append(made.transpose(0, 1) if made.ndim == 3 else made)
@@ -164,7 +169,7 @@ class ChunkStore:
 
     def _choose(self, query: Tensor, asking: Tensor | None) -> Tensor:
         """Gives the wanted chunks a slot each and returns which slots have to be filled."""
-        if query.device.type == "cuda" and query.dtype != torch.float64:
+        if runs_kernels(query):
             from saccade.inference.engine.kernels.chunks import MOST_CHUNKS, triton_choose
 
             if self.longest <= MOST_CHUNKS:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from saccade.inference.compression.compressor import CacheCompressor
 from saccade.inference.compression.observation import Observation, attention_scores, late_rows, observed_rows
+from saccade.inference.engine.attention import runs_kernels
 from saccade.inference.engine.cache import KVCache
 from saccade.inference.engine.compressed.cache import RaggedCache
 from saccade.inference.engine.recording import Recorder
@@ -89,7 +90,7 @@ class PromptObserver(Recorder):
 
 def _scores(query: Tensor, keys: Tensor, first: int, scaling: float, alive_share: float) -> tuple[Tensor, Tensor]:
     """Attention of some rows, by kernels on CUDA unless in float64."""
-    if query.device.type == "cuda" and query.dtype != torch.float64:
+    if runs_kernels(query):
         from saccade.inference.engine.kernels.observe import MOST_ROWS, MOST_WIDTH, triton_attention_scores
 
         if query.shape[1] <= MOST_ROWS and query.shape[2] <= MOST_WIDTH:

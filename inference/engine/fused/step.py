@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saccade.inference.engine.attention import runs_kernels
 from saccade.inference.engine.cache import KVCache
 from saccade.inference.engine.compressed.cache import RaggedCache
 from saccade.inference.engine.fused.parts import Attention, Gated, Matrix, Mixture, SubLayer, norm_of, read_sublayers
@@ -219,7 +220,7 @@ class _Kernels:
 
 
 def _kernels(like: Tensor) -> _Kernels:
-    if like.device.type == "cuda" and like.dtype != torch.float64:
+    if runs_kernels(like):
         from saccade.inference.engine.kernels.experts import triton_experts, triton_experts_add
         from saccade.inference.engine.kernels.linear import triton_add, triton_linear
         from saccade.inference.engine.kernels.norms import triton_norm
