@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.compression.speed_tables import SPEED_TABLES
+from benchmarks.compression.video_slots import compression_video
 from benchmarks.rows import commits_of, read, spread
 
 BUDGETS = ("0.05", "0.1", "0.2", "0.4")
@@ -152,6 +153,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "compression_quality": compression_quality,
     "compression_quality_loss": compression_quality_loss,
     "compression_quality_tokens": compression_quality_tokens,
+    "compression_video": compression_video,
     "planted_heads": planted_heads,
     "planted_heads_recall": planted_heads_recall,
     "planted_heads_settings": planted_heads_settings,
