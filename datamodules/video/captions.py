@@ -65,6 +65,8 @@ class VideoCaptions(LightningDataModule):
         list_scenes: In the first epoch, so many training scenes come first, with a short list of their facts as answer
             instead of a caption. An untrained model learns to use the video from lists many times sooner. 0 for a
             trained model; at most all scenes are used.
+        list_frames: Number of frames of those first scenes. Fewer frames have fewer tokens, so that a step costs less.
+            None takes `frames`.
         fact_lists: Share of the other training scenes with such a list as answer, 0 to 1. Validation and test scenes
             have captions only.
         scenes: Number of synthetic training scenes.
@@ -102,6 +104,7 @@ class VideoCaptions(LightningDataModule):
         max_tokens: int = 2048,
         max_digits: int = 4,
         list_scenes: int = 0,
+        list_frames: int | None = None,
         fact_lists: float = 0.5,
         scenes: int = 10_000,
         validation_scenes: int = 200,
@@ -128,11 +131,12 @@ class VideoCaptions(LightningDataModule):
             check_count(name, value, least)
         if not 1 <= max_digits <= MAX_DIGITS:
             raise ValueError(f"max_digits must be from 1 to {MAX_DIGITS}, got {max_digits}: change it.")
-        if manifest is None and frames < 2 * max_digits:
-            raise ValueError(
-                f"frames must be at least {2 * max_digits} to show the motion of max_digits={max_digits} digits, got"
-                f" {frames}: raise it, or lower max_digits."
-            )
+        for name, count in (("frames", frames), ("list_frames", frames if list_frames is None else list_frames)):
+            if manifest is None and count < 2 * max_digits:
+                raise ValueError(
+                    f"{name} must be at least {2 * max_digits} to show the motion of max_digits={max_digits} digits,"
+                    f" got {count}: raise it, or lower max_digits."
+                )
         for name, fraction in (
             ("fact_lists", fact_lists),
             ("manifest_validation_fraction", manifest_validation_fraction),
@@ -162,6 +166,7 @@ class VideoCaptions(LightningDataModule):
         self.max_tokens = max_tokens
         self.max_digits = max_digits
         self.list_scenes = list_scenes
+        self.list_frames = list_frames
         self.fact_lists = fact_lists
         self.scenes = scenes
         self.validation_scenes = validation_scenes
@@ -361,7 +366,7 @@ class VideoCaptions(LightningDataModule):
     def _scene_sources(self) -> dict[str, ClipSource]:
         sizes = zip(PARTS, (self.scenes, self.validation_scenes, self.test_scenes), strict=True)
         shape = (self.frames, self.height, self.width)
-        lists = {"train": (self.fact_lists, self.list_scenes)}
+        lists = {"train": (self.fact_lists, self.list_scenes, self.list_frames)}
         return {
             part: Scenes(part, count, self.seed, self.max_digits, shape, *lists.get(part, ())) for part, count in sizes
         }

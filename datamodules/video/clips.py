@@ -40,12 +40,16 @@ class ClipSource(ABC):
         """Question and answer of a clip."""
 
     @abstractmethod
-    def film(self, item: int) -> np.ndarray:
-        """Frames of a clip, uint8 [F, H, W, 3]."""
+    def frames_of(self, items: Sequence[int]) -> int:
+        """Number of frames of each clip of a batch."""
 
     @abstractmethod
-    def times(self, item: int) -> list[float]:
-        """When each frame of a clip is shown, in seconds."""
+    def film(self, item: int, frames: int) -> np.ndarray:
+        """Some frames of a clip, spread evenly over it, uint8 [F, H, W, 3]."""
+
+    @abstractmethod
+    def times(self, item: int, frames: int) -> list[float]:
+        """When each of these frames is shown, in seconds."""
 
     @abstractmethod
     def name(self, item: int) -> str:
@@ -68,6 +72,7 @@ class Scenes(ClipSource):
         shape: Number of frames, height and width.
         fact_lists: Share of the clips with a list of facts as answer instead of a caption, 0 to 1.
         list_scenes: Number of clips, from the first one on, that all have lists.
+        list_frames: Number of frames of a batch of such clips alone; None takes that of `shape`.
     """
 
     part: str
@@ -77,6 +82,7 @@ class Scenes(ClipSource):
     shape: tuple[int, int, int]
     fact_lists: float = 0.0
     list_scenes: int = 0
+    list_frames: int | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -94,13 +100,19 @@ class Scenes(ClipSource):
         random = np.random.default_rng([*place, 1])
         return PROMPTS[random.integers(len(PROMPTS))], caption(self.scene(item), random)
 
-    def film(self, item: int) -> np.ndarray:
-        """Frames of a clip, uint8 [F, H, W, 3]."""
-        return render(self.scene(item), *self.shape)
+    def frames_of(self, items: Sequence[int]) -> int:
+        """`list_frames` if the batch has early lists only: all clips of a batch need equally many."""
+        if self.list_frames is not None and all(item < self.list_scenes for item in items):
+            return self.list_frames
+        return self.shape[0]
 
-    def times(self, item: int) -> list[float]:
-        """When each frame of a clip is shown, in seconds."""
-        return [frame / FRAMES_PER_SECOND for frame in range(self.shape[0])]
+    def film(self, item: int, frames: int) -> np.ndarray:
+        """Frames of a clip, uint8 [F, H, W, 3]."""
+        return render(self.scene(item), frames, *self.shape[1:])
+
+    def times(self, item: int, frames: int) -> list[float]:
+        """When each frame of a clip is shown, in seconds: a clip of fewer frames is a shorter one."""
+        return [frame / FRAMES_PER_SECOND for frame in range(frames)]
 
     def name(self, item: int) -> str:
         """Part and index."""
@@ -130,13 +142,17 @@ class Files(ClipSource):
         """Question and answer of a clip."""
         return self.rows[item].prompt, self.rows[item].answer
 
-    def film(self, item: int) -> np.ndarray:
-        """Frames of a clip, uint8 [F, H, W, 3]."""
-        return read_clip(self.rows[item].video, self.frames)
+    def frames_of(self, items: Sequence[int]) -> int:
+        """The same for all batches."""
+        return self.frames
 
-    def times(self, item: int) -> list[float]:
+    def film(self, item: int, frames: int) -> np.ndarray:
+        """Frames of a clip, uint8 [F, H, W, 3]."""
+        return read_clip(self.rows[item].video, frames)
+
+    def times(self, item: int, frames: int) -> list[float]:
         """When each frame of a clip is shown, in seconds."""
-        return clip_times(self.rows[item].video, self.frames)
+        return clip_times(self.rows[item].video, frames)
 
     def name(self, item: int) -> str:
         """The row's `id`, or the path of the clip as the manifest writes it."""
@@ -179,10 +195,11 @@ class Clips(Dataset[dict[str, Tensor]]):
                 says which clip, for a manifest its line.
         """
         sequences, lengths = [], []
+        frames = self.source.frames_of(indices)
         # one after another: a whole film is large, and only its resized frames are kept
-        pixels, counts = visual_batch((self._film(item) for item in indices), self.visual)
+        pixels, counts = visual_batch((self._film(item, frames) for item in indices), self.visual)
         for item, count in zip(indices, counts, strict=True):
-            ids, length = self._sequence(item, count)
+            ids, length = self._sequence(item, count, frames)
             lengths.append(length)
             sequences.append(torch.tensor(ids))
         input_ids = pad_sequence(sequences, batch_first=True, padding_value=self._pad)
@@ -232,20 +249,20 @@ class Clips(Dataset[dict[str, Tensor]]):
             # no text has more tokens than bytes, so that few have to be counted
             more = _TEMPLATE + (_TIME * frames if self.visual.timed else 0)
             if count + len(row.prompt.encode()) + len(row.answer.encode()) + more > self.max_tokens:
-                self._sequence(item, count)
+                self._sequence(item, count, frames)
 
-    def _film(self, item: int) -> np.ndarray:
+    def _film(self, item: int, frames: int) -> np.ndarray:
         try:
-            film = self.source.film(item)
+            film = self.source.film(item, frames)
             self.visual.size_of(film.shape[1], film.shape[2])
         except ValueError as error:
             raise ValueError(f"{self.source.place(item)}: {error}") from error
         return film
 
-    def _sequence(self, item: int, count: int) -> tuple[list[int], int]:
-        """Token ids of a clip with `count` video tokens, and how many of them are the prompt."""
+    def _sequence(self, item: int, count: int, frames: int) -> tuple[list[int], int]:
+        """Token ids of a clip with `count` video tokens of `frames` frames, and how many of them are the prompt."""
         prompt, answer = self.source.texts(item)
-        times = self.source.times(item) if self.visual.timed else []
+        times = self.source.times(item, frames) if self.visual.timed else []
         ids = prompt_ids(self.tokenizer, self.visual, prompt, count, times)
         length = len(ids)
         ids += [*self.tokenizer.encode(answer, add_special_tokens=False), self._end]

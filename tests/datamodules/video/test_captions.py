@@ -221,6 +221,21 @@ def test_scenes_that_are_asked_for_lists_come_first() -> None:
     assert LIST_PROMPT not in asked[8:]
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_first_lists_have_fewer_frames_and_a_mixed_batch_the_usual_number(family) -> None:
+    data = _data(family=family, list_scenes=8, list_frames=4, frames=6, scenes=16, batch_size=4)
+    data.setup()
+    videos = torch.tensor([data.tokenizer.convert_tokens_to_ids(data.visual.video_token)])
+    tokens = [int(torch.isin(batch["input_ids"], videos).sum()) for batch in data.train_dataloader()]
+    assert tokens[0] == tokens[1] < tokens[2] == tokens[3]
+    clips = data._clips("train", 0)
+    assert clips.source.frames_of([0, 7]) == 4
+    assert clips.source.frames_of([7, 8]) == 6  # of the second epoch, whose order is mixed
+    assert int(torch.isin(clips[[0, 8, 9, 10]]["input_ids"], videos).sum()) == tokens[2]
+    with pytest.raises(ValueError, match=r"list_frames must be at least 4 .* got 3"):
+        _data(list_scenes=8, list_frames=3)
+
+
 def test_the_tokenizer_is_the_same_for_every_seed_and_size_and_loads_plainly(
     data: VideoCaptions, tmp_path: Path
 ) -> None:
