@@ -32,6 +32,7 @@ PRESSES = {
     "kvpress SnapKV": lambda ratio: kvpress.SnapKVPress(compression_ratio=ratio),
     "kvpress PyramidKV": lambda ratio: kvpress.PyramidKVPress(compression_ratio=ratio),
     "kvpress AdaKV": lambda ratio: kvpress.AdaKVPress(kvpress.SnapKVPress(compression_ratio=ratio)),
+    "kvpress Knorm": lambda ratio: kvpress.KnormPress(compression_ratio=ratio),
     "kvpress StreamingLLM": lambda ratio: kvpress.StreamingLLMPress(compression_ratio=ratio),
     "kvpress random": lambda ratio: kvpress.RandomPress(compression_ratio=ratio, seed=0),
 }

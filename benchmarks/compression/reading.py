@@ -112,12 +112,11 @@ class Reading:
             else:
                 rows = observed_rows(n, visual, compressor.window)
                 found = [self._scores(layer, *rows, compressor.alive_share) for layer in layers]
-                mean, alive = ([pair[part] for pair in found] for part in range(2))
-                late = [self._scores(layer, late_rows(rows), rows[1], compressor.alive_share)[0] for layer in layers]
+                mean, alive, late = ([parts[part] for parts in found] for part in range(3))
                 self._seen[key] = Observation(mean, alive, visual, segments, rows, late)
         return self._seen[key]
 
-    def _scores(self, layer: int, first: int, end: int, alive_share: float) -> tuple[Tensor, Tensor]:
+    def _scores(self, layer: int, first: int, end: int, alive_share: float) -> tuple[Tensor, ...]:
         query, scaling = self.queries[layer]
         offset = self.length - query.shape[1]
         if first < offset:
@@ -125,7 +124,8 @@ class Reading:
                 f"window must reach back at most {query.shape[1]} rows, got {self.length - first}: lower it."
             )
         keys = self.full.buffers(layer)[0][0, :, :end]
-        return attention_scores(query[:, first - offset : end - offset], keys, first, scaling, alive_share)
+        late = end - late_rows((first, end))
+        return attention_scores(query[:, first - offset : end - offset], keys, first, scaling, alive_share, late)
 
     def cache(self, plan: Plan, length: int | None = None) -> RaggedCache:
         """The compressed cache of a plan; the whole one stays as it is.

@@ -97,7 +97,7 @@ def planted_heads(
     )
     position = torch.arange(length)
     visual = (position >= FRONT) & (position < length - BACK)
-    mean, alive = attention_scores(asked, keys, length - rows, width**-0.5)
+    mean, alive, _ = attention_scores(asked, keys, length - rows, width**-0.5)
     seen = Observation([mean], [alive], visual, visual.long() - 1, (length - rows, length))
     return World(keys, normal(heads, length, width), queries, kinds, targets, seen)
 

@@ -113,8 +113,8 @@ def late_rows(rows: tuple[int, int]) -> int:
 
 
 def attention_scores(
-    query: Tensor, keys: Tensor, first: int, scaling: float, alive_share: float = 0.01
-) -> tuple[Tensor, Tensor]:
+    query: Tensor, keys: Tensor, first: int, scaling: float, alive_share: float = 0.01, late: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Computes how some rows attend to all keys: exact causal softmax in float32.
 
     Rows are worked on in pieces, so that the weights of all rows, heads and keys are never held at once.
@@ -125,10 +125,12 @@ def attention_scores(
         first: Position of the first row.
         scaling: Factor of the logits.
         alive_share: A key is alive if it has at least this share of the row's largest weight.
+        late: Last rows whose mean weights are wanted apart too, at most all.
 
     Returns:
-        ``[kv_heads, n]`` float32: mean weight of each key over the rows and the query heads of a KV head, and
-        ``[kv_heads]`` float32: mean share of alive keys among those that a row sees.
+        ``[kv_heads, n]`` float32: mean weight of each key over the rows and the query heads of a KV head,
+        ``[kv_heads]`` float32: mean share of alive keys among those that a row sees, and ``[kv_heads, n]`` float32: the
+        mean weight over the ``late`` last rows, ``[kv_heads, 0]`` without such rows.
 
     Raises:
         ValueError: Query heads that do not divide into groups, or no row.
@@ -146,6 +148,7 @@ def attention_scores(
     place = torch.arange(n, device=query.device)
     mean = torch.zeros(kv_heads, n, device=query.device)
     alive = torch.zeros(kv_heads, device=query.device)
+    last = torch.zeros(kv_heads, n if late else 0, device=query.device)
     many_heads = max(1, min(kv_heads, _PIECE // (group * rows * n)))
     many_rows = max(1, min(rows, _PIECE // (group * n)))
     for head in range(0, kv_heads, many_heads):
@@ -157,6 +160,8 @@ def attention_scores(
             logits = (asked.flatten(1, 2) @ transposed).mul_(scaling).unflatten(1, asked.shape[1:3])
             weights = logits.masked_fill_(place > here[:, None], -torch.inf).softmax(-1)
             mean[some] += weights.sum((1, 2))
+            if late:
+                last[some] += weights[:, :, max(0, rows - late - row) :].sum((1, 2))
             living = (weights >= alive_share * weights.amax(-1, keepdim=True)).sum(-1)
             alive[some] += (living / (here + 1)).sum((1, 2))
-    return mean / (group * rows), alive / (group * rows)
+    return mean / (group * rows), alive / (group * rows), last / (group * max(1, late))

@@ -59,15 +59,15 @@ class PromptObserver(Recorder):
             if low < high:
                 asked = query[row, :, low - self.start : high - self.start]
                 factor = asked.shape[-1] ** -0.5 if scaling is None else scaling
-                mean, alive = _scores(asked, key[row, :, :high], low, factor, self.compressor.alive_share)
+                border = late_rows((first, last))
+                apart = max(0, high - max(low, border)) if self.compressor.looks_twice else 0
+                seen = key[row, :, :high]
+                mean, alive, late = _scores(asked, seen, low, factor, self.compressor.alive_share, apart)
                 share = (high - low) / (last - first)
                 self.mean[row][self._layer][:, :high] += share * mean
                 self.alive[row][self._layer] += share * alive
-                late = late_rows((first, last))
-                if self.compressor.looks_twice and (begin := max(low, late)) < high:
-                    asked = asked[:, begin - low :]
-                    mean, _ = _scores(asked, key[row, :, :high], begin, factor, self.compressor.alive_share)
-                    self.late[row][self._layer][:, :high] += (high - begin) / (last - late) * mean
+                if apart:
+                    self.late[row][self._layer][:, :high] += apart / (last - border) * late
         self._layer += 1
 
     def compressed(self, full: KVCache, capacity: int) -> RaggedCache:
@@ -88,14 +88,16 @@ class PromptObserver(Recorder):
         ]
 
 
-def _scores(query: Tensor, keys: Tensor, first: int, scaling: float, alive_share: float) -> tuple[Tensor, Tensor]:
+def _scores(
+    query: Tensor, keys: Tensor, first: int, scaling: float, alive_share: float, late: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of some rows, by kernels on CUDA unless in float64."""
     if runs_kernels(query):
         from saccade.inference.engine.kernels.observe import MOST_ROWS, MOST_WIDTH, triton_attention_scores
 
         if query.shape[1] <= MOST_ROWS and query.shape[2] <= MOST_WIDTH:
-            return triton_attention_scores(query, keys, first, scaling, alive_share)
-    return attention_scores(query, keys, first, scaling, alive_share)
+            return triton_attention_scores(query, keys, first, scaling, alive_share, late)
+    return attention_scores(query, keys, first, scaling, alive_share, late)
 
 
 def _segments(visual: Tensor) -> Tensor:

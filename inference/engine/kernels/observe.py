@@ -69,16 +69,17 @@ def _peaks(
 
 @triton.jit
 def _weigh(
-    query, keys, logs, tops, mean, alive, query_h, query_n, key_h, key_s, groups, first_row, rows, keys_each, head_dim,
-    scale, least,
+    query, keys, logs, tops, mean, alive, last, query_h, query_n, key_h, key_s, groups, first_row, rows, keys_each,
+    head_dim, scale, least, late,
     ROWS: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
-    EARLY: tl.constexpr,
+    LATE: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     follow(EARLY)
     kv_head, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     row, column = tl.arange(0, ROWS), tl.arange(0, WIDTH)
     slot = tile * TILE + tl.arange(0, TILE)
     weights = tl.zeros([TILE], tl.float32)
+    apart = tl.zeros([TILE], tl.float32)
     living = tl.zeros([ROWS], tl.float32)
     for member in range(groups):
         head = kv_head * groups + member
@@ -88,16 +89,21 @@ def _weigh(
         )  # fmt: skip
         log = tl.load(logs + head * ROWS + row)
         top = tl.load(tops + head * ROWS + row)
-        weights += tl.sum(tl.exp2(logits - log[:, None]), 0)
+        share = tl.exp2(logits - log[:, None])
+        weights += tl.sum(share, 0)
+        if LATE:
+            apart += tl.sum(tl.where((row >= rows - late)[:, None], share, 0.0), 0)
         living += tl.sum((logits >= top[:, None] + least).to(tl.float32), 1)
-    share = tl.sum(tl.where(row < rows, living / (first_row + row + 1).to(tl.float32), 0.0), 0)
+    alive_share = tl.sum(tl.where(row < rows, living / (first_row + row + 1).to(tl.float32), 0.0), 0)
     tl.store(mean + kv_head * keys_each + slot, weights / (groups * rows), mask=slot < keys_each)
-    tl.store(alive + kv_head * tl.num_programs(1) + tile, share / (groups * rows))
+    tl.store(alive + kv_head * tl.num_programs(1) + tile, alive_share / (groups * rows))
+    if LATE:
+        tl.store(last + kv_head * keys_each + slot, apart / (groups * late), mask=slot < keys_each)
 
 
 def triton_attention_scores(
-    query: Tensor, keys: Tensor, first: int, scaling: float, alive_share: float = 0.01
-) -> tuple[Tensor, Tensor]:
+    query: Tensor, keys: Tensor, first: int, scaling: float, alive_share: float = 0.01, late: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Attention of some rows; see :func:`saccade.inference.compression.observation.attention_scores`.
 
     Args:
@@ -106,9 +112,11 @@ def triton_attention_scores(
         first: Position of the first row.
         scaling: Factor of the logits.
         alive_share: A key is alive if it has at least this share of the row's largest weight.
+        late: Last rows whose mean weights are wanted apart too.
 
     Returns:
-        ``[kv_heads, first + rows]`` and ``[kv_heads]``, both float32.
+        ``[kv_heads, first + rows]``, ``[kv_heads]``, and ``[kv_heads, first + rows]`` or, without late rows,
+        ``[kv_heads, 0]``, all float32.
     """
     heads, rows, width = query.shape
     kv_heads, count, _ = keys.shape
@@ -130,8 +138,10 @@ def triton_attention_scores(
     tiles = triton.cdiv(count, _TILE)
     mean = torch.empty(kv_heads, count, device=device)
     alive = torch.empty(kv_heads, tiles, device=device)
+    last = torch.empty(kv_heads, count if late else 0, device=device)
     _weigh[(kv_heads, tiles)](
-        query, keys, log, anchor, mean, alive, *numbers, count, width, scaling,
-        math.log2(alive_share) if alive_share else -torch.inf, **shape, num_warps=4, **early(device),
+        query, keys, log, anchor, mean, alive, last, *numbers, count, width, scaling,
+        math.log2(alive_share) if alive_share else -torch.inf, late, **shape, LATE=late > 0, num_warps=4,
+        **early(device),
     )  # fmt: skip
-    return mean, alive.sum(1)
+    return mean, alive.sum(1), last

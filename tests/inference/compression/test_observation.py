@@ -35,7 +35,7 @@ def test_scores_are_the_causal_softmax_of_the_rows(monkeypatch: pytest.MonkeyPat
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(6, 5, 8, generator=generator) * 3
     keys = torch.randn(2, 20, 8, generator=generator)
-    mean, alive = attention_scores(query, keys, 12, 0.3, alive_share=0.05)
+    mean, alive, last = attention_scores(query, keys, 12, 0.3, alive_share=0.05, late=2)
     weights = torch.einsum("hgrd,hnd->hgrn", query.view(2, 3, 5, 8).double(), keys.double()) * 0.3
     place, row = torch.arange(20), torch.arange(12, 17)[:, None]
     weights = weights.masked_fill(place > row, -torch.inf).softmax(-1)
@@ -43,20 +43,28 @@ def test_scores_are_the_causal_softmax_of_the_rows(monkeypatch: pytest.MonkeyPat
     living = (weights >= 0.05 * weights.amax(-1, keepdim=True)).sum(-1) / (row[:, 0] + 1).double()
     torch.testing.assert_close(alive.double(), living.mean((1, 2)), atol=1e-6, rtol=1e-5)
     assert mean[:, 17:].eq(0).all()  # no row sees these
+    torch.testing.assert_close(last.double(), weights[:, :, 3:].mean((1, 2)), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("late", [0, 2, 9])
 @pytest.mark.parametrize(
     ("first", "rows", "dtype"), [(300, 9, torch.float32), (0, 20, torch.float32), (60, 64, torch.bfloat16)]
 )
-def test_the_kernels_compute_what_the_reference_computes(first: int, rows: int, dtype: torch.dtype) -> None:
+def test_the_kernels_compute_what_the_reference_computes(
+    first: int, rows: int, dtype: torch.dtype, late: int
+) -> None:
     generator = torch.Generator().manual_seed(1)
     # as a piece of a prompt and a row of a cache lie in memory
     query = (torch.randn(rows + 3, 6, 20, generator=generator) * 3).to(dtype).transpose(0, 1)[:, 3:]
     keys = torch.randn(2, first + rows + 7, 20, generator=generator).to(dtype)[:, : first + rows]
-    right = attention_scores(query, keys, first, 0.3, alive_share=0.05)
-    found = triton_attention_scores(query.to(DEVICE), keys.to(DEVICE), first, 0.3, 0.05)
+    right = attention_scores(query, keys, first, 0.3, alive_share=0.05, late=late)
+    found = triton_attention_scores(query.to(DEVICE), keys.to(DEVICE), first, 0.3, 0.05, late)
     for mine, reference in zip(found, right, strict=True):
         torch.testing.assert_close(mine.cpu(), reference, atol=1e-5, rtol=1e-4)
+    if late:  # one pass gives what a second one over the last rows gives
+        begin = first + rows - late
+        apart = triton_attention_scores(query[:, rows - late :].to(DEVICE), keys.to(DEVICE), begin, 0.3, 0.05)[0]
+        torch.testing.assert_close(found[2], apart, atol=1e-5, rtol=1e-4)
 
 
 def test_bytes_and_scores_do_not_depend_on_the_query_heads() -> None:

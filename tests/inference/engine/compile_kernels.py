@@ -32,7 +32,7 @@ SPECIAL = {
     **dict.fromkeys(("lengths", "starts", "ancestors", "depths", "positions", "seeds", "bases", "shifts"), "*i64"),
     **dict.fromkeys(("units", "counts", "slots", "asking", "first", "many", "places", "hosts", "ends"), "*i64"),
     **dict.fromkeys(("sums", "logs", "picked", "low", "scores"), "*fp32"),
-    **dict.fromkeys(("tops", "totals", "mean", "alive"), "*fp32"),
+    **dict.fromkeys(("tops", "totals", "mean", "alive", "last"), "*fp32"),
     **dict.fromkeys(("blocked", "wants", "missing", "filled", "seen"), "*u8"),
     **dict.fromkeys((f"{name}_{index}" for name in ("down", "up") for index in range(3)), "*fp32"),  # adapters
     **dict.fromkeys(("chosen", "where", "queue"), "*i32"),
@@ -187,7 +187,7 @@ def retrieval(dtype: str, precision: str, flag: bool) -> list[str]:
         compiled(chunks._score, dtype, 4, **score, **each),
         compiled(chunks._choose, dtype, 8 if flag else 16, **choose, **each),
         compiled(observe._peaks, dtype, 4, **observed, SPLITS=32),
-        compiled(observe._weigh, dtype, 4, **observed),
+        compiled(observe._weigh, dtype, 4, **observed, LATE=flag),
         compiled(chunks._fetch, dtype, 4, CHUNK=16, WIDTH=128, ROWS=16, COLUMNS=128, EARLY=True),
     ]
 
