@@ -162,7 +162,7 @@ def _fetch(world: World, plan: Plan, held: Tensor) -> int:
     for count in sorted(set(plan.slots[0]) - {0}):
         group = [head for head, slots in enumerate(plan.slots[0]) if slots == count]
         rep = representatives(world.keys[group], bounds, plan.chunk, plan.representative)
-        pinned = torch.stack([pinned_chunks(plan.kept[0][head], bounds) for head in group])
+        pinned = pinned_chunks([plan.kept[0][head] for head in group], bounds[:-1], int(bounds[-1]))
         slots = torch.full((len(group), count), -1)
         for step in range(world.queries.shape[1]):
             wanted = top_chunks(chunk_scores(world.queries[group, step, None], rep), count, pinned)

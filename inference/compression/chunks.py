@@ -6,6 +6,8 @@ except :func:`chunk_bounds`, which is called once for a prompt. So they can run 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -35,19 +37,47 @@ def chunk_bounds(segments: Tensor, chunk: int, cuts: tuple[int, ...] = ()) -> Te
     return torch.cat([place[(place - start) % chunk == 0], torch.tensor([length])])
 
 
-def pinned_chunks(kept: Tensor, bounds: Tensor) -> Tensor:
-    """Which chunks are pins of a dynamic head: they are on the device already and must not be fetched.
+@dataclass(frozen=True)
+class RowChunks:
+    """The chunks of a prompt, each filled up to the same width with its last token.
 
     Args:
-        kept: ``[kept]`` int64, ascending: the head's pins.
-        bounds: ``[chunks + 1]`` int64.
+        begins: ``[chunks]`` int64: first position of each.
+        places: ``[chunks, chunk]`` int64: the positions of its tokens.
+        held: ``[chunks, chunk]`` bool: which of them are not there to fill it up.
+    """
+
+    begins: Tensor
+    places: Tensor
+    held: Tensor
+
+    @classmethod
+    def of(cls, bounds: Tensor, chunk: int) -> RowChunks:
+        """From where chunks begin.
+
+        Args:
+            bounds: ``[chunks + 1]`` int64, ascending from 0 to the prompt's length.
+            chunk: Most tokens of a chunk.
+        """
+        place = bounds[:-1, None] + torch.arange(chunk, device=bounds.device)
+        end = bounds[1:, None]
+        return cls(bounds[:-1], torch.minimum(place, end - 1), place < end)
+
+
+def pinned_chunks(kept: Sequence[Tensor], begins: Tensor, length: int) -> Tensor:
+    """Which chunks are pins of dynamic heads: they are on the device already and must not be fetched.
+
+    Args:
+        kept: For each head ``[kept]`` int64: its pins.
+        begins: ``[chunks]`` int64, on the same device: first position of each chunk.
+        length: Tokens of the prompt.
 
     Returns:
-        ``[chunks]`` bool on the device of ``kept``.
+        ``[heads, chunks]`` bool.
     """
-    held = torch.zeros(int(bounds[-1]), dtype=torch.bool, device=kept.device)
-    held[kept] = True
-    return held[bounds[:-1].to(kept.device)]
+    held = torch.zeros(len(kept) * length, dtype=torch.bool, device=begins.device)
+    held.index_fill_(0, torch.cat([own.to(begins.device) + head * length for head, own in enumerate(kept)]), True)
+    return held.view(len(kept), length)[:, begins]
 
 
 def representatives(keys: Tensor, bounds: Tensor, chunk: int, kind: Literal["mean", "minmax"] = "mean") -> Tensor:
@@ -63,14 +93,22 @@ def representatives(keys: Tensor, bounds: Tensor, chunk: int, kind: Literal["mea
     Returns:
         ``[..., chunks, D]``, or ``[..., 2, chunks, D]`` with the smallest first, in the type of the keys.
     """
-    place = bounds[:-1, None] + torch.arange(chunk, device=bounds.device)
-    # a short chunk is filled up with its last key, so that every chunk is as long
-    last = bounds[1:, None] - 1
-    filled = keys[..., torch.minimum(place, last), :]
+    own = RowChunks.of(bounds, chunk)
+    return summarised(keys[..., own.places, :], own.held, kind)
+
+
+def summarised(chunks: Tensor, held: Tensor, kind: Literal["mean", "minmax"]) -> Tensor:
+    """The representatives of chunks whose keys lie side by side, as :func:`representatives` gives them.
+
+    Args:
+        chunks: ``[..., chunks, chunk, D]``; a short one is filled up with its last key (:class:`RowChunks`).
+        held: ``[chunks, chunk]`` bool.
+        kind: See :func:`representatives`.
+    """
     if kind == "minmax":
-        return torch.stack([filled.amin(-2), filled.amax(-2)], dim=-3)
-    filled = filled.masked_fill_((place > last)[..., None], 0)
-    return (filled.sum(-2, dtype=torch.float) / bounds.diff()[:, None]).to(keys.dtype)
+        return torch.stack([chunks.amin(-2), chunks.amax(-2)], dim=-3)
+    filled = chunks.masked_fill(~held[..., None], 0)
+    return (filled.sum(-2, dtype=torch.float) / held.sum(-1, keepdim=True)).to(chunks.dtype)
 
 
 def chunk_scores(query: Tensor, representative: Tensor) -> Tensor:

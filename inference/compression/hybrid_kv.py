@@ -207,9 +207,8 @@ class HybridKV(CacheCompressor):
         static = seen.by_layer(roles.static.tolist())
         pins = self._pins(seen.visual.cpu())
         bounds = chunk_bounds(seen.segments, self.chunk, (self.sinks, seen.length - self._recent))
-        index = torch.arange(len(bounds) - 1).repeat_interleave(bounds.diff()).to(seen.visual.device)
-        begins = bounds[:-1].to(seen.visual.device)
-        kept, slots = [], []
+        kept: list[list[Tensor]] = []
+        slots: list[list[int]] = []
         for scores, layer_caps, layer_static in zip(seen.mean, caps, static, strict=True):
             # a head with room for everything needs no choice, whatever its kind
             whole = [kind or cap == seen.length for kind, cap in zip(layer_static, layer_caps, strict=True)]
@@ -224,11 +223,10 @@ class HybridKV(CacheCompressor):
                 for prune, cap, held in zip(whole, layer_caps, chosen, strict=True)
             ]
             slots.append(counts)
-            more = [int(count * self.pinned) for count in counts]
-            if any(more):
-                wider = self._with_chunks(scores, chosen, begins, index, more)
-                kept[-1] = [held if new is None else new for held, new in zip(chosen, wider, strict=True)]
-                slots[-1] = [count - new for count, new in zip(counts, more, strict=True)]
+        more = [[int(count * self.pinned) for count in counts] for counts in slots]
+        if any(map(any, more)):
+            kept = self._with_chunks(seen, kept, bounds, more)
+            slots = [[count - new for count, new in zip(*pair, strict=True)] for pair in zip(slots, more, strict=True)]
         merged = Merging(seen.visual.long()) if self.merge else None
         if not any(map(any, slots)):
             return Plan(kept, slots, merged=merged)
@@ -249,30 +247,34 @@ class HybridKV(CacheCompressor):
         return [(with_text, max(4 * int((~visual).sum()), len(with_text) + self.chunk)), (plain, 0)]
 
     def _with_chunks(
-        self, scores: Tensor, pins: Sequence[Tensor], begins: Tensor, index: Tensor, counts: Sequence[int]
-    ) -> list[Tensor | None]:
-        """The pins of those heads of a layer that get further chunks: those to which the observed rows attend most.
+        self, seen: Observation, pins: list[list[Tensor]], bounds: Tensor, counts: Sequence[Sequence[int]]
+    ) -> list[list[Tensor]]:
+        """The pins of all heads, with further chunks: those to which the observed rows attend most.
 
         Args:
-            scores: ``[heads, N]``.
-            pins: For each head ``[pins]``.
-            begins: ``[chunks]`` int64: first position of each chunk.
-            index: ``[N]`` int64: the chunk of each position.
-            counts: Further chunks of each head; 0 leaves a head out.
+            seen: What is seen of the prompt.
+            pins: For each layer and head ``[pins]``.
+            bounds: ``[chunks + 1]`` int64 on the CPU.
+            counts: Further chunks of each head; a head with 0 keeps its pins.
         """
-        device, chunks = scores.device, len(begins)
-        begins, index = begins.to(device), index.to(device)
-        held = torch.zeros(scores.shape, dtype=torch.bool, device=device)
-        for mask, own, count in zip(held, pins, counts, strict=True):
-            if count:
-                mask[own] = True
+        # all layers at once: each operation waits longer to start than it takes
+        wide = [count for layer in counts for count in layer]
+        before = [own for layer in pins for own in layer]
+        scores = torch.cat([layer.to(seen.mean[0].device) for layer in seen.mean])
+        device, chunks = scores.device, len(bounds) - 1
+        begins = bounds[:-1].to(device)
+        index = torch.arange(chunks).repeat_interleave(bounds.diff()).to(device)  # the chunk of each position
+        held = torch.zeros(scores.numel(), dtype=torch.bool, device=device)
+        places = [own.to(device) + unit * seen.length for unit, own in enumerate(before) if wide[unit]]
+        held = held.index_fill_(0, torch.cat(places), True).view(scores.shape)
         attention = scores.new_zeros(len(scores), chunks).index_add_(1, index, scores)
         attention.masked_fill_(held[:, begins], -1)
         order = attention.sort(dim=-1, descending=True, stable=True).indices
-        first = torch.arange(chunks, device=device) < torch.tensor(counts, device=device)[:, None]
+        first = torch.arange(chunks, device=device) < torch.tensor(wide, device=device)[:, None]
         held |= torch.zeros_like(first).scatter_(1, order, first)[:, index]
-        sizes = held.sum(1).tolist()
-        return [own if count else None for own, count in zip(held.nonzero()[:, 1].split(sizes), counts, strict=True)]
+        found = held.nonzero()[:, 1].split(held.sum(1).tolist())
+        wider = [new.to(own.device) if count else own for own, new, count in zip(before, found, wide, strict=True)]
+        return seen.by_layer(wider)
 
     def _static_sets(
         self, scores: Tensor, seen: Observation, whole: Sequence[bool], caps: Sequence[int]

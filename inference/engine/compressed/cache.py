@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from saccade.common.transfer import to_device
+from saccade.inference.compression.chunks import RowChunks
 from saccade.inference.compression.compressor import Plan
 from saccade.inference.engine.cache import KVCache, StepPlaces
 from saccade.inference.engine.compressed.attention import ragged_attention
 from saccade.inference.engine.compressed.chunk_store import ChunkStore
+from saccade.inference.engine.compressed.host_copies import HostCopies
 from saccade.inference.engine.compressed.host_memory import check_host_fits
 from saccade.inference.engine.fused.reference import Units
 from saccade.inference.trees import MAX_NODES
@@ -72,6 +74,10 @@ class RaggedCache(StepPlaces):
         # empty slots of chunks are read, though they do not count
         self.keys, self.values = (first.new_zeros(slots, width) for _ in range(2))
         self.chunks: list[ChunkStore | None] = []
+        copies = HostCopies(device)
+        chunks_of = [
+            None if plan.bounds is None else RowChunks.of(plan.bounds.to(device), plan.chunk) for plan in plans
+        ]
         for layer in range(layers):
             keys, values = full.buffers(layer)
             for row, plan in enumerate(plans):
@@ -84,8 +90,9 @@ class RaggedCache(StepPlaces):
                     slot = int(bases[layer, row, head])
                     for buffer, part in zip((self.keys, self.values), left, strict=True):
                         buffer[slot : slot + len(kept)] = part
-            self.chunks.append(ChunkStore.of(layer, keys, values, plans, bases[layer], lengths))
+            self.chunks.append(ChunkStore.of(layer, keys, values, plans, bases[layer], lengths, chunks_of, copies))
             full.keys[layer] = full.values[layer] = None  # freed layer by layer
+        copies.finish()
         self.seen = None
         if any(self.chunks):  # slots of chunks may hold fewer tokens than a chunk has room for
             self.seen = torch.ones(slots, dtype=torch.bool, device=device)

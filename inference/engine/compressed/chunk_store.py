@@ -7,15 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from saccade.common.transfer import to_device
 from saccade.inference.compression.chunks import (
     chunk_scores,
+    RowChunks,
     pinned_chunks,
     replace_slots,
-    representatives,
+    summarised,
     top_chunks,
 )
 from saccade.inference.compression.compressor import Plan
 from saccade.inference.engine.attention import runs_kernels
+from saccade.inference.engine.compressed.host_copies import HostCopies
 
 _NOBODY = torch.iinfo(torch.int64).max  # stands in slots that a unit does not have
 
@@ -86,6 +89,8 @@ class ChunkStore:
         plans: Sequence[Plan],
         bases: Tensor,
         lengths: Sequence[int],
+        chunks_of: Sequence[RowChunks | None],
+        copies: HostCopies,
     ) -> ChunkStore | None:
         """The store of a layer, or ``None`` if no plan gives it a dynamic unit.
 
@@ -94,55 +99,46 @@ class ChunkStore:
             keys: ``[batch, kv_heads, slots, head_dim]`` of the whole prompts.
             values: Like ``keys``.
             plans: What is kept of every row.
-            bases: ``[batch, kv_heads]`` first slot of every unit.
+            bases: ``[batch, kv_heads]`` first slot of every unit, on the CPU.
             lengths: Tokens of every prompt.
+            chunks_of: The chunks of every row, the same for all layers; ``None`` for rows without.
+            copies: They bring the chunks to host memory; to be finished before a step fetches any.
         """
         found = [(row, head) for row, plan in enumerate(plans) for head, n in enumerate(plan.slots[layer]) if n]
         if not found:
             return None
-        device, width = keys.device, keys.shape[-1]
-        chunk = plans[found[0][0]].chunk
-        chunks_of: dict[
-            int, tuple[Tensor, Tensor, Tensor]
-        ] = {}  # of a row: where its chunks begin, their places, masks
+        device, chunk = keys.device, plans[found[0][0]].chunk
         pieces: list[tuple[Tensor, Tensor]] = []
-        summaries, filled, first, total = [], [], [], 0
-        for row, head in found:
-            plan = plans[row]
-            borders = plan.bounds
-            if borders is None:
+        summaries, filled, first, many = [], [], [], []
+        for row, plan in enumerate(plans):
+            heads = [head for head, count in enumerate(plan.slots[layer]) if count]
+            if not heads:
+                continue
+            own = chunks_of[row]
+            if own is None:
                 raise ValueError("a plan with chunks must say where they begin, got bounds=None: set them.")
-            if row not in chunks_of:
-                bounds = borders.to(device)
-                place = bounds[:-1, None] + torch.arange(chunk, device=device)  # [chunks, chunk]
-                chunks_of[row] = bounds, place.clamp(max=lengths[row] - 1), place < bounds[1:, None]
-            bounds, place, held = chunks_of[row]
-            pinned = pinned_chunks(plan.kept[layer][head].to(device), borders)
-            pieces.append((keys[row, head][place], values[row, head][place]))
-            made = representatives(keys[row, head, : lengths[row]], bounds, chunk, plan.representative)
-            summaries.append(made.transpose(0, 1) if made.ndim == 3 else made)
-            filled.append(held & ~pinned[:, None])  # a pinned token is on the device already
-            first.append(total)
-            total += len(place)
-        pin = device.type == "cuda"
-        host = tuple(torch.empty(total, chunk, width, dtype=keys.dtype, pin_memory=pin) for _ in range(2))
-        for start, pair in zip(first, pieces, strict=True):
-            for buffer, piece in zip(host, pair, strict=True):
-                buffer[start : start + len(piece)].copy_(piece, non_blocking=pin)
+            # all heads of a row at once: each operation waits longer to start than it takes
+            at = to_device(heads, device)[:, None, None]
+            pair = keys[row][at, own.places], values[row][at, own.places]  # [heads, chunks, chunk, head_dim]
+            pieces.append((pair[0].flatten(0, 1), pair[1].flatten(0, 1)))
+            made = summarised(pair[0], own.held, plan.representative)
+            summaries.append((made.transpose(1, 2) if made.ndim == 4 else made).flatten(0, 1))
+            pinned = pinned_chunks([plan.kept[layer][head] for head in heads], own.begins, lengths[row])
+            filled.append((own.held & ~pinned[..., None]).flatten(0, 1))  # a pinned token is on the device already
+            first += [sum(many) + len(own.begins) * place for place in range(len(heads))]
+            many += [len(own.begins)] * len(heads)
+        host = tuple(copies.empty((sum(many), *part.shape[1:]), part.dtype) for part in pieces[0])
+        for buffer, parts in zip(host, zip(*pieces, strict=True), strict=True):
+            for piece, target in zip(parts, buffer.split([len(piece) for piece in parts]), strict=True):
+                copies.copy(piece, target)
         spare = keys.shape[0] * keys.shape[1] - len(found)  # units without chunks, of no row
-        units = torch.tensor([*found, *[(len(plans), 0)] * spare])
-        counts = [plans[row].slots[layer][head] for row, head in found] + [0] * spare
-        many = [len(part) for part in filled] + [0] * spare
-        kept = torch.tensor([len(plans[row].kept[layer][head]) for row, head in found])
-        places = torch.zeros(len(units), dtype=torch.long)
-        places[: len(found)] = bases[units[: len(found), 0], units[: len(found), 1]] + kept
-        tables = (torch.tensor(part) for part in (counts, [*first, *[0] * spare], many))
-        counts_, first_, many_ = (part.to(device) for part in tables)
+        rest = [0] * spare
+        counts = [plans[row].slots[layer][head] for row, head in found]
+        places = [int(bases[row, head]) + len(plans[row].kept[layer][head]) for row, head in found]
+        tables = [to_device(part + rest, device) for part in (counts, places, first, many)]
+        units = to_device([*found, *[(len(plans), 0)] * spare], device)
         slots = torch.full((len(units), max(counts)), -1, dtype=torch.long, device=device)
-        return cls(
-            units.to(device), counts_, places.to(device), first_, many_, (host[0], host[1]),
-            torch.cat(summaries).contiguous(), torch.cat(filled), slots, keys.shape[1],
-        )  # fmt: skip
+        return cls(units, *tables, (host[0], host[1]), torch.cat(summaries), torch.cat(filled), slots, keys.shape[1])
 
     @property
     def chunk(self) -> int:

@@ -91,6 +91,6 @@ def check_plan(plan: Plan, seen: Observation, budget: float) -> None:
     for layer, slots in zip(plan.kept, plan.slots, strict=True):
         for kept, count in zip(layer, slots, strict=True):
             if count:
-                pinned = pinned_chunks(kept, plan.bounds)
+                pinned = pinned_chunks([kept], plan.bounds[:-1], seen.length)[0]
                 assert int(sizes[pinned].sum()) == len(kept), "pins are whole chunks"
                 assert count <= int((~pinned).sum())

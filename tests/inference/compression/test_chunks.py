@@ -25,7 +25,9 @@ def test_chunks_do_not_cross_a_border() -> None:
 
 def test_chunks_of_pins_are_known() -> None:
     bounds = torch.tensor([0, 2, 6, 14, 20])
-    assert pinned_chunks(torch.tensor([0, 1, 14, 15, 16, 17, 18, 19]), bounds).tolist() == [True, False, False, True]
+    assert pinned_chunks(
+        [torch.tensor([0, 1, 14, 15, 16, 17, 18, 19]), torch.arange(2, 6)], bounds[:-1], 20
+    ).tolist() == [[True, False, False, True], [False, True, False, False]]
 
 
 def test_the_mean_stands_for_a_chunk() -> None:

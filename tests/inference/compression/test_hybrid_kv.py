@@ -177,7 +177,11 @@ def test_a_part_of_the_chunks_is_chosen_once() -> None:
             assert count == had - had // 2
             more = kept[~torch.isin(kept, before)]
             attention = torch.stack([part.sum() for part in seen.mean[layer][head].split(half.bounds.diff().tolist())])
-            best = attention.masked_fill(pinned_chunks(before, half.bounds), -1).topk(had // 2).indices
+            best = (
+                attention.masked_fill(pinned_chunks([before], half.bounds[:-1], int(half.bounds[-1]))[0], -1)
+                .topk(had // 2)
+                .indices
+            )
             assert set(more.tolist()) == {
                 place for chunk in best for place in range(int(half.bounds[chunk]), int(half.bounds[chunk + 1]))
             }

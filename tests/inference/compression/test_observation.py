@@ -50,9 +50,7 @@ def test_scores_are_the_causal_softmax_of_the_rows(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("first", "rows", "dtype"), [(300, 9, torch.float32), (0, 20, torch.float32), (60, 64, torch.bfloat16)]
 )
-def test_the_kernels_compute_what_the_reference_computes(
-    first: int, rows: int, dtype: torch.dtype, late: int
-) -> None:
+def test_the_kernels_compute_what_the_reference_computes(first: int, rows: int, dtype: torch.dtype, late: int) -> None:
     generator = torch.Generator().manual_seed(1)
     # as a piece of a prompt and a row of a cache lie in memory
     query = (torch.randn(rows + 3, 6, 20, generator=generator) * 3).to(dtype).transpose(0, 1)[:, 3:]

@@ -41,6 +41,7 @@ SPECIAL = {
 FLOATS = ("eps", "after_eps", "factor", "scale", "scale_0", "scale_1", "scale_2", "cap", "least")
 NUMBERS = (  # integers
     "rows",
+    "late",
     "depth",
     "size_0",
     "size_1",
