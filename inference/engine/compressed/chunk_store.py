@@ -9,8 +9,8 @@ from torch import Tensor
 
 from saccade.common.transfer import to_device
 from saccade.inference.compression.chunks import (
-    chunk_scores,
     RowChunks,
+    chunk_scores,
     pinned_chunks,
     replace_slots,
     summarised,
@@ -107,9 +107,12 @@ class ChunkStore:
         found = [(row, head) for row, plan in enumerate(plans) for head, n in enumerate(plan.slots[layer]) if n]
         if not found:
             return None
-        device, chunk = keys.device, plans[found[0][0]].chunk
+        device = keys.device
         pieces: list[tuple[Tensor, Tensor]] = []
-        summaries, filled, first, many = [], [], [], []
+        summaries: list[Tensor] = []
+        filled: list[Tensor] = []
+        first: list[int] = []
+        many: list[int] = []
         for row, plan in enumerate(plans):
             heads = [head for head, count in enumerate(plan.slots[layer]) if count]
             if not heads:
@@ -135,10 +138,21 @@ class ChunkStore:
         rest = [0] * spare
         counts = [plans[row].slots[layer][head] for row, head in found]
         places = [int(bases[row, head]) + len(plans[row].kept[layer][head]) for row, head in found]
-        tables = [to_device(part + rest, device) for part in (counts, places, first, many)]
+        counts_, places_, first_, many_ = (to_device(part + rest, device) for part in (counts, places, first, many))
         units = to_device([*found, *[(len(plans), 0)] * spare], device)
         slots = torch.full((len(units), max(counts)), -1, dtype=torch.long, device=device)
-        return cls(units, *tables, (host[0], host[1]), torch.cat(summaries), torch.cat(filled), slots, keys.shape[1])
+        return cls(
+            units,
+            counts_,
+            places_,
+            first_,
+            many_,
+            (host[0], host[1]),
+            torch.cat(summaries),
+            torch.cat(filled),
+            slots,
+            keys.shape[1],
+        )
 
     @property
     def chunk(self) -> int:
