@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.inference.engine.capture_turns import TURNS
+from saccade.inference.engine.compressed.trial import on_probation
 from saccade.inference.engine.session import Session
 from saccade.inference.huggingface.visual_prompts import read_visual_prompts
 from saccade.inference.request import Request
@@ -156,9 +157,12 @@ class GenerationRun:
         session = state.session
         limits = [self._tracker.remaining(row) - 1 for row in self._rows]
         begun, allowed, grade = time.perf_counter(), 0, None
-        if self._control is not None:
+        control = self._control
+        if on_probation(session.storage, session.lengths):  # whose end a draft would pass before it is decided
+            limits, control = [0] * len(limits), None
+        if control is not None:
             grade = self._drafter.grade(state)
-            allowed = min(self._control.length(grade), max(limits))
+            allowed = min(control.length(grade), max(limits))
             limits = [min(limit, allowed) for limit in limits]
         draft = self._drafter.draft(state, limits)
         tokens = session.token_column([text[-1] for text in state.texts])
@@ -166,9 +170,9 @@ class GenerationRun:
             tokens = torch.cat([tokens, draft.tokens.to(tokens.device)], 1)
         verdicts = self._verifier.verify(session.forward(tokens, draft.tree), draft, state)
         session.commit([verdict.path for verdict in verdicts])
-        if self._control is not None:
+        if control is not None:
             accepted = [len(verdict.path) - 1 for verdict in verdicts]
-            self._control.observe(draft.depths(), accepted, allowed, time.perf_counter() - begun, grade)
+            control.observe(draft.depths(), accepted, allowed, time.perf_counter() - begun, grade)
         return self._take(draft, verdicts)
 
     def __iter__(self) -> Iterator[list[list[int]]]:

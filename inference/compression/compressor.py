@@ -11,6 +11,7 @@ from saccade.common.checks import check_count, check_positive, check_share
 from saccade.inference.compression.allocation import check_enough, split_evenly, total_budget
 from saccade.inference.compression.merging import Merging
 from saccade.inference.compression.observation import Observation
+from saccade.inference.compression.probation import Probation
 from saccade.inference.huggingface.models import layer_kinds
 
 Representative = Literal["mean", "minmax"]
@@ -35,6 +36,7 @@ class Plan:
         representative: What stands for the keys of a chunk: their mean, or their smallest and largest values
             (:func:`saccade.inference.compression.chunks.representatives`).
         merged: How static heads average deleted keys and values into kept ones; ``None`` if they drop them.
+        probation: How static heads are tried; ``None`` if they are trusted. It needs ``chunk`` and ``bounds``.
     """
 
     kept: list[list[Tensor]]
@@ -43,6 +45,7 @@ class Plan:
     bounds: Tensor | None = None
     representative: Representative = "mean"
     merged: Merging | None = None
+    probation: Probation | None = None
 
     @property
     def entries(self) -> int:

@@ -27,6 +27,7 @@ from saccade.inference.compression.chunks import chunk_bounds
 from saccade.inference.compression.compressor import CacheCompressor, Plan
 from saccade.inference.compression.merging import Merging
 from saccade.inference.compression.observation import Observation
+from saccade.inference.compression.probation import Probation
 from saccade.inference.compression.selection import (
     best_positions,
     check_pool,
@@ -96,6 +97,10 @@ class HybridKV(CacheCompressor):
             (:class:`saccade.inference.compression.merging.Merging`).
         min_static: Least share of static heads; the sparsest are taken.
         max_static: Most.
+        probation: Tokens behind the prompt during which static heads are on probation: what they deleted stays in host
+            memory so long, steps draft nothing, and are not captured. 0 trusts them (the paper says nothing of it).
+        most_lost: A static head that would have paid more than this share of these tokens' attention to what it deleted
+            becomes a dynamic one, within its share of the budget.
 
     Raises:
         ValueError: A setting outside its range.
@@ -120,6 +125,8 @@ class HybridKV(CacheCompressor):
     merge: bool = False
     min_static: float = 0.0
     max_static: float = 1.0
+    probation: int = 0
+    most_lost: float = 0.2
 
     dynamic: ClassVar[bool] = True
 
@@ -139,6 +146,8 @@ class HybridKV(CacheCompressor):
             check_count(name, getattr(self, name), least=0)
         for name in ("pin_text", "visual_sink", "merge"):
             check_switch(name, getattr(self, name))
+        check_count("probation", self.probation, least=0)
+        check_share("most_lost", self.most_lost)
         check_share("min_static", self.min_static)
         check_share("max_static", self.max_static)
         if self.min_static > self.max_static:
@@ -228,9 +237,10 @@ class HybridKV(CacheCompressor):
             kept = self._with_chunks(seen, kept, bounds, more)
             slots = [[count - new for count, new in zip(*pair, strict=True)] for pair in zip(slots, more, strict=True)]
         merged = Merging(seen.visual.long()) if self.merge else None
-        if not any(map(any, slots)):
+        trial = Probation(self.probation, self.most_lost, pins[-1][0]) if self.probation else None
+        if trial is None and not any(map(any, slots)):
             return Plan(kept, slots, merged=merged)
-        return Plan(kept, slots, self.chunk, bounds, self.representative, merged)
+        return Plan(kept, slots, self.chunk, bounds, self.representative, merged, trial)
 
     @property
     def _recent(self) -> int:

@@ -210,3 +210,19 @@ class KVCache(StepPlaces):
         if keys is None or values is None:
             raise ValueError(f"layer {layer} of the cache has not been written yet: prefill first.")
         return keys, values
+
+
+def shared_prefix(prompts: Sequence[Sequence[int]], texts: Sequence[Sequence[int]], lengths: Sequence[int]) -> int:
+    """How many leading tokens of every prompt are those of its row's text; the last token of a prompt never counts.
+
+    Args:
+        prompts: One for each row.
+        texts: What a cache holds of every row.
+        lengths: How many tokens of these count.
+    """
+    shared = []
+    for prompt, text, length in zip(prompts, texts, lengths, strict=True):
+        most = min(len(prompt) - 1, len(text), length)
+        differing = (place for place in range(most) if prompt[place] != text[place])
+        shared.append(next(differing, most))
+    return min(shared)

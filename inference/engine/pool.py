@@ -71,10 +71,11 @@ class EnginePool:
             compressed: The compressed cache of the call, which an engine takes over; ``None`` for a whole one.
 
         Returns:
-            The engine, or ``None`` if steps run eagerly. Return it with :meth:`give_back`.
+            The engine, or ``None`` if steps run eagerly, as while heads are on probation. Return it with
+            :meth:`give_back`.
         """
         kind = self.settings.kind
-        if kind == "eager" or self._refused is model:
+        if kind == "eager" or self._refused is model or (compressed is not None and compressed.trial is not None):
             return None
         device = device_of(model)
         reason = ""

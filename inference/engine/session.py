@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saccade.common.transfer import to_device
 from saccade.inference.compression.compressor import CacheCompressor
-from saccade.inference.engine.cache import KVCache
+from saccade.inference.engine.cache import KVCache, shared_prefix
 from saccade.inference.engine.compressed.cache import RaggedCache
 from saccade.inference.engine.compressed.observing import PromptObserver
 from saccade.inference.engine.config import EngineConfig
@@ -245,12 +245,7 @@ class Session:
         """Number of leading tokens that the cache holds of every prompt; the last token of each is always read."""
         if len(prompts) != len(self.lengths) or any(self.offsets):
             return 0
-        shared = []
-        for prompt, text, length in zip(prompts, self._texts, self.lengths, strict=True):
-            most = min(len(prompt) - 1, len(text), length)
-            differing = (place for place in range(most) if prompt[place] != text[place])
-            shared.append(next(differing, most))
-        known = min(shared)
+        known = shared_prefix(prompts, self._texts, self.lengths)
         # a state is there behind the last token only
         return 0 if self.states is not None and set(self.lengths) != {known} else known
 
@@ -327,6 +322,9 @@ class Session:
                 f"{type(self.model).__name__} has recurrent layers, which read one token after the other and no trees: "
                 "use a decoder that drafts chains, such as PromptLookup or AssistedDecoding."
             )
+        with self._grad_free():
+            if isinstance(self.storage, RaggedCache) and self.storage.settle(self.lengths):
+                self._take_engine(len(tokens), self.storage)  # only now it is known which heads fetch
         self.storage.place(self.lengths, nodes)
         self.draft_forwards += skipped
         self.target_forwards += not skipped

@@ -1,10 +1,11 @@
-"""Attention over units of different lengths in one flat buffer."""
+"""Attention over units of different lengths in one flat buffer, and how some rows attend to a prompt."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from saccade.inference.compression.observation import attention_scores
 from saccade.inference.engine.attention import WIDEST, runs_kernels, weighted_values
 
 
@@ -75,3 +76,15 @@ def ragged_attention(
 
         attend = triton_ragged_attention
     return attend(query, keys, values, bases, lengths, ancestors, span, room, scaling, seen=seen)
+
+
+def row_scores(
+    query: Tensor, keys: Tensor, first: int, scaling: float, alive_share: float = 0.01, late: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`saccade.inference.compression.observation.attention_scores`, by kernels on CUDA unless in float64."""
+    if runs_kernels(query):
+        from saccade.inference.engine.kernels.observe import MOST_ROWS, MOST_WIDTH, triton_attention_scores
+
+        if query.shape[1] <= MOST_ROWS and query.shape[2] <= MOST_WIDTH:
+            return triton_attention_scores(query, keys, first, scaling, alive_share, late)
+    return attention_scores(query, keys, first, scaling, alive_share, late)

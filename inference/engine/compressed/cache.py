@@ -23,6 +23,7 @@ from saccade.inference.engine.compressed.attention import ragged_attention
 from saccade.inference.engine.compressed.chunk_store import ChunkStore
 from saccade.inference.engine.compressed.host_copies import HostCopies
 from saccade.inference.engine.compressed.host_memory import check_host_fits
+from saccade.inference.engine.compressed.trial import Trial, trial_bytes
 from saccade.inference.engine.fused.reference import Units
 from saccade.inference.trees import MAX_NODES
 
@@ -48,7 +49,9 @@ class RaggedCache(StepPlaces):
 
     def __init__(self, full: KVCache, plans: Sequence[Plan], lengths: Sequence[int], capacity: int) -> None:
         first = _checked(full)
-        check_host_fits(plans, first.shape[-1], first.itemsize, pinned=first.device.type == "cuda")
+        more = trial_bytes(plans, first.shape[-1], first.itemsize)
+        check_host_fits(plans, first.shape[-1], first.itemsize, pinned=first.device.type == "cuda", more=more)
+        self.trial = Trial.of(plans, lengths)
         layers, heads, width = len(full.keys), first.shape[1], first.shape[-1]
         super().__init__(capacity, lengths)
         self._made: Tensor | None = None
@@ -91,6 +94,8 @@ class RaggedCache(StepPlaces):
                     for buffer, part in zip((self.keys, self.values), left, strict=True):
                         buffer[slot : slot + len(kept)] = part
             self.chunks.append(ChunkStore.of(layer, keys, values, plans, bases[layer], lengths, chunks_of, copies))
+            if self.trial is not None:
+                self.trial.add(layer, keys, values, copies)
             full.keys[layer] = full.values[layer] = None  # freed layer by layer
         copies.finish()
         self.seen = None
@@ -117,6 +122,22 @@ class RaggedCache(StepPlaces):
         """
         self._made = None
         super().place(starts, tokens)
+
+    def settle(self, lengths: Sequence[int]) -> bool:
+        """Ends the probation of static heads if all rows have the tokens that it looks at.
+
+        Args:
+            lengths: Tokens of every row.
+
+        Returns:
+            Whether it has ended now.
+        """
+        trial = self.trial
+        if trial is None or not trial.due(lengths):
+            return False
+        self.trial = None
+        trial.settle(self)
+        return True
 
     def lengths(self) -> Tensor:
         """Tokens of every row before the current step, ``[batch]``."""
@@ -174,6 +195,8 @@ class RaggedCache(StepPlaces):
         store, room, bases = self.chunks[layer], self.rooms[layer], self.bases[layer, :rows]
         held = lengths[:, None] - self.removed[layer, :rows]
         flat = (self.keys, self.values, bases, held)
+        if self.trial is not None:
+            self.trial.note(layer, query, lengths, scaling)
         if store is None or self.seen is None:
             return ragged_attention(query, *flat, ancestors, nodes, room, scaling)
         out = []
@@ -230,6 +253,8 @@ class RaggedCache(StepPlaces):
         self.bases, self.removed, self.shifts = (table[:, picked] for table in (self.bases, self.removed, self.shifts))
         self.starts, self._made = [self.starts[row] for row in picked], None
         self.chunks = [None if store is None else store.keep(picked) for store in self.chunks]
+        if self.trial is not None:
+            self.trial.keep(picked)
 
     def compact(self, rows: Sequence[int]) -> None:
         """Moves the given rows, ascending, to the front, in place; the others write to slots that nobody reads."""
@@ -310,12 +335,13 @@ class RaggedCache(StepPlaces):
     @property
     def host_bytes(self) -> int:
         """Size in bytes in host memory."""
-        return sum(store.host_bytes for store in self.chunks if store is not None)
+        trial = 0 if self.trial is None else self.trial.host_bytes
+        return trial + sum(store.host_bytes for store in self.chunks if store is not None)
 
     def clear(self) -> None:
         """Frees the buffers."""
         self.keys = self.values = self.keys.new_empty(0, self.keys.shape[1])
-        self.chunks, self.seen = [], None
+        self.chunks, self.seen, self.trial = [], None, None
 
 
 def _layout(removed: Tensor, capacity: int) -> tuple[Tensor, int]:

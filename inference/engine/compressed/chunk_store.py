@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.common.transfer import to_device
@@ -238,6 +239,33 @@ class ChunkStore:
             torch.stack([new[left], self.units[left, 1]], 1), self.counts[left], self.places[left], self.first[left],
             self.many[left], (self.host_keys, self.host_values), self.summaries, self.filled, self.slots[left],
             self.kv_heads,
+        )  # fmt: skip
+
+    def joined(self, other: ChunkStore) -> ChunkStore:
+        """The units of two stores of the same layer and kind of chunks in one.
+
+        Args:
+            other: Units that this store does not have.
+        """
+        wide = max(self.slots.shape[1], other.slots.shape[1])
+        parts = [
+            (
+                store.units[own], store.counts[own], store.places[own], store.first[own] + behind, store.many[own],
+                F.pad(store.slots[own], (0, wide - store.slots.shape[1]), value=-1),
+            )
+            for store, behind in ((self, 0), (other, len(self.filled)))
+            for own in (store.many > 0,)
+        ]  # fmt: skip
+        units, counts, places, first, many, slots = (torch.cat(pair) for pair in zip(*parts, strict=True))
+        keys, values = (
+            torch.cat(pair, out=pair[0].new_empty(sum(map(len, pair)), *pair[0].shape[1:]).pin_memory())
+            if pair[0].is_pinned()
+            else torch.cat(pair)
+            for pair in ((self.host_keys, other.host_keys), (self.host_values, other.host_values))
+        )
+        return ChunkStore(
+            units, counts, places, first, many, (keys, values), torch.cat([self.summaries, other.summaries]),
+            torch.cat([self.filled, other.filled]), slots, self.kv_heads,
         )  # fmt: skip
 
     def compact(self, rows: Sequence[int]) -> None:

@@ -342,6 +342,7 @@ class CompressedCache(Cache):
         if needed > storage.capacity:
             storage.grow(max(needed, storage.capacity + self.room), self._lengths)
             self.room *= 2
+        storage.settle(self._lengths)
         storage.place(self._lengths, tokens)
         masks = DeviceMasks.of(self._lengths, TokenTree.chain(tokens - 1), device)
         undo.enter_context(storage.active())

@@ -54,7 +54,7 @@ def chunk_bytes(plans: Sequence[Plan], width: int, itemsize: int, *, pinned: boo
     return total
 
 
-def check_host_fits(plans: Sequence[Plan], width: int, itemsize: int, *, pinned: bool) -> None:
+def check_host_fits(plans: Sequence[Plan], width: int, itemsize: int, *, pinned: bool, more: int = 0) -> None:
     """Refuses plans whose chunks do not fit in host memory, before any of it is allocated.
 
     Args:
@@ -62,11 +62,12 @@ def check_host_fits(plans: Sequence[Plan], width: int, itemsize: int, *, pinned:
         width: Dimensions of a head.
         itemsize: Bytes of a number.
         pinned: Whether the memory is pinned.
+        more: Bytes that are needed beside the chunks, for probation.
 
     Raises:
         ValueError: They do not fit; the message says how much is needed.
     """
-    needed, free = chunk_bytes(plans, width, itemsize, pinned=pinned), free_host_bytes()
+    needed, free = more + chunk_bytes(plans, width, itemsize, pinned=pinned), free_host_bytes()
     if free is not None and needed > free:
         raise ValueError(
             f"the chunks of {len(plans)} compressed prompts need {needed:,} bytes of host memory, but {free:,} are "

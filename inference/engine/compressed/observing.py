@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from saccade.inference.compression.compressor import CacheCompressor
-from saccade.inference.compression.observation import Observation, attention_scores, late_rows, observed_rows
-from saccade.inference.engine.attention import runs_kernels
+from saccade.inference.compression.observation import Observation, late_rows, observed_rows
 from saccade.inference.engine.cache import KVCache
+from saccade.inference.engine.compressed.attention import row_scores
 from saccade.inference.engine.compressed.cache import RaggedCache
 from saccade.inference.engine.recording import Recorder
 
@@ -62,7 +62,7 @@ class PromptObserver(Recorder):
                 border = late_rows((first, last))
                 apart = max(0, high - max(low, border)) if self.compressor.looks_twice else 0
                 seen = key[row, :, :high]
-                mean, alive, late = _scores(asked, seen, low, factor, self.compressor.alive_share, apart)
+                mean, alive, late = row_scores(asked, seen, low, factor, self.compressor.alive_share, apart)
                 share = (high - low) / (last - first)
                 self.mean[row][self._layer][:, :high] += share * mean
                 self.alive[row][self._layer] += share * alive
@@ -86,18 +86,6 @@ class PromptObserver(Recorder):
                 self.mean, self.alive, self.visual, self.rows, self.late, strict=True
             )
         ]
-
-
-def _scores(
-    query: Tensor, keys: Tensor, first: int, scaling: float, alive_share: float, late: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of some rows, by kernels on CUDA unless in float64."""
-    if runs_kernels(query):
-        from saccade.inference.engine.kernels.observe import MOST_ROWS, MOST_WIDTH, triton_attention_scores
-
-        if query.shape[1] <= MOST_ROWS and query.shape[2] <= MOST_WIDTH:
-            return triton_attention_scores(query, keys, first, scaling, alive_share, late)
-    return attention_scores(query, keys, first, scaling, alive_share, late)
 
 
 def _segments(visual: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ FULL = Autoregressive().generate(MODEL, PROMPTS, **NEW)
 KINDS = {
     "static": SnapKV(budget=0.3),
     "fetched": HybridKV(budget=0.5, theta=2.0, recent=8, chunk=8),
-    "both": HybridKV(budget=0.5, theta=0.55, sparsity="threshold", recent=8, chunk=8),
+    "both": HybridKV(budget=0.5, min_static=0.5, max_static=0.5, recent=8, chunk=8),
     "bounds": HybridKV(budget=0.6, theta=2.0, recent=8, chunk=8, representative="minmax"),
     "merged": HybridKV(budget=0.4, theta=0.0, merge=True, recent=8),
 }
