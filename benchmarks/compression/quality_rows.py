@@ -15,6 +15,7 @@ from saccade.retrieval.measures import paired_bootstrap
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 OURS = "HybridKV"
+PEER = "kvpress "
 COLOURS = (
     "#004488", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#999933", "#cc6600", "#882255", "#44aa99",
     "#bbbbbb", "#666666", "#332288", "#ddaa33", "#bb5566",
@@ -192,11 +193,14 @@ def _panel(axes: Any, found: list[dict[str, Any]], methods: list[str], measure: 
             [max(0.0, mid - end) for mid, end in zip(middle, low, strict=True)],
             [max(0.0, end - mid) for mid, end in zip(middle, high, strict=True)],
         ]
+        peer = method.startswith(PEER)  # of the same colour as the method of this project with the same name
+        own = method.removeprefix(PEER)
+        twin = methods.index(own) if own in methods else place
         shift = 1.008 ** (place - len(methods) / 2)
         axes.errorbar(
             [row["budget"] * shift for row in points], middle, yerr=spread, marker="o", markersize=4, capsize=2,
-            linewidth=2.2 if method.startswith(OURS) else 1.1, color=COLOURS[place % len(COLOURS)], label=method,
-            linestyle="-" if method in (OURS, "SnapKV", "Quest") or not method.startswith(OURS) else ":",
+            linewidth=2.2 if method.startswith(OURS) else 1.1, color=COLOURS[twin % len(COLOURS)], label=method,
+            linestyle="--" if peer else ":" if method.startswith(OURS) and method != OURS else "-",
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_xticks(budgets, [f"{budget:.0%}" for budget in budgets])

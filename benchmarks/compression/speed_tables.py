@@ -99,8 +99,45 @@ def _source(rows: list[dict[str, Any]]) -> str:
     )
 
 
+def speculation() -> str:
+    """Decoders that draft on compressed caches: how fast, and how fast the product of both speed-ups would be."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in read("compression_speculation"):
+        groups.setdefault((row["case"], row["device"]), []).append(row)
+    if not groups:
+        return "No rows yet: run `python -m benchmarks.compression.speculation --model MODEL --prompts PROMPTS`."
+    return "\n\n".join(_one_model(case, device, rows) for (case, device), rows in groups.items())
+
+
+def _one_model(case: str, device: str, rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"| {case} | ms a token | times as fast | product | tokens a step | same text | spread of repeats |",
+        "| --- |" + " --- |" * 6,
+    ]
+    for row in rows:
+        both = row["decoder"] != rows[0]["decoder"] and row["cache"] != rows[0]["cache"]
+        lines.append(
+            f"| {row['method']} | {row['value']:.1f} ({row['spread']['min']:.1f} to {row['spread']['max']:.1f}) |"
+            f" {_range(row['speedup'])} | {_range(row['product']) if both else ''} | {row['acceptance']:.2f} |"
+            f" {row['same_text']} of {row['runs']} | {row['run_spread']:.0%} |"
+        )
+    first = rows[0]
+    note = (
+        f"Median (lowest to highest) of {first['runs']} prompts, each the median of {first['repeats']} repeats; the last"
+        ' column is the range of a prompt\'s repeats, as a share of their median. "Same text": as one token at a time'
+        f" writes on the same cache. {device}, torch {first['versions']['torch']}, transformers"
+        f" {first['versions']['transformers']}; commit {commits_of(rows)}."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def _range(values: list[float]) -> str:
+    return f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
+
+
 SPEED_TABLES: dict[str, Callable[[], str]] = {
     "compression_first_token": first_token,
     "compression_size": size,
+    "compression_speculation": speculation,
     "compression_speed": speed,
 }

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from saccade.inference import Autoregressive, HybridKV, LookM, PromptLookup, SpecVLM, VLCache
+from saccade.inference import Autoregressive, HybridKV, LookM, PromptLookup, SelfSpeculative, SpecVLM, VLCache
 from tests.support.video_models import ALL_FAMILIES, tiny_video_model, video_prompts
 
 
@@ -15,12 +15,14 @@ def text(decoder, model, batch):
 
 NEW = {"max_new_tokens": 12, "eos_token_id": ()}
 MIXED = HybridKV(budget=0.6, theta=0.5, sparsity="threshold", ratio=4.0, recent=4, sinks=2, chunk=4, window=8)
+WATCHED = replace(MIXED, budget=0.8, min_static=0.5, max_static=0.5, probation=4, most_lost=0.3)
 
 
 @pytest.mark.parametrize(
     ("compressor", "family"),
     [
         *((MIXED, family) for family in ALL_FAMILIES),
+        (WATCHED, "qwen2_5_vl"),
         (LookM(budget=0.6, window=8), "qwen2_5_vl"),
         (VLCache(budget=0.6, window=8), "llava_onevision"),
     ],
@@ -33,6 +35,7 @@ def test_speculation_writes_the_text_of_the_compressed_cache(compressor, family)
     assert right.tokens != full.tokens, "the compression must matter here"
     for decoder in (
         PromptLookup(draft_length=3, compressor=compressor, control="fixed"),
+        SelfSpeculative({"mlp": [1]}, 3, gamma=0.0, adaptive=False, compressor=compressor, control="fixed"),
         SpecVLM(tiny_video_model(family, layers=1, seed=1), prune_ratio=0.5, compressor=compressor, control="fixed"),
     ):
         for engine in ("eager", "graph"):
