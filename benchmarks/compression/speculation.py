@@ -2,7 +2,7 @@
 
 Every prompt is continued greedily by every decoder on the whole cache and on each compressed one. The time of a token
 is that of the decoding alone, behind the prefill, the median of the runs; ways are measured in turn, so that a machine
-that is busy for a while slows all of them. A decoder that drafts must write what
+that is busy for a while slows all of them; on a processor it is the time of the process. A decoder that drafts must write what
 :class:`saccade.inference.Autoregressive` writes on the same cache; how many texts do is in the rows, as rounding may
 part them where two tokens tie. Run:
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, median
@@ -25,6 +26,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.decoding.real_prompts import fixed_decoders, label, loaded
 from benchmarks.rows import existing, model_place, positive, replace, row
+from saccade.common.timing import clock
 from saccade.inference import Autoregressive, CacheCompressor, DecodingStats, HybridKV, SelfSpeculative, SnapKV
 from saccade.inference.decoder import EngineDecoder
 
@@ -72,10 +74,16 @@ def measured(
     warm_up = int(model.device.type == "cuda")
     for run in range(runs + warm_up):
         for way, decoder in ways.items():
-            out = decoder.generate(model, [list(prompt)], max_new_tokens=new_tokens, eos_token_id=())
+            with decoder.start(model, [list(prompt)], max_new_tokens=new_tokens, eos_token_id=()) as steps:
+                steps.prefill()
+                begin = _seconds(model.device)
+                while not steps.finished:
+                    steps.step()
+                taken = _seconds(model.device) - begin
+                out = steps.output()
             last[way] = out.tokens[0], out.stats
             if run >= warm_up:
-                times[way].append(1e3 * out.stats.time_per_output_token)
+                times[way].append(1e3 * taken / (new_tokens - 1))
     return {way: (times[way], *last[way]) for way in ways}
 
 
@@ -109,6 +117,11 @@ def made(case: str, found: Sequence[dict[Way, tuple[list[float], list[int], Deco
             row("compression_speculation", case, f"{decoder}, {cache}", "ms_per_token", values, "ms", extra=extra)
         )
     return result
+
+
+def _seconds(device: torch.device) -> float:
+    """The time on a GPU; on a processor that of this process, which others on the same machine lengthen less."""
+    return clock(device) if device.type == "cuda" else time.process_time()
 
 
 def _middle(values: Sequence[float]) -> list[float]:
