@@ -1,10 +1,10 @@
 """Speculation on compressed caches: is the speed-up of both the product of their speed-ups, and is the text the same?
 
 Every prompt is continued greedily by every decoder on the whole cache and on each compressed one. The time of a token
-is that of the decoding alone, behind the prefill, the median of the runs; ways are measured in turn, so that a machine
-that is busy for a while slows all of them; on a processor it is the time of the process. A decoder that drafts must write what
-:class:`saccade.inference.Autoregressive` writes on the same cache; how many texts do is in the rows, as rounding may
-part them where two tokens tie. Run:
+is that of the decoding alone, behind the prefill, the median of the runs. Ways are measured in turn, so that a machine
+that is busy for a while slows all of them; on a processor the time is that of the process. A decoder that drafts must
+write what :class:`saccade.inference.Autoregressive` writes on the same cache; how many texts do is in the rows, as
+rounding may part them where two tokens tie. Run:
 
     python -m benchmarks.compression.quality --model MODEL --length 1800 --count 1 --write-prompts PROMPTS
     python -m benchmarks.compression.speculation --model MODEL --prompts PROMPTS

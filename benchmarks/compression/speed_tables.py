@@ -123,9 +123,9 @@ def _one_model(case: str, device: str, rows: list[dict[str, Any]]) -> str:
         )
     first = rows[0]
     note = (
-        f"Median (lowest to highest) of {first['runs']} prompts, each the median of {first['repeats']} repeats; the last"
-        ' column is the range of a prompt\'s repeats, as a share of their median. "Same text": as one token at a time'
-        f" writes on the same cache. {device}, torch {first['versions']['torch']}, transformers"
+        f"Median (lowest to highest) of {first['runs']} prompts, each the median of {first['repeats']} repeats; the"
+        " last column is the range of a prompt's repeats, as a share of their median. 'Same text': as one token at a"
+        f" time writes on the same cache. {device}, torch {first['versions']['torch']}, transformers"
         f" {first['versions']['transformers']}; commit {commits_of(rows)}."
     )
     return "\n".join([*lines, "", note])

@@ -1,6 +1,7 @@
 """Static heads on probation: what they miss is measured, and those that miss too much fetch from then on."""
 
 from dataclasses import replace
+from itertools import chain
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ from saccade.inference.compression.chunks import chunk_bounds
 from saccade.inference.compression.compressor import Plan
 from saccade.inference.compression.probation import Probation
 from saccade.inference.engine.cache import KVCache
+from saccade.inference.engine.compressed import host_memory
 from saccade.inference.engine.compressed.cache import RaggedCache
 from saccade.inference.engine.session import Session
+from tests.inference.compression.compressors import observation
+from tests.support.errors import one_line
 from tests.support.models import tiny_model
 
 MODEL = tiny_model("llama", residual=0.3, seed=3)
@@ -91,7 +95,45 @@ def test_a_token_that_is_taken_back_leaves_no_trace():
     assert torch.equal(logits, other)
 
 
-def made_cache(dynamic: bool, most_lost: float = 0.0) -> tuple[RaggedCache, torch.Tensor, torch.Tensor, list[Plan]]:
+def test_a_plan_on_probation_keeps_what_it_keeps_without() -> None:
+    seen = observation(length=320, images=((20, 120), (120, 200)))
+    for theta in (0.0, 0.8, 2.0):
+        trusted = HybridKV(budget=0.4, theta=theta)
+        plain, watched = (made.plan(seen) for made in (trusted, replace(trusted, probation=8)))
+        assert plain.slots == watched.slots
+        assert all(map(torch.equal, chain(*plain.kept), chain(*watched.kept)))
+        assert watched.probation is not None
+        starts = watched.bounds[:-1][torch.isin(watched.bounds[:-1], watched.probation.pins)]
+        sizes = watched.bounds.diff()[torch.isin(watched.bounds[:-1], starts)]
+        assert int(sizes.sum()) == len(watched.probation.pins), "pins are whole chunks"
+
+
+def test_probation_that_does_not_fit_in_host_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_memory, "free_host_bytes", lambda: 100)
+    width, units = MODEL.config.hidden_size // MODEL.config.num_attention_heads, 6
+    needed = f"{2 * 2 * units * len(PROMPTS[0]) * width * MODEL.lm_head.weight.itemsize:,}"
+    one_line(lambda: written(Autoregressive(compressor=WATCHED), PROMPTS[:1]), needed, "bytes of host memory")
+    assert written(Autoregressive(compressor=TRUSTED), PROMPTS[:1])
+
+
+def test_a_head_without_room_for_a_chunk_stays_static() -> None:
+    cache = made_cache(dynamic=False, entries=15)[0]  # 12 pins and less than a chunk
+    before = cache.keys.clone()
+    draw = torch.Generator().manual_seed(2)
+    for at in range(STEPS):
+        step(cache, at, draw)
+    shares = cache.trial.lost(cache)[0]
+    assert all(share > 0.05 for share in shares.values())
+    step(cache, STEPS, draw)
+    assert cache.trial is None
+    assert cache.chunks == [None]
+    base = int(cache.bases[0, 0, 0])
+    assert torch.equal(cache.keys[base : base + 15], before[base : base + 15])
+
+
+def made_cache(
+    dynamic: bool, most_lost: float = 0.0, entries: int = 22
+) -> tuple[RaggedCache, torch.Tensor, torch.Tensor, list[Plan]]:
     """Two rows of one layer with two heads, static and on probation, or as they are when they have become dynamic."""
     draw = torch.Generator().manual_seed(1)
     full = KVCache(1, max(LENGTHS))
@@ -100,7 +142,7 @@ def made_cache(dynamic: bool, most_lost: float = 0.0) -> tuple[RaggedCache, torc
     full.write(0, keys, values)
     plans = []
     for length, pins in zip(LENGTHS, PINS, strict=True):
-        kept = [torch.randperm(length, generator=draw)[:22].sort().values for _ in range(2)]
+        kept = [torch.randperm(length, generator=draw)[:entries].sort().values for _ in range(2)]
         bounds = chunk_bounds(torch.full((length,), -1), 4, (4, length - 8))
         slots = [2, 2]  # of 22 entries 12 are pins, and two are left over
         if dynamic:
