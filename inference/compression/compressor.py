@@ -11,7 +11,8 @@ from saccade.common.checks import check_count, check_positive, check_share
 from saccade.inference.compression.allocation import check_enough, split_evenly, total_budget
 from saccade.inference.compression.merging import Merging
 from saccade.inference.compression.observation import Observation
-from saccade.inference.huggingface.models import layer_kinds
+from saccade.inference.compression.precision import Bits, check_bits, check_width
+from saccade.inference.huggingface.models import head_widths, layer_kinds
 
 Representative = Literal["mean", "minmax"]
 
@@ -35,6 +36,8 @@ class Plan:
         representative: What stands for the keys of a chunk: their mean, or their smallest and largest values
             (:func:`saccade.inference.compression.chunks.representatives`).
         merged: How static heads average deleted keys and values into kept ones; ``None`` if they drop them.
+        host_bits: Bits of the numbers of chunks in host memory
+            (:mod:`saccade.inference.compression.precision`); 16 is the model's precision.
     """
 
     kept: list[list[Tensor]]
@@ -43,6 +46,7 @@ class Plan:
     bounds: Tensor | None = None
     representative: Representative = "mean"
     merged: Merging | None = None
+    host_bits: Bits = 16
 
     @property
     def entries(self) -> int:
@@ -67,6 +71,9 @@ class CacheCompressor(ABC):
     alive_share: float = 0.01
     """A key counts as alive for a row if it has at least this share of the row's largest attention."""
 
+    host_bits: Bits = 16
+    """Bits of the numbers of chunks in host memory; 16 is the model's precision."""
+
     dynamic: ClassVar[bool] = False
     """Whether a plan may have dynamic heads."""
 
@@ -85,6 +92,7 @@ class CacheCompressor(ABC):
         for name in ("budget", "alive_share"):
             check_share(name, getattr(self, name))
             check_positive(name, getattr(self, name))
+        check_bits("host_bits", self.host_bits)
 
     def check(self, model: nn.Module | None = None) -> None:
         """Checks that the method can work on a model, before there is any prompt.
@@ -93,7 +101,7 @@ class CacheCompressor(ABC):
             model: The model; ``None`` checks only what does not depend on it.
 
         Raises:
-            ValueError: A layer does not attend to the whole prefix.
+            ValueError: A layer does not attend to the whole prefix, or heads of an odd width are to have 4 bits.
         """
         kinds = set() if model is None else set(layer_kinds(model)) - {"full_attention"}
         if kinds:
@@ -101,6 +109,8 @@ class CacheCompressor(ABC):
                 f"model must have full attention in every layer for {type(self).__name__}, got "
                 f"{type(model).__name__} with {', '.join(sorted(kinds))}: choose another model, or no compressor."
             )
+        for width in () if model is None else head_widths(model):
+            check_width(width, self.host_bits)
 
     def total(self, seen: Observation) -> int:
         """Entries that a plan for a prompt may hold.

@@ -27,6 +27,7 @@ from saccade.inference.compression.chunks import chunk_bounds
 from saccade.inference.compression.compressor import CacheCompressor, Plan
 from saccade.inference.compression.merging import Merging
 from saccade.inference.compression.observation import Observation
+from saccade.inference.compression.precision import Bits
 from saccade.inference.compression.selection import (
     best_positions,
     check_pool,
@@ -96,6 +97,8 @@ class HybridKV(CacheCompressor):
             (:class:`saccade.inference.compression.merging.Merging`).
         min_static: Least share of static heads; the sparsest are taken.
         max_static: Most.
+        host_bits: Bits of the numbers of chunks in host memory, and so on the link to the device, where they are unpacked
+            (:mod:`saccade.inference.compression.precision`; ours): 16 is the model's precision.
 
     Raises:
         ValueError: A setting outside its range.
@@ -120,6 +123,7 @@ class HybridKV(CacheCompressor):
     merge: bool = False
     min_static: float = 0.0
     max_static: float = 1.0
+    host_bits: Bits = 16
 
     dynamic: ClassVar[bool] = True
 
@@ -232,7 +236,7 @@ class HybridKV(CacheCompressor):
         merged = Merging(seen.visual.long()) if self.merge else None
         if not any(map(any, slots)):
             return Plan(kept, slots, merged=merged)
-        return Plan(kept, slots, self.chunk, bounds, self.representative, merged)
+        return Plan(kept, slots, self.chunk, bounds, self.representative, merged, self.host_bits)
 
     @property
     def _recent(self) -> int:

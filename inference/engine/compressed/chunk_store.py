@@ -15,6 +15,7 @@ from saccade.inference.compression.chunks import (
     top_chunks,
 )
 from saccade.inference.compression.compressor import Plan
+from saccade.inference.compression.precision import CHANNEL, TOKEN, packed, unpacked
 from saccade.inference.engine.attention import runs_kernels
 
 _NOBODY = torch.iinfo(torch.int64).max  # stands in slots that a unit does not have
@@ -34,11 +35,13 @@ class ChunkStore:
         places: ``[units]`` first slot of the flat buffers that belongs to every unit's chunks.
         first: ``[units]`` first chunk of every unit.
         many: ``[units]`` chunks of every unit.
-        host: Keys and values of all chunks, ``[chunks, chunk, head_dim]`` each, in host memory.
+        host: Keys and values of all chunks in host memory, ``[chunks, chunk, head_dim]`` each; with fewer than 16 bits
+            ``[chunks, bytes]`` (:func:`saccade.inference.compression.precision.packed`).
         summaries: ``[chunks, head_dim]`` or ``[chunks, 2, head_dim]``: representatives of the chunks.
         filled: ``[chunks, chunk]`` booleans: which places of a chunk hold a token that is not pinned.
         slots: ``[units, slots]`` chunk in every slot, counted from the unit's first, -1 for none.
         kv_heads: KV heads of the layer.
+        bits: Bits of a number in host memory; 16 is the model's precision.
     """
 
     def __init__(
@@ -53,8 +56,9 @@ class ChunkStore:
         filled: Tensor,
         slots: Tensor,
         kv_heads: int,
+        bits: int = 16,
     ) -> None:
-        self.kv_heads = kv_heads
+        self.kv_heads, self.bits = kv_heads, bits
         self.units, self.counts, self.places, self.first, self.many = units, counts, places, first, many
         self.summaries, self.filled, self.slots = summaries, filled, slots
         self.blocked = ~filled.any(-1)
@@ -100,8 +104,8 @@ class ChunkStore:
         found = [(row, head) for row, plan in enumerate(plans) for head, n in enumerate(plan.slots[layer]) if n]
         if not found:
             return None
-        device, width = keys.device, keys.shape[-1]
-        chunk = plans[found[0][0]].chunk
+        device = keys.device
+        chunk, bits = plans[found[0][0]].chunk, plans[found[0][0]].host_bits
         chunks_of: dict[
             int, tuple[Tensor, Tensor, Tensor]
         ] = {}  # of a row: where its chunks begin, their places, masks
@@ -115,17 +119,20 @@ class ChunkStore:
             if row not in chunks_of:
                 bounds = borders.to(device)
                 place = bounds[:-1, None] + torch.arange(chunk, device=device)  # [chunks, chunk]
-                chunks_of[row] = bounds, place.clamp(max=lengths[row] - 1), place < bounds[1:, None]
+                # a short chunk is filled up with its last token, which leaves its range as it is
+                chunks_of[row] = bounds, torch.minimum(place, bounds[1:, None] - 1), place < bounds[1:, None]
             bounds, place, held = chunks_of[row]
             pinned = pinned_chunks(plan.kept[layer][head].to(device), borders)
-            pieces.append((keys[row, head][place], values[row, head][place]))
+            pieces.append(_host_form(keys[row, head][place], values[row, head][place], bits))
             made = representatives(keys[row, head, : lengths[row]], bounds, chunk, plan.representative)
             summaries.append(made.transpose(0, 1) if made.ndim == 3 else made)
             filled.append(held & ~pinned[:, None])  # a pinned token is on the device already
             first.append(total)
             total += len(place)
         pin = device.type == "cuda"
-        host = tuple(torch.empty(total, chunk, width, dtype=keys.dtype, pin_memory=pin) for _ in range(2))
+        host = tuple(
+            torch.empty(total, *part.shape[1:], dtype=part.dtype, pin_memory=pin) for part in pieces[0]
+        )
         for start, pair in zip(first, pieces, strict=True):
             for buffer, piece in zip(host, pair, strict=True):
                 buffer[start : start + len(piece)].copy_(piece, non_blocking=pin)
@@ -141,7 +148,7 @@ class ChunkStore:
         slots = torch.full((len(units), max(counts)), -1, dtype=torch.long, device=device)
         return cls(
             units.to(device), counts_, places.to(device), first_, many_, (host[0], host[1]),
-            torch.cat(summaries).contiguous(), torch.cat(filled), slots, keys.shape[1],
+            torch.cat(summaries).contiguous(), torch.cat(filled), slots, keys.shape[1], bits,
         )  # fmt: skip
 
     @property
@@ -198,12 +205,18 @@ class ChunkStore:
         if keys.device.type == "cuda":
             from saccade.inference.engine.kernels.chunks import triton_fetch
 
-            triton_fetch(self.hosts, keys, values, seen, self.filled, self.slots, missing, self.first, self.places)
+            triton_fetch(
+                self.hosts, keys, values, seen, self.filled, self.slots, missing, self.first, self.places, self.bits
+            )
             return
         unit, slot = missing.nonzero(as_tuple=True)
         source = self.first[unit] + self.slots[unit, slot]
         target = (self.places[unit] + slot * self.chunk)[:, None] + torch.arange(self.chunk)
-        keys[target], values[target] = self.host_keys[source], self.host_values[source]
+        found = self.host_keys[source], self.host_values[source]
+        if self.bits < 16:
+            shape = self.chunk, keys.shape[1], self.bits
+            found = unpacked(found[0], *shape, CHANNEL, keys.dtype), unpacked(found[1], *shape, TOKEN, keys.dtype)
+        keys[target], values[target] = found
         seen[target] = self.filled[source]
 
     def move(self, by: Tensor) -> None:
@@ -227,7 +240,7 @@ class ChunkStore:
         return ChunkStore(
             torch.stack([new[left], self.units[left, 1]], 1), self.counts[left], self.places[left], self.first[left],
             self.many[left], (self.host_keys, self.host_values), self.summaries, self.filled, self.slots[left],
-            self.kv_heads,
+            self.kv_heads, self.bits,
         )  # fmt: skip
 
     def compact(self, rows: Sequence[int]) -> None:
@@ -257,7 +270,7 @@ class ChunkStore:
     def fits(self, other: ChunkStore) -> bool:
         """Whether :meth:`take` can take another store over."""
         return (
-            self.chunk == other.chunk
+            (self.chunk, self.bits) == (other.chunk, other.bits)
             and self.longest >= other.longest
             and all(
                 mine.ndim == new.ndim and all(a >= b for a, b in zip(mine.shape, new.shape, strict=True))
@@ -267,7 +280,7 @@ class ChunkStore:
 
     def reserve(self, like: ChunkStore) -> None:
         """Makes room for as many chunks and slots as another store has room for, if it has the same kind of chunks."""
-        if like.chunk != self.chunk or like.summaries.ndim != self.summaries.ndim:
+        if (like.chunk, like.bits) != (self.chunk, self.bits) or like.summaries.ndim != self.summaries.ndim:
             return
         self.longest = max(self.longest, like.longest)
         for name in self._tables():
@@ -297,3 +310,8 @@ class ChunkStore:
     def host_bytes(self) -> int:
         """Size in bytes in host memory."""
         return self.host_keys.nbytes + self.host_values.nbytes
+
+
+def _host_form(keys: Tensor, values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Keys and values ``[chunks, chunk, head_dim]`` as they lie in host memory."""
+    return (keys, values) if bits == 16 else (packed(keys, bits, CHANNEL), packed(values, bits, TOKEN))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saccade.inference.compression.compressor import Plan
+from saccade.inference.compression.precision import CHANNEL, TOKEN, row_bytes
 
 _SYSTEM = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")  # that of a container, as seen from its inside
@@ -34,7 +35,7 @@ def free_host_bytes() -> int | None:
 
 
 def chunk_bytes(plans: Sequence[Plan], width: int, itemsize: int, *, pinned: bool) -> int:
-    """Host memory that the chunks of all layers take.
+    """Host memory that the chunks of all layers take, the ranges of packed ones included.
 
     Args:
         plans: What is kept of every row.
@@ -45,12 +46,14 @@ def chunk_bytes(plans: Sequence[Plan], width: int, itemsize: int, *, pinned: boo
     layers = len(plans[0].slots) if plans else 0
     total = 0
     for layer in range(layers):
-        chunks = sum(
-            (0 if plan.bounds is None else len(plan.bounds) - 1) * plan.chunk * sum(map(bool, plan.slots[layer]))
-            for plan in plans
-        )
-        each = chunks * width * itemsize
-        total += 2 * (1 << (each - 1).bit_length() if pinned and each else each)
+        for over in (CHANNEL, TOKEN):
+            each = sum(
+                (0 if plan.bounds is None else len(plan.bounds) - 1)
+                * row_bytes(plan.chunk, width, itemsize, plan.host_bits, over)
+                * sum(map(bool, plan.slots[layer]))
+                for plan in plans
+            )
+            total += 1 << (each - 1).bit_length() if pinned and each else each
     return total
 
 

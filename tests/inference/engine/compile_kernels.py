@@ -16,6 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from saccade.inference.compression.precision import CHANNEL, TOKEN, ranges_bytes, row_bytes
 from saccade.inference.engine.kernels import (
     adapters,
     chunks,
@@ -188,8 +189,19 @@ def retrieval(dtype: str, precision: str, flag: bool) -> list[str]:
         compiled(chunks._choose, dtype, 8 if flag else 16, **choose, **each),
         compiled(observe._peaks, dtype, 4, **observed, SPLITS=32),
         compiled(observe._weigh, dtype, 4, **observed),
-        compiled(chunks._fetch, dtype, 4, CHUNK=16, WIDTH=128, ROWS=16, COLUMNS=128, EARLY=True),
+        *(fetching(dtype, size, bits) for bits in (16, 8, 4)),
     ]
+
+
+def fetching(dtype: str, size: int, bits: int) -> str:
+    """The kernel that fetches chunks; a thread reads 16 bytes of host memory at once."""
+    rows = {"KEY_STEPS": ranges_bytes(128, size), "KEY_ROW": row_bytes(16, 128, size, bits, CHANNEL)}
+    rows |= {"VALUE_STEPS": ranges_bytes(16, size), "VALUE_ROW": row_bytes(16, 128, size, bits, TOKEN)}
+    each = {"CHUNK": 16, "WIDTH": 128, "ROWS": 16, "COLUMNS": 128, "BITS": bits, "EARLY": True}
+    ptx = compiled(chunks._fetch, dtype, 4 if bits == 16 else 1, **each, **rows)
+    assert ptx.count("ld.global.v4.b32") >= 2, "keys and values"
+    assert ptx.count("ld.global.b8") <= 2, "single bytes are read of the tables only"
+    return ptx
 
 
 def main() -> None:
