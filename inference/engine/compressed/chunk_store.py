@@ -17,6 +17,7 @@ from saccade.inference.compression.chunks import (
 from saccade.inference.compression.compressor import Plan
 from saccade.inference.compression.precision import CHANNEL, TOKEN, packed, unpacked
 from saccade.inference.engine.attention import runs_kernels
+from saccade.inference.engine.compressed.host_memory import host_buffer
 
 _NOBODY = torch.iinfo(torch.int64).max  # stands in slots that a unit does not have
 
@@ -130,9 +131,7 @@ class ChunkStore:
             first.append(total)
             total += len(place)
         pin = device.type == "cuda"
-        host = tuple(
-            torch.empty(total, *part.shape[1:], dtype=part.dtype, pin_memory=pin) for part in pieces[0]
-        )
+        host = tuple(host_buffer(total, *part.shape[1:], dtype=part.dtype, pinned=pin) for part in pieces[0])
         for start, pair in zip(first, pieces, strict=True):
             for buffer, piece in zip(host, pair, strict=True):
                 buffer[start : start + len(piece)].copy_(piece, non_blocking=pin)

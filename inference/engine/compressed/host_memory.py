@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from saccade.inference.compression.compressor import Plan
 from saccade.inference.compression.precision import CHANNEL, TOKEN, row_bytes
 
@@ -32,6 +35,17 @@ def free_host_bytes() -> int | None:
     except (OSError, KeyError, ValueError):  # no group, or one without a limit
         pass
     return max(0, min(found)) if found else None
+
+
+def host_buffer(*shape: int, dtype: torch.dtype, pinned: bool) -> Tensor:
+    """Host memory for chunks, which a device can read if it is pinned; what is in it is not defined.
+
+    Args:
+        shape: Of the tensor.
+        dtype: Its type.
+        pinned: Whether a device reads it.
+    """
+    return torch.empty(*shape, dtype=dtype, pin_memory=pinned)
 
 
 def chunk_bytes(plans: Sequence[Plan], width: int, itemsize: int, *, pinned: bool) -> int:
