@@ -11,7 +11,7 @@ from saccade.common.checks import check_count, check_positive, check_share
 from saccade.inference.compression.allocation import check_enough, split_evenly, total_budget
 from saccade.inference.compression.merging import Merging
 from saccade.inference.compression.observation import Observation
-from saccade.inference.compression.precision import Bits, check_bits, check_width
+from saccade.inference.compression.precision import GROUP, Bits, check_bits, check_width
 from saccade.inference.huggingface.models import head_widths, layer_kinds
 
 Representative = Literal["mean", "minmax"]
@@ -38,6 +38,8 @@ class Plan:
         merged: How static heads average deleted keys and values into kept ones; ``None`` if they drop them.
         host_bits: Bits of the numbers of chunks in host memory
             (:mod:`saccade.inference.compression.precision`); 16 is the model's precision.
+        kept_bits: Bits of the numbers of ``kept`` tokens, in groups of 32; those that do not fill a group, the last
+            ones of a head, stay as they are.
     """
 
     kept: list[list[Tensor]]
@@ -47,6 +49,11 @@ class Plan:
     representative: Representative = "mean"
     merged: Merging | None = None
     host_bits: Bits = 16
+    kept_bits: Bits = 16
+
+    def packed(self, layer: int, head: int) -> int:
+        """Of the kept tokens of a head, those that are packed in few bits: the first ones, whole groups."""
+        return 0 if self.kept_bits == 16 else len(self.kept[layer][head]) // GROUP * GROUP
 
     @property
     def entries(self) -> int:
@@ -74,6 +81,9 @@ class CacheCompressor(ABC):
     host_bits: Bits = 16
     """Bits of the numbers of chunks in host memory; 16 is the model's precision."""
 
+    kept_bits: Bits = 16
+    """Bits of the numbers of tokens that stay on the device for good."""
+
     dynamic: ClassVar[bool] = False
     """Whether a plan may have dynamic heads."""
 
@@ -93,6 +103,7 @@ class CacheCompressor(ABC):
             check_share(name, getattr(self, name))
             check_positive(name, getattr(self, name))
         check_bits("host_bits", self.host_bits)
+        check_bits("kept_bits", self.kept_bits)
 
     def check(self, model: nn.Module | None = None) -> None:
         """Checks that the method can work on a model, before there is any prompt.
@@ -110,7 +121,7 @@ class CacheCompressor(ABC):
                 f"{type(model).__name__} with {', '.join(sorted(kinds))}: choose another model, or no compressor."
             )
         for width in () if model is None else head_widths(model):
-            check_width(width, self.host_bits)
+            check_width(width, self.host_bits, self.kept_bits)
 
     def total(self, seen: Observation) -> int:
         """Entries that a plan for a prompt may hold.
@@ -138,6 +149,6 @@ class CacheCompressor(ABC):
         """
 
 
-def static_plan(kept: list[list[Tensor]], merged: Merging | None = None) -> Plan:
+def static_plan(kept: list[list[Tensor]], merged: Merging | None = None, kept_bits: Bits = 16) -> Plan:
     """A plan without dynamic heads."""
-    return Plan(kept, [[0] * len(layer) for layer in kept], merged=merged)
+    return Plan(kept, [[0] * len(layer) for layer in kept], merged=merged, kept_bits=kept_bits)

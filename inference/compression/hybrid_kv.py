@@ -99,6 +99,8 @@ class HybridKV(CacheCompressor):
         max_static: Most.
         host_bits: Bits of the numbers of chunks in host memory, and so on the link to the device, where they are unpacked
             (:mod:`saccade.inference.compression.precision`; ours): 16 is the model's precision.
+        kept_bits: Bits of the numbers of tokens that stay on the device for good, of static heads and pins (ours). The
+            budget counts tokens, whatever their bits.
 
     Raises:
         ValueError: A setting outside its range.
@@ -124,6 +126,7 @@ class HybridKV(CacheCompressor):
     min_static: float = 0.0
     max_static: float = 1.0
     host_bits: Bits = 16
+    kept_bits: Bits = 16
 
     dynamic: ClassVar[bool] = True
 
@@ -235,8 +238,9 @@ class HybridKV(CacheCompressor):
                 slots[-1] = [count - new for count, new in zip(counts, more, strict=True)]
         merged = Merging(seen.visual.long()) if self.merge else None
         if not any(map(any, slots)):
-            return Plan(kept, slots, merged=merged)
-        return Plan(kept, slots, self.chunk, bounds, self.representative, merged, self.host_bits)
+            return Plan(kept, slots, merged=merged, kept_bits=self.kept_bits)
+        chunks = self.chunk, bounds, self.representative
+        return Plan(kept, slots, *chunks, merged, self.host_bits, self.kept_bits)
 
     @property
     def _recent(self) -> int:

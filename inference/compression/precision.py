@@ -23,6 +23,9 @@ Bits = Literal[16, 8, 4]
 
 CHANNEL, TOKEN = -2, -1
 """Dimensions of ``[..., tokens, head_dim]`` over which a range goes: one range for each channel, or for each token."""
+GROUP = 32
+"""Tokens of a group of kept tokens."""
+
 _ALIGNED = 16  # bytes
 
 

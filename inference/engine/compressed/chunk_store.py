@@ -139,7 +139,7 @@ class ChunkStore:
         units = torch.tensor([*found, *[(len(plans), 0)] * spare])
         counts = [plans[row].slots[layer][head] for row, head in found] + [0] * spare
         many = [len(part) for part in filled] + [0] * spare
-        kept = torch.tensor([len(plans[row].kept[layer][head]) for row, head in found])
+        kept = torch.tensor([len(plans[row].kept[layer][head]) - plans[row].packed(layer, head) for row, head in found])
         places = torch.zeros(len(units), dtype=torch.long)
         places[: len(found)] = bases[units[: len(found), 0], units[: len(found), 1]] + kept
         tables = (torch.tensor(part) for part in (counts, [*first, *[0] * spare], many))

@@ -89,7 +89,8 @@ def test_a_channel_that_is_large_does_not_make_the_others_coarse() -> None:
     keys = drawn(torch.float32, 4, 16, 32)
     keys[:, :, 5] *= 1000
     error = [
-        (dequantize(*quantize(keys, 4, over)) - keys).abs()[..., torch.arange(32) != 5].mean() for over in (CHANNEL, TOKEN)
+        (dequantize(*quantize(keys, 4, over)) - keys).abs()[..., torch.arange(32) != 5].mean()
+        for over in (CHANNEL, TOKEN)
     ]
     assert error[0] < error[1] / 100
 

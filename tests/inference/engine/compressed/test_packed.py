@@ -116,7 +116,8 @@ def test_bytes_are_those_of_the_rows_scales_included(bits, dtype) -> None:
 
 def test_long_chunks_weigh_little_more_than_their_bits() -> None:
     share = {
-        bits: sum(row_bytes(16, 128, 2, bits, over) for over in (CHANNEL, TOKEN)) / (2 * 16 * 128 * 2) for bits in (8, 4)
+        bits: sum(row_bytes(16, 128, 2, bits, over) for over in (CHANNEL, TOKEN)) / (2 * 16 * 128 * 2)
+        for bits in (8, 4)
     }
     assert share[8] < 0.58
     assert share[4] < 0.33
