@@ -48,17 +48,22 @@ from saccade.inference.engine.compressed.cache import RaggedCache
 from saccade.inference.engine.config import EngineConfig
 from saccade.inference.engine.hf_cache import session_cache
 from saccade.inference.engine.pool import EnginePool
-from saccade.inference.huggingface.models import cache_bytes
+from saccade.inference.huggingface.models import cache_bytes, free_bytes
+from saccade.inference.trees import MAX_NODES
 
 SHAPE = "qwen2-7b-lora"  # of which only the sizes are used, without its adapter
 WARM_UP = 5
 METHODS: dict[str, Callable[[float], CacheCompressor | None]] = {
     "whole cache": lambda budget: None,
     "SnapKV": SnapKV,
+    "SnapKV, 4 bits": lambda budget: SnapKV(budget, kept_bits=4),
     "HybridKV, all static": lambda budget: HybridKV(budget, theta=0.0),
     "HybridKV": lambda budget: HybridKV(budget, sparsity="threshold", theta=0.9),
     "HybridKV, 8 bits": lambda budget: HybridKV(budget, sparsity="threshold", theta=0.9, host_bits=8),
     "HybridKV, 4 bits": lambda budget: HybridKV(budget, sparsity="threshold", theta=0.9, host_bits=4),
+    "HybridKV, all in 4 bits": lambda budget: HybridKV(
+        budget, sparsity="threshold", theta=0.9, host_bits=4, kept_bits=4
+    ),
     "HybridKV, all fetching": lambda budget: HybridKV(budget, theta=2.0),
     "HybridKV, no pins": lambda budget: HybridKV(budget, theta=2.0, pinned=0.0),
 }
@@ -107,7 +112,10 @@ def session_behind(
     """
     session = Session(model, length + new, pool=EnginePool(EngineConfig("auto")), compressor=compressor)
     if compressor is None:
-        session._allocate(batch, length)
+        session._take_engine(batch)
+        free = free_bytes(model.device)
+        if free is not None and cache_bytes(model, batch, session.storage.capacity) > free:
+            session.storage.capacity = session.capacity + MAX_NODES  # without the room that an engine has to spare
         _fill(model, session.storage, batch)
     else:
         layers = model.config.num_hidden_layers
@@ -262,6 +270,7 @@ def main() -> None:
             if whole > chosen.most_bytes:
                 console.print(f"{case}: left out, its whole cache takes {whole:,} bytes", markup=False)
                 continue
+            _free(device)
             for name, compressor in ways.items():
                 try:
                     with one_block() if chosen.one_block else nullcontext():

@@ -11,7 +11,7 @@ from saccade.common.checks import check_count, check_positive, check_share
 from saccade.inference.compression.allocation import check_enough, split_evenly, total_budget
 from saccade.inference.compression.merging import Merging
 from saccade.inference.compression.observation import Observation
-from saccade.inference.compression.precision import GROUP, Bits, check_bits, check_width
+from saccade.inference.compression.precision import FIRST, GROUP, Bits, check_bits, check_width
 from saccade.inference.huggingface.models import head_widths, layer_kinds
 
 Representative = Literal["mean", "minmax"]
@@ -38,8 +38,8 @@ class Plan:
         merged: How static heads average deleted keys and values into kept ones; ``None`` if they drop them.
         host_bits: Bits of the numbers of chunks in host memory
             (:mod:`saccade.inference.compression.precision`); 16 is the model's precision.
-        kept_bits: Bits of the numbers of ``kept`` tokens, in groups of 32; those that do not fill a group, the last
-            ones of a head, stay as they are.
+        kept_bits: Bits of the numbers of ``kept`` tokens, in groups of 32. The first four of a head, and the last ones,
+            which do not fill a group, stay as they are.
     """
 
     kept: list[list[Tensor]]
@@ -52,8 +52,8 @@ class Plan:
     kept_bits: Bits = 16
 
     def packed(self, layer: int, head: int) -> int:
-        """Of the kept tokens of a head, those that are packed in few bits: the first ones, whole groups."""
-        return 0 if self.kept_bits == 16 else len(self.kept[layer][head]) // GROUP * GROUP
+        """How many of the kept tokens of a head are packed in few bits: whole groups, behind the first four."""
+        return 0 if self.kept_bits == 16 else max(0, len(self.kept[layer][head]) - FIRST) // GROUP * GROUP
 
     @property
     def entries(self) -> int:

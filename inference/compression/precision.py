@@ -25,6 +25,8 @@ CHANNEL, TOKEN = -2, -1
 """Dimensions of ``[..., tokens, head_dim]`` over which a range goes: one range for each channel, or for each token."""
 GROUP = 32
 """Tokens of a group of kept tokens."""
+FIRST = 4
+"""First kept tokens of a head, which are not packed: much attention lies on them, and their keys are unlike others."""
 
 _ALIGNED = 16  # bytes
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saccade.common.transfer import to_device
 from saccade.inference.compression.compressor import Plan
-from saccade.inference.compression.precision import GROUP
+from saccade.inference.compression.precision import FIRST, GROUP
 from saccade.inference.engine.cache import KVCache, StepPlaces
 from saccade.inference.engine.compressed.attention import ragged_attention
 from saccade.inference.engine.compressed.chunk_store import ChunkStore
@@ -94,10 +94,12 @@ class RaggedCache(StepPlaces):
                     left = tuple(part[kept] for part in pair)
                     if plan.merged is not None and not plan.slots[layer][head]:
                         left = plan.merged.merge(*pair, kept)
-                    slot, begin = int(bases[layer, row, head]), plan.packed(layer, head)
+                    slot, count = int(bases[layer, row, head]), plan.packed(layer, head)
+                    end = FIRST + count if count else 0
                     for buffer, part, few in zip((self.keys, self.values), left, packed, strict=True):
-                        buffer[slot : slot + len(kept) - begin] = part[begin:]
-                        few.append(part[:begin])
+                        few.append(part[end - count : end])
+                        rest = torch.cat([part[: end - count], part[end:]]) if count else part
+                        buffer[slot : slot + len(rest)] = rest
             if self.kept is not None:
                 self.kept.add(*packed)
             self.chunks.append(ChunkStore.of(layer, keys, values, plans, bases[layer], lengths))

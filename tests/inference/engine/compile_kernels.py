@@ -266,8 +266,15 @@ def main() -> None:
                     more = packed_rows(size, bits, GROUP)
                     made.append(
                         compiled(
-                            decode_attention._attend, dtype, 4, **attend, **more, GROUP=GROUP, HEAD=128,
-                            WINDOW=False, CAP=False,
+                            decode_attention._attend,
+                            dtype,
+                            4,
+                            **attend,
+                            **more,
+                            GROUP=GROUP,
+                            HEAD=128,
+                            WINDOW=False,
+                            CAP=False,
                         )  # fmt: skip
                     )
                     assert made[-1].count("ld.global.b8") < 16, "single bytes are read of the holes only"
