@@ -1,19 +1,20 @@
 """Milliseconds a token and bytes of compressed caches, beside the whole cache and transformers, at 7B shape.
 
     python -m benchmarks.compression.speed --batch 1 4 16 --length 8192 32768
-    python -m benchmarks.compression.speed --batch 4 --length 131072 --one-block
+    python -m benchmarks.compression.speed --batch 4 --length 131072 --one-block --only whole HybridKV
     python -m benchmarks.compression.speed --batch 1 --length 1500 --scale tiny --layers 2 --device cpu
 
-A model of Qwen2 7B's shape with random weights, whose language part is that of Qwen2.5-VL 7B, decodes behind caches of
-random keys and values: time and bytes do not depend on them. Those of one layer serve all layers of a compressed cache,
-so that the whole cache is never needed beside it. With ``--one-block`` the chunks of all layers lie in one block of host
-memory of the size of one layer, so that no time goes into pinning the others, which takes longer than everything else
-for the largest caches; host bytes are still those that the layers would take. What a method observes is made up too, so that a quarter
-of the heads is static for HybridKV. Every step reads the same token, so that its queries differ by their rotation; with
-``--fresh`` it reads the token that the random model writes, and nearly all chunks that a step wants are new. The share
-of chunks that had to be fetched is measured; real texts are between the two. ``--first`` measures the time to the first
-token instead, by really reading the prompt. All ways of a case are measured in one process, each with some steps to
-warm up.
+A model of Qwen2 7B's shape with random weights, whose language part is that of Qwen2.5-VL 7B, decodes behind caches
+of random keys and values: time and bytes do not depend on them. Those of one layer serve all layers of a compressed
+cache, so that the whole cache is never needed beside it. With ``--one-block`` the chunks of all layers lie in one block
+of host memory of the size of one layer: for the largest caches, pinning more takes longer than everything else, or there
+is not as much. Host bytes are still those that the layers would take.
+
+What a method observes is made up too, so that a quarter of the heads is static for HybridKV. Every step reads the same
+token, so that its queries differ by their rotation; with ``--fresh`` it reads the token that the random model writes,
+and nearly all chunks that a step wants are new. The share of chunks that had to be fetched is measured; real texts are
+between the two. ``--first`` measures the time to the first token instead, by really reading the prompt. All ways of a
+case are measured in one process, each with some steps to warm up.
 
 The bound is the time to read the weights and the keys and values that the method keeps, at the measured copy bandwidth.
 Bytes are what the allocator gives, without the weights.

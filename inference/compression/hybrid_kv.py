@@ -97,7 +97,7 @@ class HybridKV(CacheCompressor):
             (:class:`saccade.inference.compression.merging.Merging`).
         min_static: Least share of static heads; the sparsest are taken.
         max_static: Most.
-        host_bits: Bits of the numbers of chunks in host memory, and so on the link to the device, where they are unpacked
+        host_bits: Bits of the numbers of chunks in host memory and on the link to the device, where they are unpacked
             (:mod:`saccade.inference.compression.precision`; ours): 16 is the model's precision.
         kept_bits: Bits of the numbers of tokens that stay on the device for good, of static heads and pins (ours). The
             budget counts tokens, whatever their bits.

@@ -1,12 +1,12 @@
 """Keys and values in 8 or 4 bits, in groups of tokens of one head (ours).
 
-Channels of keys differ in size more than tokens do, values do not: so keys share a range by channel and values by token,
-as in KIVI (arXiv 2402.02750). A group is a chunk in host memory, or some kept tokens of a static head. It is packed once
-and never changes. Its row of bytes begins with the scales and the lowest numbers of the ranges, in the precision of the
-model: the lowest number is one of the group's own, so this loses nothing, and a scale is rounded up, so that no number
-lies beyond the last step. The steps follow. With 4 bits, a byte holds dimension ``j`` in its low half and ``j + D / 2`` in
-its high half. Both are
-filled up to whole 16 bytes, which is what a thread of the GPU reads at once.
+Channels of keys differ in size more than tokens do, and those of values do not: so keys share a range by channel and
+values by token, as in KIVI (arXiv 2402.02750). A group is a chunk in host memory, or some kept tokens of a head on the
+device. It is packed once and never changes. Its row of bytes begins with the scales and the lowest numbers of the
+ranges, in the precision of the model: a lowest number is one of the group's own, so this loses nothing, and a scale is
+rounded up, so that no number lies beyond the last step. The steps follow. With 4 bits, a byte holds dimension ``j`` in
+its low half and ``j + D / 2`` in its high half. Both parts are filled up to whole 16 bytes, which is what a thread of a
+GPU reads at once.
 """
 
 from __future__ import annotations

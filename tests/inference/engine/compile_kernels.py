@@ -264,19 +264,8 @@ def main() -> None:
             if not flag:
                 for bits in (8, 4) if dtype == "bf16" else (4,):
                     more = packed_rows(size, bits, GROUP)
-                    made.append(
-                        compiled(
-                            decode_attention._attend,
-                            dtype,
-                            4,
-                            **attend,
-                            **more,
-                            GROUP=GROUP,
-                            HEAD=128,
-                            WINDOW=False,
-                            CAP=False,
-                        )  # fmt: skip
-                    )
+                    more |= {"GROUP": GROUP, "HEAD": 128, "WINDOW": False, "CAP": False}
+                    made.append(compiled(decode_attention._attend, dtype, 4, **attend, **more))
                     assert made[-1].count("ld.global.b8") < 16, "single bytes are read of the holes only"
             attend |= {**dict.fromkeys(packed_rows(size, 4, GROUP), 0), "BITS": 16, "GROUP": GROUP, "HEAD": 0}
             # all settings are compiled for bf16; fp16 is as large, and of fp32 the kernel that needs the most is

@@ -140,7 +140,7 @@ def test_bytes_are_those_of_the_rows_scales_included() -> None:
 
 
 def test_a_step_attends_to_packed_tokens_and_to_the_others() -> None:
-    full, keys, values, plans, lengths = one_layer(8, torch.float64)
+    full, _, _, plans, lengths = one_layer(8, torch.float64)
     made = RaggedCache(full, plans, lengths, 130)
     plain = one_layer(16, torch.float64)
     right = RaggedCache(plain[0], plain[3], lengths, 130)
