@@ -7,8 +7,8 @@
 A model of Qwen2 7B's shape with random weights, whose language part is that of Qwen2.5-VL 7B, decodes behind caches
 of random keys and values: time and bytes do not depend on them. Those of one layer serve all layers of a compressed
 cache, so that the whole cache is never needed beside it. With ``--one-block`` the chunks of all layers lie in one block
-of host memory of the size of one layer: for the largest caches, pinning more takes longer than everything else, or there
-is not as much. Host bytes are still those that the layers would take.
+of host memory of the size of one layer: for the largest caches, pinning more takes longer than everything else, or
+there is not as much. Host bytes are still those that the layers would take.
 
 What a method observes is made up too, so that a quarter of the heads is static for HybridKV. Every step reads the same
 token, so that its queries differ by their rotation; with ``--fresh`` it reads the token that the random model writes,
