@@ -124,15 +124,18 @@ class ChunkStore:
                 chunks_of[row] = bounds, torch.minimum(place, bounds[1:, None] - 1), place < bounds[1:, None]
             bounds, place, held = chunks_of[row]
             pinned = pinned_chunks(plan.kept[layer][head].to(device), borders)
-            pieces.append(_host_form(keys[row, head][place], values[row, head][place], bits))
+            pieces.append((keys[row, head][place], values[row, head][place]))
             made = representatives(keys[row, head, : lengths[row]], bounds, chunk, plan.representative)
             summaries.append(made.transpose(0, 1) if made.ndim == 3 else made)
             filled.append(held & ~pinned[:, None])  # a pinned token is on the device already
             first.append(total)
             total += len(place)
+        starts = first
+        if bits < 16:
+            starts, pieces = _packed_by_row([row for row, _ in found], first, pieces, bits)
         pin = device.type == "cuda"
         host = tuple(host_buffer(total, *part.shape[1:], dtype=part.dtype, pinned=pin) for part in pieces[0])
-        for start, pair in zip(first, pieces, strict=True):
+        for start, pair in zip(starts, pieces, strict=True):
             for buffer, piece in zip(host, pair, strict=True):
                 buffer[start : start + len(piece)].copy_(piece, non_blocking=pin)
         spare = keys.shape[0] * keys.shape[1] - len(found)  # units without chunks, of no row
@@ -311,6 +314,24 @@ class ChunkStore:
         return self.host_keys.nbytes + self.host_values.nbytes
 
 
-def _host_form(keys: Tensor, values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Keys and values ``[chunks, chunk, head_dim]`` as they lie in host memory."""
-    return (keys, values) if bits == 16 else (packed(keys, bits, CHANNEL), packed(values, bits, TOKEN))
+def _packed_by_row(
+    rows: Sequence[int], first: Sequence[int], pieces: Sequence[tuple[Tensor, Tensor]], bits: int
+) -> tuple[list[int], list[tuple[Tensor, Tensor]]]:
+    """Packs the chunks of all heads of a row together, since many small operations take longer than few.
+
+    Args:
+        rows: Row of every unit, ascending.
+        first: First chunk of every unit.
+        pieces: Keys and values ``[chunks, chunk, head_dim]`` of every unit.
+        bits: 8 or 4.
+
+    Returns:
+        For every row its first chunk, and packed keys and values ``[chunks, bytes]``.
+    """
+    starts, made = [], []
+    for row in dict.fromkeys(rows):
+        units = [unit for unit, own in enumerate(rows) if own == row]
+        keys, values = (torch.cat([pieces[unit][part] for unit in units]) for part in range(2))
+        starts.append(first[units[0]])
+        made.append((packed(keys, bits, CHANNEL), packed(values, bits, TOKEN)))
+    return starts, made
