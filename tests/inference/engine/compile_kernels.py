@@ -261,7 +261,7 @@ def main() -> None:
             attend = {"HAS_STARTS": flag, "FLAT": not flag, "HOLES": not flag, "SPLITS": 4, "ROWS": 16, "SLOTS": 32}
             attend |= {"WIDTH": 128, "PADDED": flag}
             attend |= {"PRECISION": precision, "UPCAST": False, "EARLY": True}
-            if not flag:
+            if not flag and dtype != "fp16":
                 for bits in (8, 4) if dtype == "bf16" else (4,):
                     more = packed_rows(size, bits, GROUP)
                     more |= {"GROUP": GROUP, "HEAD": 128, "WINDOW": False, "CAP": False}
