@@ -50,6 +50,9 @@ CALIBRATION = 1_000_000  # prompts from this number on are those that heads are 
 
 METHODS: dict[str, Callable[[float, list[list[float]]], CacheCompressor]] = {
     "HybridKV": lambda budget, scores: HybridKV(budget),
+    "HybridKV, 8 bits": lambda budget, scores: HybridKV(budget, host_bits=8),
+    "HybridKV, 4 bits": lambda budget, scores: HybridKV(budget, host_bits=4),
+    "HybridKV, all in 4 bits": lambda budget, scores: HybridKV(budget, host_bits=4, kept_bits=4),
     "HybridKV, chunk 8": lambda budget, scores: HybridKV(budget, chunk=8),
     "HybridKV, nothing pinned": lambda budget, scores: HybridKV(budget, pinned=0.0),
     "HybridKV, threshold 0.9": lambda budget, scores: HybridKV(

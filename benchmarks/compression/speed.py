@@ -1,15 +1,20 @@
 """Milliseconds a token and bytes of compressed caches, beside the whole cache and transformers, at 7B shape.
 
     python -m benchmarks.compression.speed --batch 1 4 16 --length 8192 32768
+    python -m benchmarks.compression.speed --batch 4 --length 131072 --one-block --only whole HybridKV
     python -m benchmarks.compression.speed --batch 1 --length 1500 --scale tiny --layers 2 --device cpu
 
-A model of Qwen2 7B's shape with random weights, whose language part is that of Qwen2.5-VL 7B, decodes behind caches of
-random keys and values: time and bytes do not depend on them. What a method observes is made up too, so that a quarter
-of the heads is static for HybridKV. Every step reads the same token, so that its queries differ by their rotation; with
-``--fresh`` it reads the token that the random model writes, and nearly all chunks that a step wants are new. The share
-of chunks that had to be fetched is measured; real texts are between the two. ``--first`` measures the time to the first
-token instead, by really reading the prompt. All ways of a case are measured in one process, each with some steps to
-warm up.
+A model of Qwen2 7B's shape with random weights, whose language part is that of Qwen2.5-VL 7B, decodes behind caches
+of random keys and values: time and bytes do not depend on them. Those of one layer serve all layers of a compressed
+cache, so that the whole cache is never needed beside it. With ``--one-block`` the chunks of all layers lie in one block
+of host memory of the size of one layer: for the largest caches, pinning more takes longer than everything else, or
+there is not as much. Host bytes are still those that the layers would take.
+
+What a method observes is made up too, so that a quarter of the heads is static for HybridKV. Every step reads the same
+token, so that its queries differ by their rotation; with ``--fresh`` it reads the token that the random model writes,
+and nearly all chunks that a step wants are new. The share of chunks that had to be fetched is measured; real texts are
+between the two. ``--first`` measures the time to the first token instead, by really reading the prompt. All ways of a
+case are measured in one process, each with some steps to warm up.
 
 The bound is the time to read the weights and the keys and values that the method keeps, at the measured copy bandwidth.
 Bytes are what the allocator gives, without the weights.
@@ -19,8 +24,12 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
+import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -35,19 +44,27 @@ from saccade.common.timing import clock
 from saccade.inference import Autoregressive, CacheCompressor, HybridKV, Session, SnapKV
 from saccade.inference.compression.observation import Observation
 from saccade.inference.engine.cache import KVCache
+from saccade.inference.engine.compressed import host_copies, host_memory
 from saccade.inference.engine.compressed.cache import RaggedCache
 from saccade.inference.engine.config import EngineConfig
 from saccade.inference.engine.hf_cache import session_cache
 from saccade.inference.engine.pool import EnginePool
-from saccade.inference.huggingface.models import cache_bytes
+from saccade.inference.huggingface.models import cache_bytes, free_bytes
+from saccade.inference.trees import MAX_NODES
 
 SHAPE = "qwen2-7b-lora"  # of which only the sizes are used, without its adapter
 WARM_UP = 5
 METHODS: dict[str, Callable[[float], CacheCompressor | None]] = {
     "whole cache": lambda budget: None,
     "SnapKV": SnapKV,
+    "SnapKV, 4 bits": lambda budget: SnapKV(budget, kept_bits=4),
     "HybridKV, all static": lambda budget: HybridKV(budget, theta=0.0),
     "HybridKV": lambda budget: HybridKV(budget, sparsity="threshold", theta=0.9),
+    "HybridKV, 8 bits": lambda budget: HybridKV(budget, sparsity="threshold", theta=0.9, host_bits=8),
+    "HybridKV, 4 bits": lambda budget: HybridKV(budget, sparsity="threshold", theta=0.9, host_bits=4),
+    "HybridKV, all in 4 bits": lambda budget: HybridKV(
+        budget, sparsity="threshold", theta=0.9, host_bits=4, kept_bits=4
+    ),
     "HybridKV, all fetching": lambda budget: HybridKV(budget, theta=2.0),
     "HybridKV, no pins": lambda budget: HybridKV(budget, theta=2.0, pinned=0.0),
 }
@@ -77,8 +94,8 @@ def keys_and_values(model: PreTrainedModel, batch: int, slots: int) -> Iterator[
     config = model.config
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     for _ in range(config.num_hidden_layers):
-        made = (torch.empty(batch, config.num_key_value_heads, slots, width, device=model.device) for _ in range(2))
-        keys, values = (part.to(model.dtype).normal_() for part in made)
+        shape = batch, config.num_key_value_heads, slots, width
+        keys, values = (torch.empty(shape, dtype=model.dtype, device=model.device).normal_() for _ in range(2))
         yield keys, values
 
 
@@ -96,11 +113,17 @@ def session_behind(
     """
     session = Session(model, length + new, pool=EnginePool(EngineConfig("auto")), compressor=compressor)
     if compressor is None:
-        session._allocate(batch, length)
+        session._take_engine(batch)
+        free = free_bytes(model.device)
+        if free is not None and cache_bytes(model, batch, session.storage.capacity) > free:
+            session.storage.capacity = session.capacity + MAX_NODES  # without the room that an engine has to spare
         _fill(model, session.storage, batch)
     else:
-        whole = KVCache(model.config.num_hidden_layers, length)
-        _fill(model, whole, batch)
+        layers = model.config.num_hidden_layers
+        whole = KVCache(layers, length)
+        keys, values = next(keys_and_values(model, batch, length))
+        whole.keys, whole.values = [keys] * layers, [values] * layers
+        del keys, values
         plans = [compressor.plan(observation(model, length, seed)) for seed in range(batch)]
         left = RaggedCache(whole, plans, [length] * batch, session.capacity)
         session.storage, session.cache = left, session_cache(left, len(left.chunks))
@@ -112,6 +135,23 @@ def session_behind(
 def _fill(model: PreTrainedModel, cache: Any, batch: int) -> None:
     for layer, (keys, values) in enumerate(keys_and_values(model, batch, cache.capacity)):
         cache.keys[layer], cache.values[layer] = keys, values
+
+
+@contextmanager
+def one_block() -> Iterator[None]:
+    """Context in which the chunks of all layers lie in the same host memory."""
+    blocks: list[torch.Tensor | None] = [None, None]  # of keys and of values
+    turns = itertools.count()
+
+    def shared(*shape: int, dtype: torch.dtype, pinned: bool) -> torch.Tensor:
+        turn, size = next(turns) % 2, math.prod(shape) * dtype.itemsize
+        block = blocks[turn]
+        if block is None or len(block) < size:
+            block = blocks[turn] = host_memory.host_buffer(size, dtype=torch.uint8, pinned=pinned)
+        return block[:size].view(dtype).view(shape)
+
+    with patch.object(host_copies, "host_buffer", shared), patch.object(host_memory, "free_host_bytes", lambda: None):
+        yield
 
 
 def allocated(device: torch.device) -> int:
@@ -200,6 +240,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="nearly all chunks that a step wants are new")
     parser.add_argument("--only", nargs="+", help="measure the ways whose name contains one of these words")
     parser.add_argument("--most-bytes", type=float, default=40e9, help="of a whole cache; larger cases are left out")
+    parser.add_argument("--one-block", action="store_true", help="the chunks of all layers in the same host memory")
     parser.add_argument("--scale", choices=("full", "tiny"), default="full")
     parser.add_argument("--layers", type=positive, default=28)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -230,8 +271,15 @@ def main() -> None:
             if whole > chosen.most_bytes:
                 console.print(f"{case}: left out, its whole cache takes {whole:,} bytes", markup=False)
                 continue
+            _free(device)
             for name, compressor in ways.items():
-                times, extra = decode(model, compressor, batch, length, chosen.steps, chosen.fresh)
+                try:
+                    with one_block() if chosen.one_block else nullcontext():
+                        times, extra = decode(model, compressor, batch, length, chosen.steps, chosen.fresh)
+                except (torch.OutOfMemoryError, ValueError) as error:  # of the device, of the host
+                    console.print(f"{case}: {name} left out, {str(error).splitlines()[0]}", markup=False)
+                    _free(device)
+                    continue
                 _report(
                     console, case, name, times, 1e3 * (weight_bytes(model) + extra["kept_bytes"]) / bandwidth, extra
                 )
@@ -257,6 +305,7 @@ def _free(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        getattr(torch._C, "_host_emptyCache", int)()  # blocks of other sizes would be kept beside new ones
 
 
 def _report(console: Console, case: str, name: str, times: list[float], bound: float, extra: dict[str, Any]) -> None:

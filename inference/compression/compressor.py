@@ -11,8 +11,9 @@ from saccade.common.checks import check_count, check_positive, check_share
 from saccade.inference.compression.allocation import check_enough, split_evenly, total_budget
 from saccade.inference.compression.merging import Merging
 from saccade.inference.compression.observation import Observation
+from saccade.inference.compression.precision import FIRST, GROUP, Bits, check_bits, check_width
 from saccade.inference.compression.probation import Probation
-from saccade.inference.huggingface.models import layer_kinds
+from saccade.inference.huggingface.models import head_widths, layer_kinds
 
 Representative = Literal["mean", "minmax"]
 
@@ -37,6 +38,10 @@ class Plan:
             (:func:`saccade.inference.compression.chunks.representatives`).
         merged: How static heads average deleted keys and values into kept ones; ``None`` if they drop them.
         probation: How static heads are tried; ``None`` if they are trusted. It needs ``chunk`` and ``bounds``.
+        host_bits: Bits of the numbers of chunks in host memory
+            (:mod:`saccade.inference.compression.precision`); 16 is the model's precision.
+        kept_bits: Bits of the numbers of ``kept`` tokens, in groups of 32. The first four of a head, and the last ones,
+            which do not fill a group, stay as they are.
     """
 
     kept: list[list[Tensor]]
@@ -46,6 +51,12 @@ class Plan:
     representative: Representative = "mean"
     merged: Merging | None = None
     probation: Probation | None = None
+    host_bits: Bits = 16
+    kept_bits: Bits = 16
+
+    def packed(self, layer: int, head: int) -> int:
+        """How many of the kept tokens of a head are packed in few bits: whole groups, behind the first four."""
+        return 0 if self.kept_bits == 16 else max(0, len(self.kept[layer][head]) - FIRST) // GROUP * GROUP
 
     @property
     def entries(self) -> int:
@@ -70,6 +81,12 @@ class CacheCompressor(ABC):
     alive_share: float = 0.01
     """A key counts as alive for a row if it has at least this share of the row's largest attention."""
 
+    host_bits: Bits = 16
+    """Bits of the numbers of chunks in host memory; 16 is the model's precision."""
+
+    kept_bits: Bits = 16
+    """Bits of the numbers of tokens that stay on the device for good."""
+
     dynamic: ClassVar[bool] = False
     """Whether a plan may have dynamic heads."""
 
@@ -88,6 +105,8 @@ class CacheCompressor(ABC):
         for name in ("budget", "alive_share"):
             check_share(name, getattr(self, name))
             check_positive(name, getattr(self, name))
+        check_bits("host_bits", self.host_bits)
+        check_bits("kept_bits", self.kept_bits)
 
     def check(self, model: nn.Module | None = None) -> None:
         """Checks that the method can work on a model, before there is any prompt.
@@ -96,7 +115,7 @@ class CacheCompressor(ABC):
             model: The model; ``None`` checks only what does not depend on it.
 
         Raises:
-            ValueError: A layer does not attend to the whole prefix.
+            ValueError: A layer does not attend to the whole prefix, or heads of an odd width are to have 4 bits.
         """
         kinds = set() if model is None else set(layer_kinds(model)) - {"full_attention"}
         if kinds:
@@ -104,6 +123,8 @@ class CacheCompressor(ABC):
                 f"model must have full attention in every layer for {type(self).__name__}, got "
                 f"{type(model).__name__} with {', '.join(sorted(kinds))}: choose another model, or no compressor."
             )
+        for width in () if model is None else head_widths(model):
+            check_width(width, self.host_bits, self.kept_bits)
 
     def total(self, seen: Observation) -> int:
         """Entries that a plan for a prompt may hold.
@@ -131,6 +152,6 @@ class CacheCompressor(ABC):
         """
 
 
-def static_plan(kept: list[list[Tensor]], merged: Merging | None = None) -> Plan:
+def static_plan(kept: list[list[Tensor]], merged: Merging | None = None, kept_bits: Bits = 16) -> Plan:
     """A plan without dynamic heads."""
-    return Plan(kept, [[0] * len(layer) for layer in kept], merged=merged)
+    return Plan(kept, [[0] * len(layer) for layer in kept], merged=merged, kept_bits=kept_bits)

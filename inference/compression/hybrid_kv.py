@@ -27,6 +27,7 @@ from saccade.inference.compression.chunks import chunk_bounds
 from saccade.inference.compression.compressor import CacheCompressor, Plan
 from saccade.inference.compression.merging import Merging
 from saccade.inference.compression.observation import Observation
+from saccade.inference.compression.precision import Bits
 from saccade.inference.compression.probation import Probation
 from saccade.inference.compression.selection import (
     best_positions,
@@ -101,6 +102,10 @@ class HybridKV(CacheCompressor):
             memory so long, steps draft nothing, and are not captured. 0 trusts them (the paper says nothing of it).
         most_lost: A static head that would have paid more than this share of these tokens' attention to what it deleted
             becomes a dynamic one, within its share of the budget.
+        host_bits: Bits of the numbers of chunks in host memory and on the link to the device, where they are unpacked
+            (:mod:`saccade.inference.compression.precision`; ours): 16 is the model's precision.
+        kept_bits: Bits of the numbers of tokens that stay on the device for good, of static heads and pins (ours). The
+            budget counts tokens, whatever their bits.
 
     Raises:
         ValueError: A setting outside its range.
@@ -127,6 +132,8 @@ class HybridKV(CacheCompressor):
     max_static: float = 1.0
     probation: int = 0
     most_lost: float = 0.2
+    host_bits: Bits = 16
+    kept_bits: Bits = 16
 
     dynamic: ClassVar[bool] = True
 
@@ -148,6 +155,10 @@ class HybridKV(CacheCompressor):
             check_switch(name, getattr(self, name))
         check_count("probation", self.probation, least=0)
         check_share("most_lost", self.most_lost)
+        if self.probation and self.kept_bits != 16:
+            raise ValueError(
+                f"kept_bits must be 16 for heads on probation, got {self.kept_bits}: leave kept_bits or probation out."
+            )
         check_share("min_static", self.min_static)
         check_share("max_static", self.max_static)
         if self.min_static > self.max_static:
@@ -239,8 +250,9 @@ class HybridKV(CacheCompressor):
         merged = Merging(seen.visual.long()) if self.merge else None
         trial = Probation(self.probation, self.most_lost, pins[-1][0]) if self.probation else None
         if trial is None and not any(map(any, slots)):
-            return Plan(kept, slots, merged=merged)
-        return Plan(kept, slots, self.chunk, bounds, self.representative, merged, trial)
+            return Plan(kept, slots, merged=merged, kept_bits=self.kept_bits)
+        chunks = self.chunk, bounds, self.representative
+        return Plan(kept, slots, *chunks, merged, trial, self.host_bits, self.kept_bits)
 
     @property
     def _recent(self) -> int:

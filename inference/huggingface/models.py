@@ -193,18 +193,31 @@ def layer_windows(model: Any) -> list[int | None]:
     return [window if kind == "sliding_attention" else None for kind in layer_kinds(model)]
 
 
+def head_widths(model: Any) -> list[int]:
+    """Dimensions of an attention head: one number, or one for each layer where layers differ."""
+    return [width for width, _ in _heads(model)]
+
+
+def _heads(model: Any) -> list[tuple[int, int]]:
+    """Dimensions and number of KV heads; layers may differ, as in Gemma 4."""
+    config = text_config(model)
+    layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
+    return [
+        (
+            getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads,
+            getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads,
+        )
+        for layer in layers
+    ]
+
+
 def cache_bytes(model: Any, batch: int, capacity: int) -> int:
     """Size in bytes of a key-value cache in the model's precision; the states of recurrent layers are not in it."""
-    config, attending = text_config(model), len(attention_layers(model))
+    attending = len(attention_layers(model))
     if not attending:
         return 0
-    # layers may differ in heads and widths, as in Gemma 4
-    layers = config.per_layer_config if getattr(config, "is_heterogeneous", False) else [config]
-    widths = []
-    for layer in layers:
-        head_dim = getattr(layer, "head_dim", None) or layer.hidden_size // layer.num_attention_heads
-        widths.append(head_dim * (getattr(layer, "num_key_value_heads", None) or layer.num_attention_heads))
-    total = sum(widths) * attending // len(layers)
+    widths = [width * heads for width, heads in _heads(model)]
+    total = sum(widths) * attending // len(widths)
     return int(2 * batch * capacity * total * precision_of(model).itemsize)
 
 

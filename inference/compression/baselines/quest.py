@@ -12,6 +12,7 @@ from saccade.inference.compression.allocation import check_enough, split_evenly
 from saccade.inference.compression.chunks import chunk_bounds
 from saccade.inference.compression.compressor import CacheCompressor, Plan
 from saccade.inference.compression.observation import Observation
+from saccade.inference.compression.precision import Bits
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Quest(CacheCompressor):
         budget: Share of the prompt that every head reads in a step.
         chunk: Most tokens of a chunk.
         representative: ``minmax``, as the authors, or ``mean``.
+        host_bits: Bits of the numbers of chunks in host memory; 16 is the model's precision.
 
     Raises:
         ValueError: A setting outside its range.
@@ -33,6 +35,7 @@ class Quest(CacheCompressor):
     budget: float = 0.1
     chunk: int = 16
     representative: Literal["mean", "minmax"] = "minmax"
+    host_bits: Bits = 16
     window: int = field(default=0, init=False)
 
     dynamic: ClassVar[bool] = True
@@ -60,4 +63,4 @@ class Quest(CacheCompressor):
         ]
         if not any(map(any, held)):
             return Plan(kept, held)
-        return Plan(kept, held, self.chunk, bounds, self.representative)
+        return Plan(kept, held, self.chunk, bounds, self.representative, host_bits=self.host_bits)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from saccade.common.checks import check_count
 from saccade.inference.compression.compressor import CacheCompressor, Plan, static_plan
 from saccade.inference.compression.observation import Observation
+from saccade.inference.compression.precision import Bits
 from saccade.inference.compression.selection import PoolKind, check_pool, window_and_best
 
 
@@ -21,6 +22,7 @@ class SnapKV(CacheCompressor):
         window: Last tokens of the prompt, which are kept; the most rows that are observed.
         pool: Width of the pooling, odd.
         pool_kind: ``mean``, as in the authors' code, or ``max``.
+        kept_bits: Bits of the numbers of kept tokens (ours); 16 is the model's precision.
 
     Raises:
         ValueError: A setting outside its range.
@@ -30,6 +32,7 @@ class SnapKV(CacheCompressor):
     window: int = 32
     pool: int = 5
     pool_kind: PoolKind = "mean"
+    kept_bits: Bits = 16
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,4 +41,5 @@ class SnapKV(CacheCompressor):
 
     def plan(self, seen: Observation) -> Plan:
         """The window and the highest scores of every head."""
-        return static_plan(window_and_best(seen, self.even_caps(seen), self.window, self.pool, self.pool_kind))
+        kept = window_and_best(seen, self.even_caps(seen), self.window, self.pool, self.pool_kind)
+        return static_plan(kept, kept_bits=self.kept_bits)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from saccade.inference.compression.observation import attention_scores
 from saccade.inference.engine.attention import WIDEST, runs_kernels, weighted_values
+from saccade.inference.engine.compressed.kept import Groups
 
 
 def reference_ragged_attention(
@@ -21,6 +22,7 @@ def reference_ragged_attention(
     scaling: float | None = None,
     *,
     seen: Tensor | None = None,
+    packed: Groups | None = None,
 ) -> Tensor:
     """Reference implementation in plain torch (ours); the Triton kernel is tested against it.
 
@@ -38,6 +40,7 @@ def reference_ragged_attention(
         room: The most slots that a unit has in use, those of the step included.
         scaling: Factor of the scores; ``None`` is ``head_dim ** -0.5``.
         seen: ``[slots]`` booleans: which slots of ``keys`` hold a token; ``None`` is all.
+        packed: Further tokens of every unit, in few bits, to which all nodes attend; ``None`` is none.
 
     Returns:
         ``[batch, nodes, heads, head_dim]`` in the precision of ``query``.
@@ -53,7 +56,12 @@ def reference_ragged_attention(
     # slots behind a unit belong to other units, and what no node sees must not be NaN
     held = (own < span)[..., None]
     picked = (keys[at].masked_fill(~held, 0.0), values[at].masked_fill(~held, 0.0))
-    return weighted_values(query, *picked, visible.permute(1, 2, 0, 3), scale, None, None).transpose(1, 2)
+    visible = visible.permute(1, 2, 0, 3)
+    if packed is not None:
+        *more, whose = packed.unpacked(keys.shape[1], keys.dtype)
+        picked = (torch.cat([more[0], picked[0]], 2), torch.cat([more[1], picked[1]], 2))
+        visible = torch.cat([whose[:, :, None].expand(-1, -1, visible.shape[2], -1), visible], -1)
+    return weighted_values(query, *picked, visible, scale, None, None).transpose(1, 2)
 
 
 def ragged_attention(
@@ -68,6 +76,7 @@ def ragged_attention(
     scaling: float | None = None,
     *,
     seen: Tensor | None = None,
+    packed: Groups | None = None,
 ) -> Tensor:
     """Attention of :func:`reference_ragged_attention`, with the Triton kernel on CUDA unless in float64."""
     attend = reference_ragged_attention
@@ -75,7 +84,7 @@ def ragged_attention(
         from saccade.inference.engine.kernels.decode_attention import triton_ragged_attention
 
         attend = triton_ragged_attention
-    return attend(query, keys, values, bases, lengths, ancestors, span, room, scaling, seen=seen)
+    return attend(query, keys, values, bases, lengths, ancestors, span, room, scaling, seen=seen, packed=packed)
 
 
 def row_scores(

@@ -18,11 +18,13 @@ from torch import Tensor
 from saccade.common.transfer import to_device
 from saccade.inference.compression.chunks import RowChunks
 from saccade.inference.compression.compressor import Plan
+from saccade.inference.compression.precision import FIRST, GROUP
 from saccade.inference.engine.cache import KVCache, StepPlaces
 from saccade.inference.engine.compressed.attention import ragged_attention
 from saccade.inference.engine.compressed.chunk_store import ChunkStore
 from saccade.inference.engine.compressed.host_copies import HostCopies
 from saccade.inference.engine.compressed.host_memory import check_host_fits
+from saccade.inference.engine.compressed.kept import KeptTokens
 from saccade.inference.engine.compressed.trial import Trial, trial_bytes
 from saccade.inference.engine.fused.reference import Units
 from saccade.inference.trees import MAX_NODES
@@ -57,7 +59,10 @@ class RaggedCache(StepPlaces):
         self._made: Tensor | None = None
         sizes = [
             [
-                [len(plan.kept[layer][head]) + plan.slots[layer][head] * plan.chunk for head in range(heads)]
+                [
+                    len(plan.kept[layer][head]) - plan.packed(layer, head) + plan.slots[layer][head] * plan.chunk
+                    for head in range(heads)
+                ]
                 for plan in plans
             ]
             for layer in range(layers)
@@ -76,6 +81,13 @@ class RaggedCache(StepPlaces):
         slots = self._spare + MAX_NODES
         # empty slots of chunks are read, though they do not count
         self.keys, self.values = (first.new_zeros(slots, width) for _ in range(2))
+        self.kept: KeptTokens | None = None
+        if plans[0].kept_bits < 16:
+            groups = [
+                [[plan.packed(layer, head) // GROUP for head in range(heads)] for plan in plans]
+                for layer in range(layers)
+            ]
+            self.kept = KeptTokens(torch.tensor(groups), first, plans[0].kept_bits)
         self.chunks: list[ChunkStore | None] = []
         copies = HostCopies(device)
         chunks_of = [
@@ -83,6 +95,7 @@ class RaggedCache(StepPlaces):
         ]
         for layer in range(layers):
             keys, values = full.buffers(layer)
+            packed: tuple[list[Tensor], list[Tensor]] = [], []
             for row, plan in enumerate(plans):
                 for head, kept in enumerate(plan.kept[layer]):
                     pair = keys[row, head, : lengths[row]], values[row, head, : lengths[row]]
@@ -90,9 +103,14 @@ class RaggedCache(StepPlaces):
                     left = tuple(part[kept] for part in pair)
                     if plan.merged is not None and not plan.slots[layer][head]:
                         left = plan.merged.merge(*pair, kept)
-                    slot = int(bases[layer, row, head])
-                    for buffer, part in zip((self.keys, self.values), left, strict=True):
-                        buffer[slot : slot + len(kept)] = part
+                    slot, count = int(bases[layer, row, head]), plan.packed(layer, head)
+                    end = FIRST + count if count else 0
+                    for buffer, part, few in zip((self.keys, self.values), left, packed, strict=True):
+                        few.append(part[end - count : end])
+                        rest = torch.cat([part[: end - count], part[end:]]) if count else part
+                        buffer[slot : slot + len(rest)] = rest
+            if self.kept is not None:
+                self.kept.add(*packed)
             self.chunks.append(ChunkStore.of(layer, keys, values, plans, bases[layer], lengths, chunks_of, copies))
             if self.trial is not None:
                 self.trial.add(layer, keys, values, copies)
@@ -197,14 +215,15 @@ class RaggedCache(StepPlaces):
         flat = (self.keys, self.values, bases, held)
         if self.trial is not None:
             self.trial.note(layer, query, lengths, scaling)
+        packed = None if self.kept is None else self.kept.groups(layer, rows)
         if store is None or self.seen is None:
-            return ragged_attention(query, *flat, ancestors, nodes, room, scaling)
+            return ragged_attention(query, *flat, ancestors, nodes, room, scaling, packed=packed)
         out = []
         for node in range(nodes):
             asking = query[:, :, node : node + 1]
             store.fetch(asking[:, :, 0], self.keys, self.values, self.seen, depths[node] if node else None)
             bits = ancestors[node : node + 1]
-            out.append(ragged_attention(asking, *flat, bits, nodes, room, scaling, seen=self.seen))
+            out.append(ragged_attention(asking, *flat, bits, nodes, room, scaling, seen=self.seen, packed=packed))
         return torch.cat(out, 1)
 
     def gather(self, starts: Sequence[int], paths: Sequence[Sequence[int]]) -> None:
@@ -255,6 +274,8 @@ class RaggedCache(StepPlaces):
         self.chunks = [None if store is None else store.keep(picked) for store in self.chunks]
         if self.trial is not None:
             self.trial.keep(picked)
+        if self.kept is not None:
+            self.kept.keep(picked)
 
     def compact(self, rows: Sequence[int]) -> None:
         """Moves the given rows, ascending, to the front, in place; the others write to slots that nobody reads."""
@@ -266,6 +287,8 @@ class RaggedCache(StepPlaces):
         for store in self.chunks:
             if store is not None:
                 store.compact(picked)
+        if self.kept is not None:
+            self.kept.compact(picked)
 
     def take(self, other: RaggedCache) -> bool:
         """Goes on with the prompts of another cache; no tensor moves, so that captured steps stay valid.
@@ -281,6 +304,12 @@ class RaggedCache(StepPlaces):
         for mine, new in zip(self.chunks, other.chunks, strict=True):
             if new is not None and (mine is None or not mine.fits(new)):
                 return False
+        if (self.kept is None) != (other.kept is None):
+            return False
+        if self.kept is not None and other.kept is not None:
+            if not self.kept.fits(other.kept):
+                return False
+            self.kept.take(other.kept)
         slots = len(other.keys)
         self.keys[:slots], self.values[:slots] = other.keys, other.values
         for mine, new in zip(self.chunks, other.chunks, strict=True):
@@ -307,6 +336,8 @@ class RaggedCache(StepPlaces):
         self.keys, self.values = (
             torch.cat([part, part.new_zeros(more, part.shape[1])]) for part in (self.keys, self.values)
         )
+        if self.kept is not None and like.kept is not None:
+            self.kept.reserve(like.kept)
         for layer, (mine, other) in enumerate(zip(self.chunks, like.chunks, strict=True)):
             if other is not None and mine is None:
                 other.take(None)
@@ -330,7 +361,8 @@ class RaggedCache(StepPlaces):
         """Size in bytes on the device."""
         tables = (self.bases, self.removed, self.shifts, *(() if self.seen is None else (self.seen,)))
         own = sum(item.nbytes for item in (self.keys, self.values, *tables))
-        return own + sum(store.bytes for store in self.chunks if store is not None)
+        packed = 0 if self.kept is None else self.kept.bytes
+        return own + packed + sum(store.bytes for store in self.chunks if store is not None)
 
     @property
     def host_bytes(self) -> int:
@@ -341,7 +373,7 @@ class RaggedCache(StepPlaces):
     def clear(self) -> None:
         """Frees the buffers."""
         self.keys = self.values = self.keys.new_empty(0, self.keys.shape[1])
-        self.chunks, self.seen, self.trial = [], None, None
+        self.chunks, self.seen, self.trial, self.kept = [], None, None, None
 
 
 def _layout(removed: Tensor, capacity: int) -> tuple[Tensor, int]:

@@ -18,6 +18,7 @@ from saccade.inference.compression.chunks import (
     top_chunks,
 )
 from saccade.inference.compression.compressor import Plan
+from saccade.inference.compression.precision import CHANNEL, TOKEN, packed, unpacked
 from saccade.inference.engine.attention import runs_kernels
 from saccade.inference.engine.compressed.host_copies import HostCopies
 
@@ -38,11 +39,13 @@ class ChunkStore:
         places: ``[units]`` first slot of the flat buffers that belongs to every unit's chunks.
         first: ``[units]`` first chunk of every unit.
         many: ``[units]`` chunks of every unit.
-        host: Keys and values of all chunks, ``[chunks, chunk, head_dim]`` each, in host memory.
+        host: Keys and values of all chunks in host memory, ``[chunks, chunk, head_dim]`` each; with fewer than 16 bits
+            ``[chunks, bytes]`` (:func:`saccade.inference.compression.precision.packed`).
         summaries: ``[chunks, head_dim]`` or ``[chunks, 2, head_dim]``: representatives of the chunks.
         filled: ``[chunks, chunk]`` booleans: which places of a chunk hold a token that is not pinned.
         slots: ``[units, slots]`` chunk in every slot, counted from the unit's first, -1 for none.
         kv_heads: KV heads of the layer.
+        bits: Bits of a number in host memory; 16 is the model's precision.
     """
 
     def __init__(
@@ -57,8 +60,9 @@ class ChunkStore:
         filled: Tensor,
         slots: Tensor,
         kv_heads: int,
+        bits: int = 16,
     ) -> None:
-        self.kv_heads = kv_heads
+        self.kv_heads, self.bits = kv_heads, bits
         self.units, self.counts, self.places, self.first, self.many = units, counts, places, first, many
         self.summaries, self.filled, self.slots = summaries, filled, slots
         self.blocked = ~filled.any(-1)
@@ -109,6 +113,7 @@ class ChunkStore:
         if not found:
             return None
         device = keys.device
+        bits = plans[found[0][0]].host_bits
         pieces: list[tuple[Tensor, Tensor]] = []
         summaries: list[Tensor] = []
         filled: list[Tensor] = []
@@ -124,7 +129,8 @@ class ChunkStore:
             # all heads of a row at once: each operation waits longer to start than it takes
             at = to_device(heads, device)[:, None, None]
             pair = keys[row][at, own.places], values[row][at, own.places]  # [heads, chunks, chunk, head_dim]
-            pieces.append((pair[0].flatten(0, 1), pair[1].flatten(0, 1)))
+            every = pair[0].flatten(0, 1), pair[1].flatten(0, 1)
+            pieces.append(every if bits == 16 else (packed(every[0], bits, CHANNEL), packed(every[1], bits, TOKEN)))
             made = summarised(pair[0], own.held, plan.representative)
             summaries.append((made.transpose(1, 2) if made.ndim == 4 else made).flatten(0, 1))
             pinned = pinned_chunks([plan.kept[layer][head] for head in heads], own.begins, lengths[row])
@@ -138,22 +144,17 @@ class ChunkStore:
         spare = keys.shape[0] * keys.shape[1] - len(found)  # units without chunks, of no row
         rest = [0] * spare
         counts = [plans[row].slots[layer][head] for row, head in found]
-        places = [int(bases[row, head]) + len(plans[row].kept[layer][head]) for row, head in found]
+        places = [
+            int(bases[row, head]) + len(plans[row].kept[layer][head]) - plans[row].packed(layer, head)
+            for row, head in found
+        ]
         counts_, places_, first_, many_ = (to_device(part + rest, device) for part in (counts, places, first, many))
         units = to_device([*found, *[(len(plans), 0)] * spare], device)
         slots = torch.full((len(units), max(counts)), -1, dtype=torch.long, device=device)
         return cls(
-            units,
-            counts_,
-            places_,
-            first_,
-            many_,
-            (host[0], host[1]),
-            torch.cat(summaries),
-            torch.cat(filled),
-            slots,
-            keys.shape[1],
-        )
+            units, counts_, places_, first_, many_, (host[0], host[1]), torch.cat(summaries), torch.cat(filled), slots,
+            keys.shape[1], bits,
+        )  # fmt: skip
 
     @property
     def chunk(self) -> int:
@@ -209,12 +210,18 @@ class ChunkStore:
         if keys.device.type == "cuda":
             from saccade.inference.engine.kernels.chunks import triton_fetch
 
-            triton_fetch(self.hosts, keys, values, seen, self.filled, self.slots, missing, self.first, self.places)
+            triton_fetch(
+                self.hosts, keys, values, seen, self.filled, self.slots, missing, self.first, self.places, self.bits
+            )
             return
         unit, slot = missing.nonzero(as_tuple=True)
         source = self.first[unit] + self.slots[unit, slot]
         target = (self.places[unit] + slot * self.chunk)[:, None] + torch.arange(self.chunk)
-        keys[target], values[target] = self.host_keys[source], self.host_values[source]
+        found = self.host_keys[source], self.host_values[source]
+        if self.bits < 16:
+            shape = self.chunk, keys.shape[1], self.bits
+            found = unpacked(found[0], *shape, CHANNEL, keys.dtype), unpacked(found[1], *shape, TOKEN, keys.dtype)
+        keys[target], values[target] = found
         seen[target] = self.filled[source]
 
     def move(self, by: Tensor) -> None:
@@ -238,7 +245,7 @@ class ChunkStore:
         return ChunkStore(
             torch.stack([new[left], self.units[left, 1]], 1), self.counts[left], self.places[left], self.first[left],
             self.many[left], (self.host_keys, self.host_values), self.summaries, self.filled, self.slots[left],
-            self.kv_heads,
+            self.kv_heads, self.bits,
         )  # fmt: skip
 
     def joined(self, other: ChunkStore) -> ChunkStore:
@@ -265,7 +272,7 @@ class ChunkStore:
         )
         return ChunkStore(
             units, counts, places, first, many, (keys, values), torch.cat([self.summaries, other.summaries]),
-            torch.cat([self.filled, other.filled]), slots, self.kv_heads,
+            torch.cat([self.filled, other.filled]), slots, self.kv_heads, self.bits,
         )  # fmt: skip
 
     def compact(self, rows: Sequence[int]) -> None:
@@ -295,7 +302,7 @@ class ChunkStore:
     def fits(self, other: ChunkStore) -> bool:
         """Whether :meth:`take` can take another store over."""
         return (
-            self.chunk == other.chunk
+            (self.chunk, self.bits) == (other.chunk, other.bits)
             and self.longest >= other.longest
             and all(
                 mine.ndim == new.ndim and all(a >= b for a, b in zip(mine.shape, new.shape, strict=True))
@@ -305,7 +312,7 @@ class ChunkStore:
 
     def reserve(self, like: ChunkStore) -> None:
         """Makes room for as many chunks and slots as another store has room for, if it has the same kind of chunks."""
-        if like.chunk != self.chunk or like.summaries.ndim != self.summaries.ndim:
+        if (like.chunk, like.bits) != (self.chunk, self.bits) or like.summaries.ndim != self.summaries.ndim:
             return
         self.longest = max(self.longest, like.longest)
         for name in self._tables():

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from saccade.inference.engine.compressed.host_memory import host_buffer
+
 
 class HostCopies:
     """Copies tensors of a device into host memory, on a stream of its own (ours).
@@ -25,7 +27,7 @@ class HostCopies:
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Host memory for copies, pinned for a CUDA device."""
-        return torch.empty(*shape, dtype=dtype, pin_memory=self._stream is not None)
+        return host_buffer(*shape, dtype=dtype, pinned=self._stream is not None)
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Copies a tensor when the work that is queued now has written it.

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from saccade.inference.compression.compressor import Plan
+from saccade.inference.compression.precision import CHANNEL, TOKEN, row_bytes
 
 _SYSTEM = Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")  # that of a container, as seen from its inside
@@ -33,8 +37,19 @@ def free_host_bytes() -> int | None:
     return max(0, min(found)) if found else None
 
 
+def host_buffer(*shape: int, dtype: torch.dtype, pinned: bool) -> Tensor:
+    """Host memory for chunks, which a device can read if it is pinned; what is in it is not defined.
+
+    Args:
+        shape: Of the tensor.
+        dtype: Its type.
+        pinned: Whether a device reads it.
+    """
+    return torch.empty(*shape, dtype=dtype, pin_memory=pinned)
+
+
 def chunk_bytes(plans: Sequence[Plan], width: int, itemsize: int, *, pinned: bool) -> int:
-    """Host memory that the chunks of all layers take.
+    """Host memory that the chunks of all layers take, the ranges of packed ones included.
 
     Args:
         plans: What is kept of every row.
@@ -45,12 +60,14 @@ def chunk_bytes(plans: Sequence[Plan], width: int, itemsize: int, *, pinned: boo
     layers = len(plans[0].slots) if plans else 0
     total = 0
     for layer in range(layers):
-        chunks = sum(
-            (0 if plan.bounds is None else len(plan.bounds) - 1) * plan.chunk * sum(map(bool, plan.slots[layer]))
-            for plan in plans
-        )
-        each = chunks * width * itemsize
-        total += 2 * (1 << (each - 1).bit_length() if pinned and each else each)
+        for over in (CHANNEL, TOKEN):
+            each = sum(
+                (0 if plan.bounds is None else len(plan.bounds) - 1)
+                * row_bytes(plan.chunk, width, itemsize, plan.host_bits, over)
+                * sum(map(bool, plan.slots[layer]))
+                for plan in plans
+            )
+            total += 1 << (each - 1).bit_length() if pinned and each else each
     return total
 
 

@@ -189,7 +189,7 @@ class Trial:
             slots[row][head] = self._slots(layer, row, head)
             kept[row][head] = pins
         plans = [
-            Plan([own], [counts], plan.chunk, plan.bounds, plan.representative)
+            Plan([own], [counts], plan.chunk, plan.bounds, plan.representative, host_bits=plan.host_bits)
             for own, counts, plan in zip(kept, slots, self.plans, strict=True)
         ]
         chunks_of = [

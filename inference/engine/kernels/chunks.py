@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from saccade.inference.compression.precision import CHANNEL, TOKEN, ranges_bytes, row_bytes
 from saccade.inference.engine.kernels.launch import early, follow
 
 MOST_CHUNKS = 16_384
@@ -119,27 +120,85 @@ def _choose(
 
 
 @triton.jit
+def _copy(
+    own, chunk, target, begin, CHUNK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    """Writes the numbers of a chunk. Memory begins at a multiple of 16 bytes, which a thread can read at once."""
+    source = tl.multiple_of(own.to(tl.pointer_type(target.dtype.element_ty)), 16)
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    inside = (row < CHUNK)[:, None] & (column < WIDTH)[None, :]
+    number = tl.load(source + (chunk * CHUNK + row)[:, None] * WIDTH + column[None, :], mask=inside)
+    tl.store(target + (begin + row)[:, None] * WIDTH + column[None, :], number, mask=inside)
+
+
+@triton.jit
+def _unpack(
+    address, target, begin, CHUNK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    BITS: tl.constexpr, STEPS: tl.constexpr, BY_TOKEN: tl.constexpr,
+):  # fmt: skip
+    """Writes the numbers of a packed chunk; each byte of it is read once."""
+    kind = target.dtype.element_ty
+    parts: tl.constexpr = 8 // BITS  # dimensions in a byte, which lie `each` apart
+    each: tl.constexpr = WIDTH // parts
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS // parts)
+    inside = (row < CHUNK)[:, None] & (column < each)[None, :]
+    scales = tl.multiple_of(address.to(tl.pointer_type(kind)), 16)
+    packed = tl.multiple_of(address.to(tl.pointer_type(tl.uint8)), 16) + STEPS
+    both = tl.load(packed + row[:, None] * each + column[None, :], mask=inside, other=0)
+    if BY_TOKEN:  # one load of many threads: what few threads can load, each thread would load by itself
+        token = tl.arange(0, 2 * ROWS)
+        pair = tl.load(scales + token % ROWS + token // ROWS * CHUNK, mask=token % ROWS < CHUNK, other=0.0)
+        scale, low = tl.split(tl.trans(tl.reshape(pair, [2, ROWS])))
+        scale, low = scale[:, None], low[:, None]
+    for part in tl.static_range(parts):
+        step = both
+        if BITS == 4:
+            step = (both >> 4) if part else (both & 15)
+        if not BY_TOKEN:
+            scale = tl.load(scales + part * each + column, mask=column < each, other=0.0)[None, :]
+            low = tl.load(scales + WIDTH + part * each + column, mask=column < each, other=0.0)[None, :]
+        if kind == tl.float64:
+            number = low + step.to(tl.float64) * scale
+        else:
+            number = low.to(tl.float32) + step.to(tl.float32) * scale.to(tl.float32)
+        place = target + (begin + row)[:, None] * WIDTH + part * each + column[None, :]
+        tl.store(place, number.to(kind), mask=inside)
+
+
+@triton.jit
 def _fetch(
     hosts, keys, values, seen, filled, slots, missing, first, places, slots_each,
-    CHUNK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, EARLY: tl.constexpr,
+    CHUNK: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BITS: tl.constexpr,
+    KEY_STEPS: tl.constexpr, KEY_ROW: tl.constexpr, VALUE_STEPS: tl.constexpr, VALUE_ROW: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     follow(EARLY)
-    unit, slot = tl.program_id(0), tl.program_id(1)
+    unit, slot, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     at = unit * slots_each + slot
     if tl.load(missing + at) != 0:
         # where the host's memory lies is not part of a captured step: another prompt lies elsewhere
-        host_keys = tl.load(hosts).to(tl.pointer_type(keys.dtype.element_ty))
-        host_values = tl.load(hosts + 1).to(tl.pointer_type(values.dtype.element_ty))
+        own = tl.load(hosts + part)
         chunk = tl.load(first + unit) + tl.load(slots + at)
-        row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
-        inside = (row < CHUNK)[:, None] & (column < WIDTH)[None, :]
-        source = (chunk * CHUNK + row)[:, None] * WIDTH + column[None, :]
         begin = tl.load(places + unit) + slot * CHUNK
-        target = (begin + row)[:, None] * WIDTH + column[None, :]
-        tl.store(keys + target, tl.load(host_keys + source, mask=inside), mask=inside)
-        tl.store(values + target, tl.load(host_values + source, mask=inside), mask=inside)
-        held = tl.load(filled + chunk * CHUNK + row, mask=row < CHUNK, other=0)
-        tl.store(seen + begin + row, held, mask=row < CHUNK)
+        if part == 0:
+            if BITS == 16:
+                _copy(own, chunk, keys, begin, CHUNK=CHUNK, WIDTH=WIDTH, ROWS=ROWS, COLUMNS=COLUMNS)
+            else:
+                _unpack(
+                    own + chunk * KEY_ROW, keys, begin, CHUNK=CHUNK, WIDTH=WIDTH, ROWS=ROWS, COLUMNS=COLUMNS,
+                    BITS=BITS, STEPS=KEY_STEPS, BY_TOKEN=False,
+                )  # fmt: skip
+        else:
+            if BITS == 16:
+                _copy(own, chunk, values, begin, CHUNK=CHUNK, WIDTH=WIDTH, ROWS=ROWS, COLUMNS=COLUMNS)
+            else:
+                _unpack(
+                    own + chunk * VALUE_ROW, values, begin, CHUNK=CHUNK, WIDTH=WIDTH, ROWS=ROWS, COLUMNS=COLUMNS,
+                    BITS=BITS, STEPS=VALUE_STEPS, BY_TOKEN=True,
+                )  # fmt: skip
+            row = tl.arange(0, ROWS)
+            held = tl.load(filled + chunk * CHUNK + row, mask=row < CHUNK, other=0)
+            tl.store(seen + begin + row, held, mask=row < CHUNK)
 
 
 def triton_choose(
@@ -218,12 +277,14 @@ def triton_fetch(
     missing: Tensor,
     first: Tensor,
     places: Tensor,
+    bits: int = 16,
 ) -> None:
-    """Copies the chunk of every slot that ``missing`` marks.
+    """Copies the chunk of every slot that ``missing`` marks, and unpacks it on the way.
 
     Args:
-        hosts: ``[2]`` int64 on the device: addresses of the keys and of the values of all chunks, ``[chunks, chunk,
-            head_dim]`` each, as precise as ``keys``, in pinned host memory or on the device.
+        hosts: ``[2]`` int64 on the device: addresses of the keys and of the values of all chunks, in pinned host memory
+            or on the device. With 16 bits they are ``[chunks, chunk, head_dim]`` each, as precise as ``keys``; with
+            fewer, rows of :func:`saccade.inference.compression.precision.packed`, at multiples of 16 bytes.
         keys: ``[slots, head_dim]`` on the device; written.
         values: Like ``keys``.
         seen: ``[slots]`` booleans; written.
@@ -232,11 +293,15 @@ def triton_fetch(
         missing: ``[units, slots]`` booleans or uint8.
         first: ``[units]`` first chunk of every unit.
         places: ``[units]`` first slot of every unit.
+        bits: 16, 8 or 4.
     """
-    chunk, width = filled.shape[1], keys.shape[1]
-    _fetch[slots.shape](
+    chunk, width, item = filled.shape[1], keys.shape[1], keys.element_size()
+    _fetch[(*slots.shape, 2)](
         hosts, keys, values, seen.view(torch.uint8), filled.view(torch.uint8), slots,
         missing.contiguous().view(torch.uint8), first, places, slots.shape[1], CHUNK=chunk, WIDTH=width,
-        ROWS=max(2, triton.next_power_of_2(chunk)), COLUMNS=max(16, triton.next_power_of_2(width)), num_warps=4,
-        **early(keys.device),
+        ROWS=max(2, triton.next_power_of_2(chunk)), COLUMNS=max(16, triton.next_power_of_2(width)), BITS=bits,
+        KEY_STEPS=ranges_bytes(width, item), KEY_ROW=row_bytes(chunk, width, item, bits, CHANNEL),
+        VALUE_STEPS=ranges_bytes(chunk, item), VALUE_ROW=row_bytes(chunk, width, item, bits, TOKEN),
+        # one warp for a packed chunk: several would each read its ranges; sums are rounded as torch rounds them
+        num_warps=4 if bits == 16 else 1, enable_fp_fusion=False, **early(keys.device),
     )  # fmt: skip

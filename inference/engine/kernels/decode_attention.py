@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from saccade.inference.compression.precision import GROUP, ranges_bytes
+from saccade.inference.engine.compressed.kept import Groups
 from saccade.inference.engine.kernels.launch import early, follow
 
 _MAX_SPLITS = 64
@@ -67,13 +69,59 @@ def _fold(
 
 
 @triton.jit
+def _unpacked(
+    place, token, column, kind: tl.constexpr, BY_TOKEN: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr,
+    HEAD: tl.constexpr, STEPS: tl.constexpr,
+):  # fmt: skip
+    """A packed group of keys or values, ``[tokens, head_dim]``, in the model's precision."""
+    each: tl.constexpr = HEAD * BITS // 8  # bytes of a token
+    wide = column < HEAD
+    step = tl.load(place + STEPS + token[:, None] * each + (column % each)[None, :], mask=wide[None, :], other=0)
+    if BITS == 4:
+        step = (step >> tl.where(column < each, 0, 4).to(tl.uint8)[None, :]) & 15
+    ranges = tl.multiple_of(place.to(tl.pointer_type(kind)), 16)
+    if BY_TOKEN:
+        scale = tl.load(ranges + token)[:, None]
+        low = tl.load(ranges + GROUP + token)[:, None]
+    else:
+        scale = tl.load(ranges + column, mask=wide, other=0.0)[None, :]
+        low = tl.load(ranges + HEAD + column, mask=wide, other=0.0)[None, :]
+    return (low.to(tl.float32) + step.to(tl.float32) * scale.to(tl.float32)).to(kind)
+
+
+@triton.jit
+def _fold_packed(
+    q, best, total, mixed, key_place, value_place, column, scale, kind: tl.constexpr, BITS: tl.constexpr,
+    GROUP: tl.constexpr, HEAD: tl.constexpr, KEY_STEPS: tl.constexpr, VALUE_STEPS: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Adds a packed group, which every query row sees, to the running softmax."""
+    token = tl.arange(0, GROUP)
+    k = _unpacked(key_place, token, column, kind, False, BITS, GROUP, HEAD, KEY_STEPS)
+    v = _unpacked(value_place, token, column, kind, True, BITS, GROUP, HEAD, VALUE_STEPS)
+    if UPCAST:
+        k = k.to(tl.float32)
+        v = v.to(tl.float32)
+    score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * 1.4426950408889634)
+    top = tl.maximum(best, tl.max(score, 1))
+    weight = tl.exp2(score - top[:, None])
+    fade = tl.exp2(best - top)
+    total = total * fade + tl.sum(weight, 1)
+    mixed = mixed * fade[:, None] + tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
+    return top, total, mixed
+
+
+@triton.jit
 def _attend(
-    query, keys, values, lengths, starts, bases, seen, ancestors, depths, sums, logs, scale, cap, window,
+    query, keys, values, lengths, starts, bases, seen, ancestors, depths, sums, logs, packed_keys, packed_values,
+    group_first, group_counts, scale, cap, window,
     query_b, query_h, query_n, key_b, key_h, key_s, value_b, value_h, value_s,
     length_b, length_h, kv_heads, nodes, span, groups, head_dim,
     HAS_STARTS: tl.constexpr, FLAT: tl.constexpr, HOLES: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
     SPLITS: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr, EARLY: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, HEAD: tl.constexpr,
+    KEY_STEPS: tl.constexpr, KEY_ROW: tl.constexpr, VALUE_STEPS: tl.constexpr, VALUE_ROW: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     follow(EARLY)
     split = tl.program_id(0)
@@ -114,6 +162,17 @@ def _attend(
         key_base = keys + base * key_s
         value_base = values + base * value_s
         seen_base = seen + base
+    if BITS < 16:
+        whole = tl.load(group_counts + b * length_b + h * length_h).to(tl.int32)
+        share = tl.cdiv(whole, SPLITS)
+        begin = tl.load(group_first + b * length_b + h * length_h)
+        for group in range(split * share, tl.minimum(split * share + share, whole)):
+            best, total, mixed = _fold_packed(
+                q, best, total, mixed, packed_keys + (begin + group) * KEY_ROW,
+                packed_values + (begin + group) * VALUE_ROW, column, scale, query.dtype.element_ty, BITS=BITS,
+                GROUP=GROUP, HEAD=HEAD, KEY_STEPS=KEY_STEPS, VALUE_STEPS=VALUE_STEPS, PRECISION=PRECISION,
+                UPCAST=UPCAST,
+            )  # fmt: skip
     # first whole tiles of the cache, without the mask of the tree, which would take longer than the products
     edge = low + tl.maximum(tl.minimum(high, length) - low, 0) // SLOTS * SLOTS
     inner = low
@@ -246,6 +305,7 @@ def triton_ragged_attention(
     scaling: float | None = None,
     *,
     seen: Tensor | None = None,
+    packed: Groups | None = None,
 ) -> Tensor:
     """Attention of units in a flat buffer, as its reference computes it.
 
@@ -262,14 +322,16 @@ def triton_ragged_attention(
         room: The most slots that a unit has in use.
         scaling: Factor of the scores.
         seen: ``[slots]`` booleans, or ``None``.
+        packed: Further tokens of every unit, in few bits, or ``None``.
 
     Returns:
         ``[batch, nodes, heads, head_dim]``.
     """
     bases, lengths = bases.contiguous(), lengths.contiguous()
     return _launch(
-        query, keys, values, lengths, ancestors, scaling, bases.shape[1], room, span, bases=bases,
-        seen=None if seen is None else seen.view(torch.uint8),
+        query, keys, values, lengths, ancestors, scaling, bases.shape[1],
+        room if packed is None else room + GROUP * packed.most, span, bases=bases,
+        seen=None if seen is None else seen.view(torch.uint8), packed=packed,
     )  # fmt: skip
 
 
@@ -287,6 +349,7 @@ def _launch(
     starts: Tensor | None = None,
     bases: Tensor | None = None,
     seen: Tensor | None = None,
+    packed: Groups | None = None,
     window: int | None = None,
     depths: Tensor | None = None,
     cap: float | None = None,
@@ -308,16 +371,28 @@ def _launch(
     flat = bases is not None
     key_strides = (0, 0, keys.stride(0)) if flat else keys.stride()[:3]
     value_strides = (0, 0, values.stride(0)) if flat else values.stride()[:3]
+    rows_of: dict[str, int] = dict.fromkeys(("HEAD", "KEY_STEPS", "KEY_ROW", "VALUE_STEPS", "VALUE_ROW"), 0)
+    if packed is not None:
+        item = keys.element_size()
+        rows_of = {
+            "HEAD": head_dim, "KEY_STEPS": ranges_bytes(head_dim, item), "KEY_ROW": packed.keys.shape[1],
+            "VALUE_STEPS": ranges_bytes(GROUP, item), "VALUE_ROW": packed.values.shape[1],
+        }  # fmt: skip
+    few = (
+        (lengths,) * 4
+        if packed is None
+        else (packed.keys, packed.values, packed.first.contiguous(), packed.counts.contiguous())
+    )
     _attend[(splits, batch * kv_heads, tiles)](
         query, keys, values, lengths, lengths if starts is None else starts, lengths if bases is None else bases,
-        ancestors if seen is None else seen, ancestors, ancestors if depths is None else depths, sums, logs,
+        ancestors if seen is None else seen, ancestors, ancestors if depths is None else depths, sums, logs, *few,
         head_dim**-0.5 if scaling is None else scaling, 1.0 if cap is None else cap, 0 if window is None else window,
         query.stride(0), query.stride(1), query.stride(2), *key_strides, *value_strides,
         lengths.stride(0), lengths.stride(1) if lengths.dim() == 2 else 0, kv_heads, nodes, span, groups, head_dim,
         HAS_STARTS=starts is not None, FLAT=flat, HOLES=seen is not None, WINDOW=window is not None,
         CAP=cap is not None, SPLITS=splits, ROWS=block, SLOTS=32 if wide else 64, WIDTH=width,
         PADDED=width != head_dim, PRECISION="ieee" if wide else "tf32", UPCAST=interpreted, num_warps=4,
-        **early(query.device),
+        BITS=16 if packed is None else packed.bits, GROUP=GROUP, **rows_of, **early(query.device),
     )  # fmt: skip
     _join[(batch * kv_heads, rows)](
         sums,

@@ -95,12 +95,14 @@ def test_the_decoders_that_are_named(here, capsys):
 
 def test_compressors_beside_the_full_cache(here, capsys):
     chosen = ["--decoders", "prompt_lookup", "--compressors", "snap_kv=0.9,full_kv", "quest=0.95"]
-    written = ["{class_path: saccade.inference.HybridKV, init_args: {budget: 0.9, recent: 2, chunk: 2, theta: 2.0}}"]
+    settings = "budget: 0.9, recent: 2, chunk: 2, theta: 2.0"
+    few = (settings, f"{settings}, host_bits: 4, kept_bits: 8")
+    written = [f"{{class_path: saccade.inference.HybridKV, init_args: {{{given}}}}}" for given in few]
     arguments = ["compare", "model", "--prompts", "p.jsonl", "--dtype", "float64", *chosen, *written, *QUICK]
     assert main(arguments) == 0, capsys.readouterr().err
     folder, rows = results(here)
     names = ["autoregressive", "prompt_lookup"]
-    kinds = ["snap_kv-0.9", "full_kv", "quest-0.95", "hybrid_kv"]
+    kinds = ["snap_kv-0.9", "full_kv", "quest-0.95", "hybrid_kv", "hybrid_kv-2"]
     pairs = [f"{name}+{kind}" for kind in kinds for name in names]
     assert [row["name"] for row in rows if row["category"] is None] == [*names, *pairs]
     by_name = {row["name"]: row for row in rows if row["category"] is None}
@@ -139,6 +141,10 @@ def test_a_vision_language_model(here, capsys):
         (["model", "--compressors", "head_kv=0.5"], ["--compressors must give head_kv its scores"]),
         (["model", "--compressors", "{class: SnapKV}"], ["--compressors must be names, or mappings with class_path"]),
         (["model", "--compressors", "snap_kv=2"], ["budget must be", "got 2.0"]),
+        (
+            ["model", "--compressors", "{class_path: saccade.inference.HybridKV, init_args: {host_bits: 3}}"],
+            ["compressors.host_bits", "16, 8, 4", "Got value: 3"],
+        ),
         (
             ["model", "--compressors", "hybrid_kv=0.01", "--prompts", "p.jsonl", *QUICK],
             ["decoders.autoregressive+hybrid_kv-0.01 (Autoregressive) failed: budget must be at least"],

@@ -29,6 +29,7 @@ from saccade.inference.compression.selection import runs
 COMPRESSORS: dict[str, CacheCompressor] = {
     "HybridKV": HybridKV(budget=0.2),
     "HybridKV by layer": HybridKV(budget=0.2, scope="layer"),
+    "HybridKV in few bits": HybridKV(budget=0.2, host_bits=4, kept_bits=8),
     "SnapKV": SnapKV(budget=0.2),
     "PyramidKV": PyramidKV(budget=0.2),
     "AdaKV": AdaKV(budget=0.2),

@@ -20,6 +20,7 @@ IMAGES = ((), ((20, 250), (250, 420), (440, 600)), ((0, 630),), ((620, 640),))
 WRONG = {
     "budget": 0, "window": -1, "alive_share": 2, "pool": 4, "pool_kind": "sum", "beta": 0.5, "alpha": -1, "merge": "no",
     "recent_share": 2, "sinks": -1, "chunk": 0, "representative": "max", "scores": [[-1.0]],
+    "host_bits": 3, "kept_bits": 1,
 }  # fmt: skip
 
 

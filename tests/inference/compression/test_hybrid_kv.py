@@ -226,6 +226,7 @@ def test_the_plan_does_not_depend_on_more_query_heads_or_later_calls() -> None:
         ({"pool": 4}, "pool must be odd, got 4: add or subtract 1."),
         ({"chunk": 0}, "chunk must be at least 1, got 0"),
         ({"probation": -1}, "probation must be at least 0, got -1"),
+        ({"probation": 4, "kept_bits": 8}, "kept_bits must be 16 for heads on probation, got 8: leave"),
         ({"most_lost": 1.5}, "most_lost must be between 0 and 1, got 1.5"),
         ({"min_static": 0.5, "max_static": 0.2}, "min_static must be at most max_static, 0.2, got 0.5: lower it."),
     ],

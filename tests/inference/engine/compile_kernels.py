@@ -16,6 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from saccade.inference.compression.precision import CHANNEL, GROUP, TOKEN, ranges_bytes, row_bytes
 from saccade.inference.engine.kernels import (
     adapters,
     chunks,
@@ -34,6 +35,8 @@ SPECIAL = {
     **dict.fromkeys(("sums", "logs", "picked", "low", "scores"), "*fp32"),
     **dict.fromkeys(("tops", "totals", "mean", "alive", "last"), "*fp32"),
     **dict.fromkeys(("blocked", "wants", "missing", "filled", "seen"), "*u8"),
+    **dict.fromkeys(("packed_keys", "packed_values"), "*u8"),
+    **dict.fromkeys(("group_first", "group_counts"), "*i64"),
     **dict.fromkeys((f"{name}_{index}" for name in ("down", "up") for index in range(3)), "*fp32"),  # adapters
     **dict.fromkeys(("chosen", "where", "queue"), "*i32"),
     "noise": "*fp64",
@@ -189,8 +192,28 @@ def retrieval(dtype: str, precision: str, flag: bool) -> list[str]:
         compiled(chunks._choose, dtype, 8 if flag else 16, **choose, **each),
         compiled(observe._peaks, dtype, 4, **observed, SPLITS=32),
         compiled(observe._weigh, dtype, 4, **observed, LATE=flag),
-        compiled(chunks._fetch, dtype, 4, CHUNK=16, WIDTH=128, ROWS=16, COLUMNS=128, EARLY=True),
+        *(fetching(dtype, size, bits) for bits in (16, 8, 4)),
     ]
+
+
+def packed_rows(size: int, bits: int, tokens: int) -> dict[str, int]:
+    """Settings of a kernel that reads packed tokens of 128 dimensions."""
+    return {
+        "BITS": bits,
+        "KEY_STEPS": ranges_bytes(128, size),
+        "KEY_ROW": row_bytes(tokens, 128, size, bits, CHANNEL),
+        "VALUE_STEPS": ranges_bytes(tokens, size),
+        "VALUE_ROW": row_bytes(tokens, 128, size, bits, TOKEN),
+    }
+
+
+def fetching(dtype: str, size: int, bits: int) -> str:
+    """The kernel that fetches chunks; a thread reads 16 bytes of host memory at once."""
+    each = {"CHUNK": 16, "WIDTH": 128, "ROWS": 16, "COLUMNS": 128, "EARLY": True}
+    ptx = compiled(chunks._fetch, dtype, 4 if bits == 16 else 1, **each, **packed_rows(size, bits, 16))
+    assert ptx.count("ld.global.v4.b32") >= 2, "keys and values"
+    assert ptx.count("ld.global.b8") <= 2, "single bytes are read of the tables only"
+    return ptx
 
 
 def main() -> None:
@@ -239,6 +262,13 @@ def main() -> None:
             attend = {"HAS_STARTS": flag, "FLAT": not flag, "HOLES": not flag, "SPLITS": 4, "ROWS": 16, "SLOTS": 32}
             attend |= {"WIDTH": 128, "PADDED": flag}
             attend |= {"PRECISION": precision, "UPCAST": False, "EARLY": True}
+            if not flag and dtype != "fp16":
+                for bits in (8, 4) if dtype == "bf16" else (4,):
+                    more = packed_rows(size, bits, GROUP)
+                    more |= {"GROUP": GROUP, "HEAD": 128, "WINDOW": False, "CAP": False}
+                    made.append(compiled(decode_attention._attend, dtype, 4, **attend, **more))
+                    assert made[-1].count("ld.global.b8") < 16, "single bytes are read of the holes only"
+            attend |= {**dict.fromkeys(packed_rows(size, 4, GROUP), 0), "BITS": 16, "GROUP": GROUP, "HEAD": 0}
             # all settings are compiled for bf16; fp16 is as large, and of fp32 the kernel that needs the most is
             wanted = {"bf16": (False, True) if flag else (False,), "fp16": (False,) * flag, "fp32": (True,) * flag}
             for more in wanted[dtype]:

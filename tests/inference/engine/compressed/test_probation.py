@@ -39,7 +39,7 @@ def test_heads_that_may_miss_everything_stay_as_they_are():
     assert written(Autoregressive(compressor=WATCHED)) != right, "those that may not miss anything matter here"
 
 
-@pytest.mark.parametrize("made", [WATCHED, SOME])
+@pytest.mark.parametrize("made", [WATCHED, SOME, replace(SOME, host_bits=8)])
 def test_every_decoder_writes_the_text_of_the_watched_cache(made):
     right = [written(Autoregressive(compressor=made), [prompt])[0] for prompt in PROMPTS]
     assert written(Autoregressive(compressor=made)) == right, "a batch of three lengths is three runs"
