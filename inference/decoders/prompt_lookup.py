@@ -11,6 +11,7 @@ from saccade.common.checks import check_count
 from saccade.inference.decoder import EngineDecoder
 from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.drafting.ngram import NgramDrafter
+from saccade.inference.drafting.retrieval_store.retrieval_store import RetrievalRules
 from saccade.inference.request import Request
 
 
@@ -48,4 +49,4 @@ class PromptLookup(EngineDecoder):
 
     def drafter(self, model: nn.Module, request: Request) -> Drafter:
         """Looks up n-grams in the text of each row."""
-        return NgramDrafter(self.max_ngram, self.draft_length)
+        return NgramDrafter(RetrievalRules("ngram", self.max_ngram), self.draft_length)

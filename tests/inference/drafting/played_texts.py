@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saccade.inference.drafting.control import DraftControl
-from saccade.inference.drafting.ngram import NgramIndex
+from saccade.inference.drafting.retrieval_store.retrieval_store import RetrievalRules, RetrievalStore
 
 Cost = Callable[[int], float]
 
@@ -70,14 +70,14 @@ def play(text: Text, control: DraftControl | int, cost: Cost, longest: int = 8, 
         longest: Most drafted tokens.
         ngram: Longest n-gram that is looked up.
     """
-    index, elapsed, at = NgramIndex(ngram), 0.0, 1
+    index, elapsed, at = RetrievalStore(RetrievalRules("ngram", ngram)), 0.0, 1
     index.extend([*text.prompt, text.answer[0]])
     if isinstance(control, DraftControl):
         control.begin()
     while at < len(text.answer):
-        grade, left = index.match()[0], len(text.answer) - at - 1
+        grade, left = index.match(), len(text.answer) - at - 1
         allowed = min(left, control if isinstance(control, int) else control.length(grade))
-        draft = index.lookup(allowed)
+        draft = index.find(allowed)
         taken = 0
         while taken < len(draft) and draft[taken] == text.answer[at + taken]:
             taken += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saccade.inference import AssistedDecoding, Autoregressive, PromptLookup, Sampling, SelfSpeculative, TokenTree
-from saccade.inference.drafting.ngram import NgramIndex
+from saccade.inference.drafting.retrieval_store.text_index import TextIndex
 from saccade.inference.state import GenerationState
 from saccade.inference.verification.draft import Draft
 from tests.support.decoders import Proposing, ProposingTrees
@@ -62,7 +63,10 @@ def test_any_tree_leaves_the_output_alone(data: st.DataObject) -> None:
 
 
 def test_wrong_ngrams(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(NgramIndex, "lookup", lambda self, count: [(self.text[-1] + i) % 40 for i in range(count)])
+    def wrong(self: TextIndex, end: int, count: int, tail: Sequence[int] = ()) -> list[int]:
+        return [(self.tokens[-1] + step) % 40 for step in range(count)]
+
+    monkeypatch.setattr(TextIndex, "followers", wrong)
     out = PromptLookup(draft_length=6).generate(MODEL, **BATCH, max_new_tokens=NEW)
     assert out.tokens == RIGHT.tokens
 
