@@ -20,10 +20,13 @@ from saccade.inference.compression.hybrid_kv import HybridKV
 from saccade.inference.decoder import Decoder
 from saccade.inference.decoders.assisted import AssistedDecoding
 from saccade.inference.decoders.autoregressive import Autoregressive
+from saccade.inference.decoders.double import Double
 from saccade.inference.decoders.lvspec import LVSpec
+from saccade.inference.decoders.pearl import Pearl
 from saccade.inference.decoders.prompt_lookup import PromptLookup
 from saccade.inference.decoders.self_speculative import SelfSpeculative
 from saccade.inference.decoders.specvlm import SpecVLM
+from saccade.inference.drafting.retrieval_store.text_store import StoredText, TextStore
 from saccade.inference.engine.compressed.generate_cache import CompressedCache
 from saccade.inference.engine.config import EngineConfig
 from saccade.inference.engine.session import Session
@@ -40,6 +43,7 @@ __all__ = [
     "CompressedCache",
     "Decoder",
     "DecodingStats",
+    "Double",
     "EngineConfig",
     "FullKV",
     "GenerationOutput",
@@ -48,6 +52,7 @@ __all__ = [
     "HybridKV",
     "LVSpec",
     "LookM",
+    "Pearl",
     "PromptLookup",
     "PyramidKV",
     "Quest",
@@ -57,7 +62,9 @@ __all__ = [
     "Session",
     "SnapKV",
     "SpecVLM",
+    "StoredText",
     "StreamingLLM",
+    "TextStore",
     "TokenTree",
     "VLCache",
 ]

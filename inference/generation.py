@@ -94,7 +94,7 @@ class GenerationRun:
         with ExitStack() as undo:  # if a later part cannot be opened, the earlier ones are closed again
             self._drafter = decoder.drafter(model, request)
             undo.callback(self._drafter.close)
-            self._verifier = decoder.verifier(model, request)
+            self._verifier = self._drafter.verifier or decoder.verifier(model, request)
             self._control = decoder.draft_control(model, request, synced=synced)
             needed = request.positions + decoder.width
             if session is None:

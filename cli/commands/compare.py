@@ -18,6 +18,7 @@ from saccade.cli.commands.model_arguments import (
     PRECISIONS,
     VISION,
     Dtype,
+    check_draft,
     config_of_model,
     decoder_classes,
     decoder_settings,
@@ -63,7 +64,7 @@ def compare(
 
     Args:
         model: Folder or Hugging Face hub id of a language model or vision-language model.
-        draft: Folder or hub id of a smaller model with the same tokenizer, for assisted decoding.
+        draft: Folder or hub id of a smaller model with the same tokenizer, for assisted and parallel decoding.
         skip: Which sub-layers self-speculative decoding skips: `auto`, or a file that `saccade search-layers` wrote.
         max_new_tokens: Most new tokens of an answer; it ends earlier where the model ends it.
         max_prompts: Most prompts, as many of each category; null for all.
@@ -175,8 +176,7 @@ def _names(decoders: Sequence[str] | None, draft: str | None) -> list[str]:
             raise UsageError(
                 f"--decoders must be some of {', '.join(known)}, got {name}{hint(name, known) or ': choose of these.'}"
             )
-    if "assisted" in names and draft is None:
-        raise UsageError("--draft must be given for the decoder assisted, got none: name a smaller model.")
+    check_draft(names, draft)
     return list(dict.fromkeys(names))
 
 

@@ -15,6 +15,7 @@ import saccade.inference
 from saccade.cli.commands.model_arguments import (
     VISION,
     Dtype,
+    check_draft,
     config_of_model,
     decoder_classes,
     decoder_settings,
@@ -65,7 +66,7 @@ def generate(
         model: Folder or Hugging Face hub id of a language model.
         output: The file to write.
         decoder: Name of a decoder, as in the files decoder/NAME.yaml.
-        draft: Folder or hub id of a smaller model with the same tokenizer, for assisted decoding.
+        draft: Folder or hub id of a smaller model with the same tokenizer, for assisted and parallel decoding.
         skip: Which sub-layers self-speculative decoding skips: `auto`, or a file that `saccade search-layers` wrote.
         max_new_tokens: Most new tokens of an answer; it ends earlier where the model ends it.
         max_prompts: Most prompts, as many of each category; null for all.
@@ -96,8 +97,7 @@ def generate(
         raise UsageError(
             f"--decoder must be one of {known}, got {decoder}{hint(decoder, decoder_classes()) or ': choose of these.'}"
         )
-    if decoder == "assisted" and draft is None:
-        raise UsageError("--draft must be given for the decoder assisted, got none: name a smaller model.")
+    check_draft([decoder], draft)
     check_count("max_new_tokens", max_new_tokens)
     check_count("batch_size", batch_size)
     chosen = decoder_settings(decoder, draft, skip)

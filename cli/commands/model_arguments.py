@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from inspect import Parameter, signature
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jsonargparse import ArgumentError, ArgumentParser
@@ -72,6 +73,22 @@ def decoder_settings(name: str, draft: str | None, skip: str) -> dict[str, Any]:
     if kind is saccade.inference.SelfSpeculative:
         given["skip"] = skip
     return {"class_path": f"saccade.inference.{kind.__name__}", "init_args": given}
+
+
+def check_draft(names: Iterable[str], draft: str | None) -> None:
+    """Refuse decoders that need a draft model if none is given.
+
+    Args:
+        names: Names of decoders.
+        draft: Folder or hub id of a draft model.
+
+    Raises:
+        UsageError: One of them needs a draft model.
+    """
+    for name, kind in decoder_classes().items():
+        needs = any(item.name == "draft_model" and item.default is MISSING for item in fields(cast("Any", kind)))
+        if needs and name in names and draft is None:
+            raise UsageError(f"--draft must be given for the decoder {name}, got none: name a smaller model.")
 
 
 def hardware(device: str, dtype: str, config: Any) -> tuple[str, int | None, str]:

@@ -83,10 +83,17 @@ class DraftSession:
             known_tokens(self.model, text[length + pruned :])
             for text, length, pruned in zip(state.texts, session.lengths, self._pruned, strict=True)
         ]
-        return self.fitted(self._read(pending), state)
+        return self.fitted(self.read(pending), state)
 
-    def _read(self, pending: Sequence[Sequence[int]]) -> Tensor:
-        """Reads further tokens of every row, and returns the logits after the last one of each."""
+    def read(self, pending: Sequence[Sequence[int]]) -> Tensor:
+        """Reads further tokens of every row, and returns the logits after the last one of each.
+
+        Args:
+            pending: Token ids that the draft model knows, at least one for some row.
+
+        Returns:
+            ``[batch, vocabulary of the draft]``; of a row without tokens what is there means nothing.
+        """
         session, longest = self.session, max(len(tokens) for tokens in pending)
         padded = to_device([[*tokens, *[0] * (longest - len(tokens))] for tokens in pending], session.device)
         found: Tensor | None = None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from saccade.inference.state import GenerationState
 from saccade.inference.verification.draft import Draft, Verdict
+from saccade.inference.verification.verifier import Verifier
 
 
 class Drafter(ABC):
@@ -29,6 +30,11 @@ class Drafter(ABC):
             0 if it has found nothing, else a small number from 1 on, which draft control keeps apart; ``None``, the
             default, if it does not say.
         """
+        return None
+
+    @property
+    def verifier(self) -> Verifier | None:
+        """The verifier of its drafts, where one belongs to the drafter; ``None``, the default, is the decoder's."""
         return None
 
     @abstractmethod

@@ -20,7 +20,13 @@ _PADDED_TO = 8
 _MOST_PADDING = 512
 
 
-def draft_for(given: nn.Module | str, model: nn.Module, request: Request, loaded: dict[str, nn.Module]) -> nn.Module:
+def draft_for(
+    given: nn.Module | str,
+    model: nn.Module,
+    request: Request,
+    loaded: dict[str, nn.Module],
+    device: torch.device | None = None,
+) -> nn.Module:
     """The draft model for a target.
 
     Args:
@@ -28,12 +34,13 @@ def draft_for(given: nn.Module | str, model: nn.Module, request: Request, loaded
         model: The target.
         request: What is about to be generated.
         loaded: The draft models that the decoder has loaded, by path, device and precision.
+        device: Where a path is loaded to; ``None`` is the target's device.
 
     Raises:
         ValueError: It cannot be loaded, has another vocabulary, is of another family where videos are read, or its
             context is too short.
     """
-    draft = _load(given, model, loaded) if isinstance(given, str) else given
+    draft = _load(given, model, loaded, device or device_of(model)) if isinstance(given, str) else given
     theirs, ours = text_config(draft).vocab_size, text_config(model).vocab_size
     padded = theirs % _PADDED_TO == 0 and ours % _PADDED_TO == 0 and abs(theirs - ours) <= _MOST_PADDING
     if theirs != ours and not padded:
@@ -64,8 +71,8 @@ def draft_for(given: nn.Module | str, model: nn.Module, request: Request, loaded
     return draft
 
 
-def _load(path: str, model: nn.Module, loaded: dict[str, nn.Module]) -> nn.Module:
-    device, dtype = device_of(model), precision_of(model)
+def _load(path: str, model: nn.Module, loaded: dict[str, nn.Module], device: torch.device) -> nn.Module:
+    dtype = precision_of(model)
     key = f"{path} {device} {dtype}"
     if key not in loaded:
         check_place("draft_model", path)

@@ -60,11 +60,11 @@ def verify_sampling(
             for order, child in enumerate(c for c in children[node] if c <= draft.counts[row]):
                 token = draft.ids[row][child - 1]
                 proposal = None if draft.probabilities is None else draft.probabilities[row, child - 1]
-                ratio = ratios[row][child - 1] if order == 0 else _ratio(rest, proposal, token)
+                ratio = ratios[row][child - 1] if order == 0 else acceptance(rest, proposal, token)
                 if stream.random() < ratio:
                     accepted = child
                     break
-                rest = _residual(rest, proposal, token)
+                rest = residual(rest, proposal, token)
             if accepted < 0:
                 break
             path.append(accepted)
@@ -173,13 +173,13 @@ def _first_child_ratios(target: Tensor, draft: Draft) -> list[list[float]]:
     return ratios
 
 
-def _ratio(rest: Tensor, proposal: Tensor | None, token: int) -> float:
+def acceptance(rest: Tensor, proposal: Tensor | None, token: int) -> float:
     """Acceptance ratio p/q of a token; ``rest`` need not sum to 1."""
     mass = rest[token] / rest.sum()
     return float(mass if proposal is None else mass / proposal[token].to(mass))
 
 
-def _residual(rest: Tensor, proposal: Tensor | None, token: int) -> Tensor:
+def residual(rest: Tensor, proposal: Tensor | None, token: int) -> Tensor:
     """The target's remaining distribution after ``token``, drawn from ``proposal``, was rejected."""
     if proposal is None:
         rest = rest.clone()

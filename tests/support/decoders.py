@@ -15,7 +15,9 @@ from saccade.inference import (
     AssistedDecoding,
     Autoregressive,
     Decoder,
+    Double,
     LVSpec,
+    Pearl,
     PromptLookup,
     SelfSpeculative,
     SpecVLM,
@@ -70,6 +72,9 @@ CASES: dict[str, DecoderCase] = {
     "self_speculative_static": DecoderCase(
         SelfSpeculative, {"skip": HALF, "draft_length": 3, "gamma": 0.0, "adaptive": False}
     ),
+    "pearl": DecoderCase(Pearl, {"gamma": 3}, draft_layers=2),
+    "double": DecoderCase(Double, {"gamma": 2, "candidate_length": 4}, draft_layers=2),
+    "double_released": DecoderCase(Double, {"gamma": 1, "candidate_length": 3, "index": "released"}, draft_layers=1),
     "specvlm": DecoderCase(SpecVLM, {"prune_ratio": 0.5}, video=True),
     "specvlm_draft": DecoderCase(SpecVLM, {"selector": "uniform", "tree": "chain"}, draft_layers=2, video=True),
     "lvspec": DecoderCase(LVSpec, {"draft_length": 5}, video=True),

@@ -13,9 +13,12 @@ from saccade.inference.drafting.retrieval_store.text_index import TextIndex
 from saccade.inference.drafting.retrieval_store.text_store import TextStore
 
 IndexKind = Literal["automaton", "ngram", "released"]
-"""How a text is looked up. ``automaton``: matches of any length; ``ngram``: of up to ``max_ngram`` tokens. Both take the
-most recent match, and as many tokens as follow it. ``released``: the rules of Double's published code (arXiv
-2601.05524), which takes the oldest match that all wanted tokens follow, and one arbitrary token where there is none."""
+"""How a text is looked up.
+
+``automaton`` finds matches of any length, ``ngram`` those of up to ``max_ngram`` tokens; both take the most recent one
+and as many tokens as follow it. ``released`` are the rules of Double's published code (arXiv 2601.05524): the oldest
+match that all wanted tokens follow, and one arbitrary token where there is none.
+"""
 
 RELEASED_DUMMY = 100
 """The token that the released rules propose where nothing matches: it keeps the number of tokens fixed there."""
@@ -54,17 +57,17 @@ class RetrievalStore:
     Args:
         rules: How texts are looked up.
         store: Texts that do not change; ``None`` for none.
+        text: The index of another look-up of the same text, which extends it for both; ``None`` makes one.
 
     Attributes:
         text: The index of the text.
     """
 
-    def __init__(self, rules: RetrievalRules, store: TextStore | None = None) -> None:
+    def __init__(self, rules: RetrievalRules, store: TextStore | None = None, text: TextIndex | None = None) -> None:
         self.rules, self.store = rules, store
-        released = rules.index == "released"
-        self.text: TextIndex = (
-            SuffixAutomaton() if rules.index == "automaton" else NgramIndex(rules.max_ngram, oldest=released)
-        )
+        if text is None and rules.index == "automaton":
+            text = SuffixAutomaton()
+        self.text: TextIndex = text or NgramIndex(rules.max_ngram, oldest=rules.index == "released")
         self._rejected: NgramIndex | None = None
         self._found: tuple[int, tuple[int, ...], tuple[int, int, int]] | None = None
 
