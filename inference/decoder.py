@@ -131,6 +131,20 @@ class Decoder(ABC):
         if self.compressor is not None:
             self.compressor.check(model)
 
+    def check_unseen(  # noqa: B027
+        self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], tokenizer: Any
+    ) -> None:
+        """Refuses to be measured on texts that the decoder knows beforehand; one that knows none refuses nothing.
+
+        Args:
+            prompts: Token ids of the prompts.
+            answers: Token ids of their answers, as far as they are known.
+            tokenizer: The tokenizer that made them; ``None`` if it is not known.
+
+        Raises:
+            ValueError: The decoder knows one of them; the message says how.
+        """
+
     def independent(self) -> Self:
         """A copy with the same settings, with its own engines, whose results do not depend on earlier calls."""
         return copy.copy(self)

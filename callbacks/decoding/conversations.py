@@ -54,6 +54,12 @@ class Conversations:
         """The texts that are right for a turn; none if they are not known."""
         return () if self.source is None else self.source.conversations[prompt.item].answers[prompt.turn]
 
+    def known(self, prompt: Prompt) -> list[list[int]]:
+        """The tokens of a turn's right answers: those that are given, or the real text behind the prompt."""
+        if self.source is None or self.tokenizer is None:
+            return [prompt.text[prompt.length :].tolist()]
+        return [self.tokenizer.encode(answer, add_special_tokens=False) for answer in self.answers(prompt)]
+
     def turns(self, prompt: Prompt) -> int:
         """The number of turns of a prompt's conversation."""
         return 1 if self.source is None else len(self.source.conversations[prompt.item].turns)

@@ -375,6 +375,7 @@ class _Evaluation:
         """Decode one group of prompts at one turn; step -1 is not counted."""
         decoder = self.settings.decoders[name]
         if step < 0:
+            self._check_unseen(decoder, [prompt for group in self.groups for prompt in group])
             # it includes allocations and the compilation of kernels; the longest prompt needs most
             if self.groups:
                 group = max(self.groups, key=lambda group: max(prompt.length for prompt in group))
@@ -390,6 +391,8 @@ class _Evaluation:
         group, turn = self.steps[step] if step < len(self.steps) else ([], 0)
         prompts = group if turn == 0 else self._later(group, turn)
         total = totals[self.conversations.category(group[0])] if group else None
+        if turn:
+            self._check_unseen(decoder, prompts)
         if total is not None and repeat == 0:
             total.count(turns_left_out=len(group) - len(prompts))
         if prompts and total is not None:
@@ -400,6 +403,11 @@ class _Evaluation:
             decoder.join(self.model)
         if group:
             bar.advance()
+
+    def _check_unseen(self, decoder: Decoder, prompts: Sequence[Prompt]) -> None:
+        """Refuse a decoder that knows the answers beforehand."""
+        known = [answer for prompt in prompts for answer in self.conversations.known(prompt)]
+        decoder.check_unseen([prompt.tokens.tolist() for prompt in prompts], known, self.conversations.tokenizer)
 
     def _later(self, group: list[Prompt], turn: int) -> list[Prompt]:
         """A later turn of conversations, without those where this or an earlier turn has no room in the context."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -11,7 +12,6 @@ from saccade.common.checks import check_choice, check_count
 from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.drafting.retrieval_store.retrieval_store import IndexKind, RetrievalRules
 from saccade.inference.drafting.retrieval_store.text_store import TextStore
-from saccade.inference.huggingface.models import text_config
 from saccade.inference.parallel.burst import MOST_LOOKED_UP
 from saccade.inference.parallel.decoder import ParallelDecoder
 from saccade.inference.parallel.rounds import LookUp
@@ -102,9 +102,27 @@ class Double(ParallelDecoder):
         super().check(model)
         self._check_store(model)
 
+    def check_unseen(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], tokenizer: Any) -> None:
+        """Refuses a store that knows the answers, or was made with another tokenizer.
+
+        Args:
+            prompts: Token ids of the prompts.
+            answers: Token ids of their answers, as far as they are known.
+            tokenizer: The tokenizer that made them; ``None`` if it is not known.
+
+        Raises:
+            ValueError: The store does not fit.
+        """
+        self._check_store(None)
+        if self.store is not None:
+            store = self._read[self.store]
+            if tokenizer is not None:
+                store.check_tokenizer(tokenizer)
+            store.check_unseen(prompts, answers)
+
     def _check_store(self, model: nn.Module | None) -> None:
         if self.store is not None:
             if self.store not in self._read:
                 self._read[self.store] = TextStore.load(self.store)
             if model is not None:
-                self._read[self.store].check_vocabulary(text_config(model).vocab_size)
+                self._read[self.store].check_model(model)

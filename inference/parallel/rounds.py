@@ -202,7 +202,8 @@ class ParallelDrafter(SessionDrafter):
         """Keeps the given rows and drops the others."""
         self._rows = [self._rows[row] for row in rows]
         if self._burst is not None:
-            self._burst.keep(rows)
+            with self.overlap.beside():  # rows of its cache are moved
+                self._burst.keep(rows)
 
     def _row(self) -> _Row:
         strict = RetrievalStore(self.look_up.strict, self.look_up.store)

@@ -16,9 +16,12 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
+from transformers import AutoTokenizer
 
 from saccade.common.files import replacing
 from saccade.inference.drafting.retrieval_store.text_index import BREAK
+from saccade.inference.huggingface.models import text_config
 
 _FORMAT = "1"
 _FACTOR, _WORD = 0x9E3779B97F4A7C15, 1 << 64
@@ -72,6 +75,7 @@ class TextStore:
     _tables: dict[int, tuple[NDArray[np.uint64], NDArray[np.int64]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+    _checked: set[str] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @classmethod
     def of(cls, texts: Iterable[StoredText], tokenizer: Any) -> TextStore:
@@ -145,16 +149,20 @@ class TextStore:
                 "tokenizer has split."
             )
 
-    def check_vocabulary(self, size: int) -> None:
-        """Refuses a model that does not know the tokens.
+    def check_model(self, model: nn.Module) -> None:
+        """Refuses a model that does not know the tokens, or whose folder has another tokenizer.
 
         Args:
-            size: Number of the model's token ids.
+            model: The target. Of one without a folder with a tokenizer only the number of token ids is known.
 
         Raises:
-            ValueError: A token is beyond them.
+            ValueError: A token is beyond its ids, or its tokenizer is another one.
         """
-        largest = int(self.tokens.max())
+        folder = str(getattr(model, "name_or_path", ""))
+        if folder not in self._checked and Path(folder, "tokenizer_config.json").is_file():
+            self.check_tokenizer(AutoTokenizer.from_pretrained(folder))
+            self._checked.add(folder)
+        largest, size = int(self.tokens.max()), text_config(model).vocab_size
         if largest >= size:
             raise ValueError(
                 f"{self.name} holds token {largest} and the model has {size} token ids, so it was made with another "

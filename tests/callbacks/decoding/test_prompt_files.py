@@ -11,13 +11,14 @@ import pytest
 from lightning.pytorch import Trainer
 from PIL import Image
 from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from saccade.callbacks import DecodingEvaluation
 from saccade.callbacks.decoding import tables
 from saccade.callbacks.decoding.conversations import Conversations
 from saccade.callbacks.decoding.prompts import Prompt
 from saccade.datamodules import Prompts
-from saccade.inference import Autoregressive, PromptLookup
+from saccade.inference import Autoregressive, Double, PromptLookup, StoredText, TextStore
 from saccade.modules import LanguageModel, VisionLanguageModel
 from tests.callbacks.tiny import trainer
 from tests.support.chat_models import chat_model, vision_chat_model, write_prompts
@@ -228,3 +229,38 @@ def test_a_name_that_means_transformers(tmp_path):
         DecodingEvaluation({"transformers": PromptLookup()}, transformers=True)
     with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
         DecodingEvaluation({}, repeats=0)
+
+
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        ("answer to the prompt", "knows prompt 1 of those that are measured"),
+        ("prompt", "knows prompt 1 of those that are measured"),
+        ("right answer", "knows answer 0 of those that are measured"),
+        ("other tokenizer", "was made with another tokenizer than the model's"),
+        ("something else", None),
+    ],
+)
+def test_a_store_that_knows_the_answers_is_not_measured(tmp_path, model, kept, message):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    answer = "the quick brown fox and the quick brown fox"
+    rows = [{"prompt": "hello fox"}, {"prompt": "one two and two one two and two one", "answer": answer}]
+    data = Prompts([write_prompts(tmp_path / "read.jsonl", rows)], model)
+    data.setup()
+    (asked, _), words = data.encode(1, []), tokenizer.encode(answer, add_special_tokens=False)
+    text = {
+        "answer to the prompt": StoredText([5, 6, 7], asked),
+        "prompt": StoredText([5, *asked, 6]),
+        "right answer": StoredText([5, *words, 6]),
+    }.get(kept, StoredText([5, 6, 7, 5, 6, 7, 5, 6, 7], [5, 6]))
+    if kept == "other tokenizer":
+        tokenizer.add_tokens(["<something>"])
+    TextStore.of([text], tokenizer).save(tmp_path / "store.safetensors")
+    draft = AutoModelForCausalLM.from_pretrained(model)
+    decoders = {"double": Double(draft.double(), store=str(tmp_path / "store.safetensors"))}
+    if message is None:
+        found, _ = run(tmp_path / "run", model, rows, decoders=decoders)
+        assert at(found, "double")["agreement"]["identical_rows"] == 2
+        return
+    with pytest.raises(ValueError, match=rf"^decoders.double \(Double\) failed: store .* {message}"):
+        run(tmp_path / "run", model, rows, decoders=decoders)

@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from saccade.inference.drafting.retrieval_store import text_store
 from saccade.inference.drafting.retrieval_store.retrieval_store import RetrievalRules, RetrievalStore
 from saccade.inference.drafting.retrieval_store.text_store import StoredText, TextStore
+from tests.support.models import tiny_model
 
 
 class Words:
@@ -103,8 +105,19 @@ def test_a_store_of_another_tokenizer() -> None:
     with pytest.raises(ValueError, match=r"^the store was made with another tokenizer than the model's: build it from"):
         store.check_tokenizer(Words("abcdefhg"))
     with pytest.raises(ValueError, match=r"^the store holds token 7 and the model has 7 token ids, so it was"):
-        store.check_vocabulary(7)
-    store.check_vocabulary(8)
+        store.check_model(tiny_model(vocabulary=7))
+    store.check_model(tiny_model(vocabulary=8))
+
+
+def test_the_tokenizer_in_the_models_folder_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, model = store_of([1, 2, 7]), tiny_model(vocabulary=8)
+    model.name_or_path = str(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    monkeypatch.setattr(text_store.AutoTokenizer, "from_pretrained", lambda folder: Words("abcdefhg"))
+    with pytest.raises(ValueError, match=r"^the store was made with another tokenizer than the model's: build it from"):
+        store.check_model(model)
+    monkeypatch.setattr(text_store.AutoTokenizer, "from_pretrained", lambda folder: WORDS)
+    store.check_model(model)
 
 
 def test_no_text_is_no_store() -> None:
