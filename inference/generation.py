@@ -39,6 +39,8 @@ class GenerationOutput:
         per_request: Statistics of every row.
         audit: For relaxed decoders, the decision on every judged token of every row; ``position`` is the token's index
             among the new tokens. Empty for strict decoders.
+        details: What a method counts besides, by name: of parallel speculation the numbers of
+            :class:`saccade.inference.parallel.counts.ParallelCounts`.
     """
 
     sequences: Tensor
@@ -46,6 +48,7 @@ class GenerationOutput:
     stats: DecodingStats
     per_request: list[DecodingStats]
     audit: list[list[AuditEntry]] = field(default_factory=list)
+    details: dict[str, float] = field(default_factory=dict)
 
 
 class GenerationRun:
@@ -190,6 +193,7 @@ class GenerationRun:
             tracker.pooled,
             tracker.rows,
             tracker.audit,
+            self._drafter.details,
         )
 
     @TURNS.working()

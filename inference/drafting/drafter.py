@@ -72,6 +72,11 @@ class Drafter(ABC):
         return 0
 
     @property
+    def details(self) -> dict[str, float]:
+        """What the drafter counts besides the common statistics, by name."""
+        return {}
+
+    @property
     def prefill_seconds(self) -> float:
         """Time in which the drafter's model, if it has one, read the prompts."""
         return 0.0

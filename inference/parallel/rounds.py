@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from saccade.inference.drafting.draft_session import DraftSession, SessionDrafte
 from saccade.inference.drafting.retrieval_store.retrieval_store import RetrievalRules, RetrievalStore
 from saccade.inference.drafting.retrieval_store.text_store import TextStore
 from saccade.inference.parallel.burst import Block, DraftBurst
+from saccade.inference.parallel.counts import ParallelCounts
 from saccade.inference.parallel.overlap import Overlap
 from saccade.inference.parallel.walk import Outcome, walk
 from saccade.inference.state import GenerationState
@@ -80,6 +82,9 @@ class ParallelDrafter(SessionDrafter):
         overlap: Where the draft model works.
         limit: Most new tokens of a row.
         name: The decoder's name, for the warning.
+
+    Attributes:
+        counts: What the rounds have done.
     """
 
     def __init__(
@@ -93,9 +98,15 @@ class ParallelDrafter(SessionDrafter):
         name: str,
     ) -> None:
         self.draft_session, self.look_up, self.overlap, self.name = draft_session, look_up, overlap, name
+        self.counts = ParallelCounts()
         self._burst: DraftBurst | None = DraftBurst(draft_session, gamma, look_up.draft, most)
         self._rows: list[_Row] = []
         self._limits = [limit] * len(draft_session.prompts)
+
+    @property
+    def details(self) -> dict[str, float]:
+        """The numbers of :class:`ParallelCounts`."""
+        return self.counts.to_dict()
 
     @property
     def verifier(self) -> Verifier:
@@ -175,6 +186,7 @@ class ParallelDrafter(SessionDrafter):
                 for place, (row, verdict) in enumerate(zip(self._rows, verdicts, strict=True))
             ]
         for row, outcome in zip(self._rows, outcomes, strict=True):
+            self._count(row, outcome)
             self._keep_rejected(row, outcome)
             row.pending = outcome.pending
         return [Verdict(list(range(len(outcome.tokens))), outcome.tokens[-1]) for outcome in outcomes]
@@ -185,6 +197,24 @@ class ParallelDrafter(SessionDrafter):
         behind = tokens[len(pending) :]
         agrees = tokens[: len(pending)] == pending and behind and block[: len(behind)] == behind
         return Outcome(tokens, row.block.rest(len(behind)) if agrees else Block())
+
+    def _count(self, row: _Row, outcome: Outcome) -> None:
+        """Counts a round."""
+        counts, block, pending = self.counts, row.block, row.pending.tokens
+        confirmed = outcome.tokens[: len(pending)] == pending
+        behind = outcome.tokens[len(pending) :]
+        counts.rounds += 1
+        counts.tokens += len(outcome.tokens)
+        counts.pending_rounds += bool(pending)
+        counts.pending_rejected += not confirmed
+        counts.block_rejected += confirmed and behind[: len(block.tokens)] != block.tokens[: len(behind)]
+        counts.draft_forwards += block.forwards
+        counts.draft_hits += block.hits
+        counts.draft_looked_up += block.looked_up
+        counts.draft_kept += block.kept
+        counts.target_hits += bool(row.candidate)
+        counts.target_looked_up += len(row.candidate)
+        counts.target_kept += len(behind) - 1 if confirmed and behind else 0
 
     def _keep_rejected(self, row: _Row, outcome: Outcome) -> None:
         """Keeps what the draft has written and the target has not confirmed: later drafts may look it up."""
@@ -222,5 +252,10 @@ class ParallelVerifier(Verifier):
 
     def verify(self, logits: Tensor, draft: Draft, state: GenerationState) -> list[Verdict]:
         """Runs the draft model, then accepts what the target says itself, or verifies by rejection sampling."""
+        counts, begun = self.drafter.counts, time.perf_counter()
         self.drafter.write_on(state)
-        return self.drafter.judge(logits, draft, state)
+        written = time.perf_counter()
+        verdicts = self.drafter.judge(logits, draft, state)
+        counts.draft_seconds += written - begun
+        counts.judge_seconds += time.perf_counter() - written
+        return verdicts

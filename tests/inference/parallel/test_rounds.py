@@ -175,3 +175,25 @@ def test_graph_steps_write_the_same_text() -> None:
         decoder.pool.uncaptured = True
         for _ in range(2):  # the second call takes the engines of the first
             assert decoder.generate(target(), PROMPTS, max_new_tokens=16).tokens == wanted
+
+
+def test_what_rounds_have_done_is_counted() -> None:
+    model, same = tiny_model(), tiny_model()
+    for each in (model, same):
+        plant_constant(each, 7)
+    out = Double(same, gamma=2, candidate_length=3).generate(model, [[7] * 9], max_new_tokens=30)
+    found = out.details
+    assert found["rounds"] == out.stats.target_forwards
+    assert found["tokens"] >= 30
+    assert found["pending_rejected"] == found["block_rejected"] == found["pending_rejection_rate"] == 0
+    assert found["run_length"] == found["tokens"]
+    assert found["target_kept"] == found["target_looked_up"] > 0
+    assert found["draft_kept"] == found["draft_looked_up"] > 0
+    wrong = tiny_model()
+    plant_constant(wrong, 8)
+    found = Pearl(wrong, gamma=2).generate(model, [[7] * 9], max_new_tokens=10).details
+    # the last round needs no block
+    assert (found["rounds"], found["block_rejected"], found["pending_rounds"]) == (10, 9, 0)
+    assert (found["kept_by_target"], found["draft_hit_rate"], found["draft_forwards"]) == (0, 0, 18)
+    found = Double(wrong, gamma=2, candidate_length=3, retrieval="target").generate(model, [[7] * 9], max_new_tokens=9)
+    assert (found.details["rounds"], found.details["target_kept"], found.details["draft_hits"]) == (3, 6, 0)
