@@ -15,7 +15,7 @@ from transformers import GenerationConfig
 
 from saccade.common.checks import check_choice
 from saccade.inference.compression.compressor import CacheCompressor
-from saccade.inference.drafting.control import ControlKind, DraftControl
+from saccade.inference.drafting.control import Control, ControlKind, DraftControl
 from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.engine.config import EngineConfig, EngineKind
 from saccade.inference.engine.pool import EnginePool
@@ -96,7 +96,7 @@ class Decoder(ABC):
         """What the target's session records besides logits; ``None``, the default, records nothing."""
         return None
 
-    def draft_control(self, model: nn.Module, request: Request, *, synced: bool = False) -> DraftControl | None:
+    def draft_control(self, model: nn.Module, request: Request, *, synced: bool = False) -> Control | None:
         """The control of the drafts' lengths in one generation; it keeps the costs of a model for later calls.
 
         There is none if drafts have a fixed length; if a text would depend on the clock, as with a relaxed rule or with
@@ -111,9 +111,13 @@ class Decoder(ABC):
         if self.control == "fixed" or not self.depth or not self.lossless or drawn or synced:
             return None
         known = vars(self).setdefault("_controls", weakref.WeakKeyDictionary()).setdefault(model, {})
-        control: DraftControl = known.setdefault(len(request.prompts), DraftControl(self.depth))
+        control: Control = known.setdefault(len(request.prompts), self.new_control())
         control.begin()
         return control
+
+    def new_control(self) -> Control:
+        """A control that has seen nothing yet."""
+        return DraftControl(self.depth)
 
     def check(self, model: nn.Module | None = None) -> None:
         """Checks the settings before there is any prompt.

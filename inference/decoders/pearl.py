@@ -23,7 +23,9 @@ class Pearl(ParallelDecoder):
         devices: Where the draft model runs: the name of a device, or ``auto``, which is another GPU if there is one
             that the target does not use and no other process decides about, else the target's device. On one GPU both
             share it on two streams; on a processor one works after the other.
-        control: Without effect: drafts cost no time of their own.
+        control: ``auto`` chooses by what was measured between rounds without draft, and with up to
+            ``gamma`` forwards of the draft model (:class:`saccade.inference.parallel.control.RoundControl`); ``fixed``
+            has ``gamma`` of them in every round.
         engine: How forwards of both models run: the name of a kind, or all settings
             (:class:`saccade.inference.EngineConfig`).
 

@@ -12,7 +12,7 @@ from torch import nn
 from saccade.common.checks import check_count, check_place, check_share, check_switch
 from saccade.inference.decoder import EngineDecoder
 from saccade.inference.drafting.auto_skip import AutoSkip
-from saccade.inference.drafting.control import DraftControl
+from saccade.inference.drafting.control import Control
 from saccade.inference.drafting.drafter import Drafter, NoDraft
 from saccade.inference.drafting.layer_skip import LayerSkipDrafter, ThresholdController
 from saccade.inference.drafting.skip_sets import check_skip_set, read_skip_file
@@ -163,7 +163,7 @@ class SelfSpeculative(EngineDecoder):
             self._auto(model).choose(model, [], synced=True)
         super().join(model)
 
-    def draft_control(self, model: nn.Module, request: Request, *, synced: bool = False) -> DraftControl | None:
+    def draft_control(self, model: nn.Module, request: Request, *, synced: bool = False) -> Control | None:
         """The control of the drafts' lengths, as for every decoder; none if ``skip="auto"`` has found no set."""
         if self.skip == "auto" and self._auto(model).decided and not self._auto(model).drafts:
             return None

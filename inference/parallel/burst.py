@@ -62,14 +62,13 @@ class DraftBurst:
 
     Args:
         draft_session: The draft model's session.
-        forwards: Forwards of a burst.
         looked_up: Most looked-up tokens of a forward; 0 looks nothing up.
         most: Most tokens of a block.
     """
 
-    def __init__(self, draft_session: DraftSession, forwards: int, looked_up: int, most: int) -> None:
+    def __init__(self, draft_session: DraftSession, looked_up: int, most: int) -> None:
         self.draft_session = draft_session
-        self.forwards, self.looked_up, self.most = forwards, looked_up, most
+        self.looked_up, self.most = looked_up, most
         self._held: list[list[int]] | None = None  # the tokens in the draft's cache
         self._agreed: list[int] = []  # leading ones among them that are known to be the text's
 
@@ -79,6 +78,7 @@ class DraftBurst:
         pending: Sequence[Sequence[int]],
         stores: Sequence[RetrievalStore],
         limits: Sequence[int],
+        forwards: int,
     ) -> list[Block]:
         """Continues every text.
 
@@ -87,6 +87,7 @@ class DraftBurst:
             pending: Tokens behind the verified text of each row which are not verified yet.
             stores: What each row is looked up in.
             limits: Most tokens of each row; a row with 0 is not continued.
+            forwards: Most forwards of the draft model.
 
         Returns:
             A block for each row, no longer than its limit, with nothing behind an EOS.
@@ -95,7 +96,7 @@ class DraftBurst:
         left = [min(limit, self.most) for limit in limits]
         texts = [[*text, *after] for text, after in zip(state.texts, pending, strict=True)]
         ahead = replace(state, texts=texts)  # as if what is pending were verified
-        for step in range(self.forwards):
+        for step in range(forwards):
             open_rows = [row for row, limit in enumerate(left) if len(blocks[row].tokens) < limit]
             if not open_rows:
                 break

@@ -9,11 +9,12 @@ from transformers import PreTrainedModel
 
 from saccade.common.checks import check_count, check_model
 from saccade.inference.draft_decoder import DraftModelDecoder
-from saccade.inference.drafting.control import DraftControl
+from saccade.inference.drafting.control import Control
 from saccade.inference.drafting.draft_session import DraftSession
 from saccade.inference.drafting.drafter import Drafter
 from saccade.inference.drafting.loading import draft_for
 from saccade.inference.huggingface.models import device_of
+from saccade.inference.parallel.control import RoundControl
 from saccade.inference.parallel.overlap import Overlap, check_devices, draft_device
 from saccade.inference.parallel.rounds import MOST_READ, LookUp, ParallelDrafter
 from saccade.inference.request import Request
@@ -58,9 +59,9 @@ class ParallelDecoder(DraftModelDecoder):
         """The most pending tokens and looked-up ones behind them."""
         return min(self.most - 1 + self.look_up().target, MOST_READ)
 
-    def draft_control(self, model: nn.Module, request: Request, *, synced: bool = False) -> DraftControl | None:
-        """None: what is drafted costs no time of its own."""
-        return None
+    def new_control(self) -> Control:
+        """A control that chooses the kind of the next rounds."""
+        return RoundControl(self.gamma, bool(self.look_up().target))
 
     def draft(self, model: nn.Module, request: Request) -> nn.Module:
         """The draft model for a request, on its device."""

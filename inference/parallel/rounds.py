@@ -99,8 +99,10 @@ class ParallelDrafter(SessionDrafter):
     ) -> None:
         self.draft_session, self.look_up, self.overlap, self.name = draft_session, look_up, overlap, name
         self.counts = ParallelCounts()
-        self._burst: DraftBurst | None = DraftBurst(draft_session, gamma, look_up.draft, most)
+        self._burst: DraftBurst | None = DraftBurst(draft_session, look_up.draft, most)
         self._rows: list[_Row] = []
+        self.gamma, self._gamma = gamma, 0
+        self._new = limit
         self._limits = [limit] * len(draft_session.prompts)
 
     @property
@@ -119,18 +121,29 @@ class ParallelDrafter(SessionDrafter):
         Rows that cannot use all pending tokens before their limit get no continuation: they end in this round, or
         reject a pending token.
         """
+        allowed = max(limits)
+        if state.controlled:  # then the limits say what kind of round this is, see RoundControl
+            self._gamma, asks = min(self.gamma, max(0, allowed - 1)), allowed > 0
+            limits = [left - 1 for left in self._left(state)]
+        else:
+            asks = True
         self._limits = [limit + 1 for limit in limits]
         proposals = []
         vocabulary = state.session.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
         for row, limit in zip(self._rows, limits, strict=True):
             pending = row.pending.tokens
-            room = min(self.look_up.target, limit - len(pending), MOST_READ - len(pending))
+            room = min(self.look_up.target * asks, limit - len(pending), MOST_READ - len(pending))
             row.candidate = [min(token, vocabulary - 1) for token in row.strict.find(room, pending)] if room > 0 else []
             proposals.append([*pending[:limit], *row.candidate])
         longest = max(len(proposal) for proposal in proposals)
         padded = [proposal + [0] * (longest - len(proposal)) for proposal in proposals]
         tokens = torch.tensor(padded, dtype=torch.long, device=state.session.device).reshape(len(padded), longest)
         return Draft(tokens, [len(proposal) for proposal in proposals])
+
+    def _left(self, state: GenerationState) -> list[int]:
+        """New tokens that every row may still have."""
+        prompts = [len(self.draft_session.prompts[row]) for row in self.draft_session.rows]
+        return [self._new - len(text) + prompt for text, prompt in zip(state.texts, prompts, strict=True)]
 
     def write_on(self, state: GenerationState) -> None:
         """Lets the draft model continue the texts behind what is pending, beside what the target has been given."""
@@ -140,14 +153,15 @@ class ParallelDrafter(SessionDrafter):
                 row.strict.extend(text)
         for row in self._rows:
             row.block = Block()
-        if self._burst is None:
+        gamma = self._gamma if state.controlled else self.gamma
+        if self._burst is None or not gamma:
             return
         pending = [row.pending.tokens for row in self._rows]
         left = [limit - len(tokens) for limit, tokens in zip(self._limits, pending, strict=True)]
         limits = [limit if limit > 1 else 0 for limit in left]  # the first token of a block comes with this round
         try:
             with self.overlap.beside():
-                blocks = self._burst(state, pending, [row.broad for row in self._rows], limits)
+                blocks = self._burst(state, pending, [row.broad for row in self._rows], limits, gamma)
             self.overlap.join()
         except Exception as error:
             self._burst = None

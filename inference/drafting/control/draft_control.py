@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Literal
 
 from saccade.inference.drafting.control.acceptances import Acceptances
+from saccade.inference.drafting.control.control import Control
 from saccade.inference.drafting.control.costs import RoundCosts
 from saccade.inference.drafting.control.probes import Probes
 
@@ -21,8 +21,6 @@ _LEAST_SHARE = 0.01
 """Share that a grade is taken to have at least."""
 _LEAST_LEFT = 16.0
 """Tokens that a text is taken to have left at least."""
-_ADVISED_AFTER, _ADVISED_SHARE = 100, 0.8
-"""Rounds after which, and share of rounds without a draft from which on, a user is told that drafts do not pay."""
 _MARGIN = 1.03
 """Drafting must promise this factor over plain rounds: below it, its gain is within the error of the estimates."""
 
@@ -42,7 +40,7 @@ class _Grade:
         self.used = 0  # the last choice
 
 
-class DraftControl:
+class DraftControl(Control):
     """Chooses the number of drafted tokens with the most tokens for the time, zero included.
 
     A round that drafts ``k`` tokens costs the time ``C(k)`` and gives ``E(k) = 1 + p1 + p1 p2 + ... + p1 ... pk``
@@ -71,13 +69,12 @@ class DraftControl:
     """
 
     def __init__(self, longest: int) -> None:
-        self.longest = longest
-        self.rounds = self.plain_rounds = 0
+        super().__init__(longest)
         self.costs = RoundCosts()
         self._grades = {1: _Grade(longest)}
         self._grades[1].share = 1.0
         self._empty = 0.0  # share of rounds for which the drafter finds nothing
-        self._behind, self._begun, self._advised = True, False, False
+        self._behind, self._begun = True, False
         self._text, self._usual_text = 0.0, 0.0
         self._lengths = choices(longest)
 
@@ -182,15 +179,7 @@ class DraftControl:
         seconds: float,
         grade: int | None = None,
     ) -> None:
-        """Notes a round.
-
-        Args:
-            drafted: Drafted tokens of every row.
-            accepted: Accepted ones among them.
-            allowed: What ``length`` had returned, unless the end of the text lowered it.
-            seconds: Time of the round.
-            grade: What ``length`` was given.
-        """
+        """Notes a round; see :meth:`Control.observe`."""
         self.rounds += 1
         count = min(max(drafted, default=0), self.longest)
         tokens = 1.0 + sum(accepted) / max(1, len(accepted))
@@ -226,22 +215,6 @@ class DraftControl:
             self._grade(grade).share += 1.0 - _SHARE_DECAY
         else:
             self._empty += 1.0 - _SHARE_DECAY
-
-    def advise(self, name: str, advice: str) -> None:
-        """Warns, once, if nearly all rounds were better without a draft.
-
-        Args:
-            name: The decoder, for the message.
-            advice: What its user can do.
-        """
-        if self._advised or self.rounds < _ADVISED_AFTER or self.plain_rounds < _ADVISED_SHARE * self.rounds:
-            return
-        self._advised = True
-        warnings.warn(
-            f"saccade: drafts of {name} do not pay on this model and text, so {self.plain_rounds} of {self.rounds}"
-            f" rounds had none: {advice}, or use another decoder.",
-            stacklevel=2,
-        )
 
 
 def choices(longest: int) -> list[int]:

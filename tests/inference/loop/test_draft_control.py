@@ -10,7 +10,8 @@ import torch
 from saccade.inference import AssistedDecoding, Autoregressive, PromptLookup, Sampling, SelfSpeculative
 from saccade.inference.drafting import chain
 from saccade.inference.drafting.chain import confidence
-from saccade.inference.drafting.control import DraftControl
+from saccade.inference.drafting.control import Control, DraftControl
+from saccade.inference.parallel.control import RoundControl
 from tests.support.decoders import LOSSLESS
 from tests.support.models import tiny_model
 
@@ -25,11 +26,12 @@ def test_lengths_at_random(name, how, monkeypatch):
     draw = random.Random(name)
     chosen = []
 
-    def length(control: DraftControl, grade: int | None = None) -> int:
+    def length(control: Control, grade: int | None = None) -> int:
         chosen.append(draw.choice([0, 0, 1, control.longest, draw.randint(0, control.longest)]))
         return chosen[-1]
 
-    monkeypatch.setattr(DraftControl, "length", length)
+    for kind in (DraftControl, RoundControl):
+        monkeypatch.setattr(kind, "length", length)
     model = tiny_model("llama", residual=0.3, seed=3)
     right = Autoregressive().generate(model, PROMPTS, max_new_tokens=24, sampling=DRAWN[how])
     found = LOSSLESS[name](model).generate(model, PROMPTS, max_new_tokens=24, sampling=DRAWN[how])
