@@ -1,6 +1,7 @@
 """Decoders on real models and prompts: fixed draft lengths, draft control, and what transformers offers.
 
     python -m benchmarks.decoding.speculation --model TARGET [--draft DRAFT] [--skip FILE] [--prompts FILE ...]
+        [--gammas 4 8]
 
 The prompts are the built-in set of `saccade compare`, or files of the same form (Spec-Bench, HumanEval), in the chat
 form of the model. In each run all decoders continue each prompt, greedily and up to EOS, in another order; a first pass
@@ -9,7 +10,8 @@ captures no graphs by itself, warms up on one prompt of each kind). The figure i
 over all prompts of a kind, and its ratio to autoregressive decoding in the same run.
 ``--shape`` grows the target: the same text at the cost of a larger model. Assisted decoding of a fixed length also has
 the prediction of the cost model, ``E / (K c + v)``: ``E`` tokens and ``K`` drafted tokens of a round, a draft step
-costs ``c`` and a verification ``v`` steps of the target.
+costs ``c`` and a verification ``v`` steps of the target. ``--gammas`` adds parallel speculation with these numbers of
+draft forwards in a round: PEARL, and Double with look-up on both sides and on each, with what their rounds did.
 """
 
 from __future__ import annotations
@@ -37,10 +39,13 @@ from saccade.inference import (
     Autoregressive,
     Decoder,
     DecodingStats,
+    Double,
+    Pearl,
     PromptLookup,
     SelfSpeculative,
     Session,
 )
+from saccade.inference.parallel.counts import ParallelCounts
 from saccade.inference.verification.near_ties import first_difference
 
 PLAIN = "Autoregressive"
@@ -56,12 +61,14 @@ class Written:
         later: How many of them came after the first time stamp.
         seconds: Time from that stamp to the end.
         stats: Counts of our own decoders.
+        details: What a method counts besides.
     """
 
     tokens: list[int]
     later: int
     seconds: float
     stats: DecodingStats | None = None
+    details: dict[str, float] = field(default_factory=dict)
 
 
 Contender = Callable[[list[int]], Written]
@@ -75,9 +82,12 @@ class Measured:
     speedup: list[float] = field(default_factory=list)
     texts: list[list[int]] = field(default_factory=list)
     stats: DecodingStats | None = None
+    details: dict[str, float] = field(default_factory=dict)
 
 
-def contenders(draft: PreTrainedModel | None, skip: str | None, lengths: Sequence[int]) -> dict[str, Decoder]:
+def contenders(
+    draft: PreTrainedModel | None, skip: str | None, lengths: Sequence[int], gammas: Sequence[int] = ()
+) -> dict[str, Decoder]:
     """Autoregressive decoding, and every decoder that drafts with each fixed length and with control."""
     found: dict[str, Decoder] = {PLAIN: Autoregressive()}
     found |= {name.replace(" ", ", "): one for name, one in fixed_decoders(draft, skip, lengths).items()}
@@ -87,6 +97,14 @@ def contenders(draft: PreTrainedModel | None, skip: str | None, lengths: Sequenc
         found["SelfSpeculative, searched set, control"] = SelfSpeculative(skip, max(lengths))
     if draft is not None:
         found["AssistedDecoding, control"] = AssistedDecoding(draft, max(lengths), confidence_threshold=0.0)
+        for gamma in gammas:
+            found[f"Pearl, {gamma}"] = Pearl(draft, gamma, control="fixed")
+            for side in ("draft", "target"):
+                found[f"Double, {side} only, {gamma}"] = Double(draft, gamma, retrieval=side, control="fixed")
+            found[f"Double, {gamma}"] = Double(draft, gamma, control="fixed")
+        if gammas:
+            found["Pearl, control"] = Pearl(draft, max(gammas))
+            found["Double, control"] = Double(draft, max(gammas))
     return found
 
 
@@ -96,7 +114,8 @@ def ours(decoder: Decoder, model: PreTrainedModel, new: int) -> Contender:
     def write(ids: list[int]) -> Written:
         out = decoder.generate(model, [ids], max_new_tokens=new, do_sample=False)
         stats = out.stats
-        return Written(out.tokens[0], stats.new_tokens - 1, stats.seconds - stats.prefill_seconds, stats)
+        later = stats.seconds - stats.prefill_seconds
+        return Written(out.tokens[0], stats.new_tokens - 1, later, stats, out.details)
 
     return write
 
@@ -182,6 +201,8 @@ def measure(written_by: dict[str, Contender], prompts: Prompts, runs: int) -> di
                 item.texts = [each.tokens for each in mine]
                 counts = [each.stats for each in mine if each.stats is not None]
                 item.stats = sum(counts[1:], counts[0]) if counts else None
+                if sums := [ParallelCounts.sums(each.details) for each in mine if each.details]:
+                    item.details = sum(sums[1:], sums[0]).to_dict()
     return found
 
 
@@ -240,6 +261,7 @@ def rows_of(
                 "new_tokens": sum(map(len, item.texts)),
                 "distinct_4": round(distinct_4(item.texts), 4),
             }
+            extra |= {count: value for count, value in item.details.items() if isinstance(value, float)}
             if item.stats is not None:
                 extra["draft_acceptance_rate"] = item.stats.draft_acceptance_rate
                 extra["mean_acceptance_length"] = item.stats.mean_acceptance_length
@@ -258,6 +280,7 @@ def main() -> None:
     add_arguments(parser, count=4)
     parser.add_argument("--shape", choices=sorted(SHAPES), help="grow the target to this shape")
     parser.add_argument("--lengths", type=positive, nargs="+", default=[2, 4, 8], help="fixed draft lengths")
+    parser.add_argument("--gammas", type=positive, nargs="+", default=[], help="draft forwards of parallel rounds")
     parser.add_argument("--peers", action="store_true", help="also measure what transformers offers")
     parser.add_argument("--only", nargs="+", help=f"measure {PLAIN} and those whose name contains one of these words")
     parser.add_argument("--runs", type=positive, default=3)
@@ -267,7 +290,7 @@ def main() -> None:
         model = grow(model.cpu(), SHAPES[chosen.shape], dtype=getattr(torch, dtype(chosen)), device=chosen.device)
     draft = loaded(chosen.draft, chosen) if chosen.draft else None
     prompts = prompts_by_kind(chosen.prompts, chosen.model, chosen.count, chosen.longest, chosen.kinds)
-    decoders = contenders(draft, chosen.skip, chosen.lengths)
+    decoders = contenders(draft, chosen.skip, chosen.lengths, chosen.gammas)
     written_by = {name: ours(decoder, model, chosen.new_tokens) for name, decoder in decoders.items()}
     if chosen.peers:
         written_by |= peers(model, draft, chosen.new_tokens, chosen.longest)

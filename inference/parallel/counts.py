@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, cast
 
 
 @dataclass
@@ -40,6 +42,19 @@ class ParallelCounts:
     target_kept: int = 0
     draft_seconds: float = 0.0
     judge_seconds: float = 0.0
+
+    @classmethod
+    def sums(cls, found: Mapping[str, float]) -> ParallelCounts:
+        """The record of the sums in :meth:`to_dict`.
+
+        Args:
+            found: Sums and derived numbers by name.
+        """
+        return cls(**{item.name: cast("Any", found[item.name]) for item in fields(cls)})
+
+    def __add__(self, other: ParallelCounts) -> ParallelCounts:
+        values = {item.name: getattr(self, item.name) + getattr(other, item.name) for item in fields(ParallelCounts)}
+        return ParallelCounts(**values)
 
     @property
     def run_length(self) -> float:

@@ -45,7 +45,7 @@ def test_rows_and_table(tmp_path, monkeypatch) -> None:
     draft = copy_layers(model, 2)
     prompts = {"chat": [[3, 1, 4], [1, 5]], "code": [[9, 2, 6, 5]]}
     write_skip_file(tmp_path / "skip_layers.json", model, [1], [])
-    decoders = speculation.contenders(draft, str(tmp_path / "skip_layers.json"), [2, 4])
+    decoders = speculation.contenders(draft, str(tmp_path / "skip_layers.json"), [2, 4], [2])
     assert {"SelfSpeculative, 4", "SelfSpeculative, control", "SelfSpeculative, searched set, control"} <= set(decoders)
     written = {name: speculation.ours(decoder, model, 12) for name, decoder in decoders.items()}
     written |= speculation.peers(model, draft, 12, 8)
@@ -60,6 +60,11 @@ def test_rows_and_table(tmp_path, monkeypatch) -> None:
     )
     assert all(row["identical_rows"] == row["rows"] for row in made)
     assert {row["new_tokens"] for row in made} == {12, 24}
+    both = next(row for row in made if row["method"] == "Double, 2")
+    assert both["run_length"] > 1
+    assert 0 <= both["kept_by_target"] < 10
+    assert "rounds" not in both
+    assert {row["method"] for row in made} >= {"Pearl, 2", "Double, draft only, 2", "Double, control"}
     assisted = next(row for row in made if row["method"] == "AssistedDecoding, 4")
     assert assisted["K"] == pytest.approx(4, abs=0.5)
     assert assisted["predicted"] == pytest.approx(assisted["E"] / (assisted["K"] * assisted["c"] + assisted["v"]))
